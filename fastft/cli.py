@@ -1,0 +1,173 @@
+"""The command line: each command is a dataclass of options and the function that takes it.
+
+Exit status (also `fastft.errors`): 0 done, 1 failed for a reason of its own, 2 the user's mistake, 3 a judge was
+required and none answered; 130 when Ctrl-C stopped it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import torch
+
+from fastft import __version__
+from fastft.config import RECIPES, TrainOptions
+from fastft.console import console
+from fastft.demo import DemoOptions, demo
+from fastft.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR, FastftError, UserError
+from fastft.generate import GenerateOptions, generate
+from fastft.inspect import InspectOptions, inspect
+from fastft.report import ReportOptions, report
+from fastft.score import ScoreOptions, score
+from fastft.trainer import train
+
+EXIT_INTERRUPTED = 130
+
+
+def _train(options: TrainOptions) -> int:
+    outcome = train(options)
+    return EXIT_INTERRUPTED if outcome.interrupted_by == signal.SIGINT else EXIT_DONE
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One `fastft NAME`."""
+
+    help: str
+    options: type[Any]
+    run: Callable[[Any], object]
+    """Its result is the exit status where it is an int."""
+
+
+COMMANDS = {
+    "demo": Command("train nano GPT-2 on the embedded data and report, in minutes on a CPU", DemoOptions, demo),
+    "inspect": Command("show what the trainer will see of a data file", InspectOptions, inspect),
+    "train": Command("train a model", TrainOptions, _train),
+    "generate": Command("answer the test prompts with a run's model", GenerateOptions, generate),
+    "score": Command("score a run's responses by a judge and by text metrics", ScoreOptions, score),
+    "report": Command("make a run's report page", ReportOptions, report),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line; returns its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _main(arguments)
+    except FastftError as error:
+        _say_error(str(error))
+        return error.exit_status
+    except torch.OutOfMemoryError as error:
+        _say_error(
+            f"out of memory ({str(error).splitlines()[0]}); lower --batch_size or raise --accumulate, "
+            "or use --activation_checkpointing"
+        )
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        _say_error("interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+
+
+def _main(arguments: list[str]) -> int:
+    if arguments in (["--version"], ["-V"]):
+        print(f"fastft {__version__}")
+        return EXIT_DONE
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage())
+        return EXIT_DONE if arguments else EXIT_USER_ERROR
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise UserError(f"got the command {name!r}, expected one of {', '.join(COMMANDS)}")
+    result = COMMANDS[name].run(parse(name, rest))
+    return result if isinstance(result, int) else EXIT_DONE
+
+
+def parse(name: str, arguments: Sequence[str]) -> Any:
+    """The options object of a command line.
+
+    Defaults give way to a recipe's, those to `--config FILE`'s, those to the options given. With `--resume` the
+    run's own `config.yaml` takes the place of `--config`, so that its options need not be said again.
+
+    Raises:
+        UserError: an unknown option, a value of the wrong kind, a missing one.
+    """
+    command = COMMANDS[name]
+    arguments = _spell_out_flags(command.options, arguments)
+    parser = _parser(name, command)
+    if command.options is TrainOptions:
+        arguments = _with_saved_config(parser, arguments)
+    try:
+        values = parser.parse_args(arguments)
+    except jsonargparse.ArgumentError as error:
+        raise UserError(f"fastft {name}: {_one_line(error)}; see `fastft {name} --help`") from None
+    given = values.as_dict()
+    return command.options(**{f.name: given[f.name] for f in fields(command.options)})
+
+
+def _parser(name: str, command: Command) -> jsonargparse.ArgumentParser:
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(
+        prog=f"fastft {name}", description=command.help, exit_on_error=False, default_env=False
+    )
+    parser.add_argument("--config", action="config", help="a YAML file of options, such as a run's config.yaml")
+    parser.add_class_arguments(command.options, as_group=False, as_positional=False)
+    return parser
+
+
+def _with_saved_config(parser: jsonargparse.ArgumentParser, arguments: list[str]) -> list[str]:
+    """Puts the defaults of a recipe and the saved options of a resumed run in front of the options given."""
+    recipe = _value_of("recipe", arguments)
+    if recipe in RECIPES:
+        parser.set_defaults(RECIPES[recipe])
+    if _value_of("resume", arguments) == "true":
+        out = Path(_value_of("out", arguments) or TrainOptions().out)
+        if (saved := out / "config.yaml").is_file():
+            return ["--config", str(saved), *arguments]
+    return arguments
+
+
+def _value_of(option: str, arguments: Sequence[str]) -> str | None:
+    """The value that the last `--option VALUE` or `--option=VALUE` gives."""
+    value = None
+    for position, argument in enumerate(arguments):
+        if argument == f"--{option}":
+            value = arguments[position + 1] if position + 1 < len(arguments) else None
+        elif argument.startswith(f"--{option}="):
+            value = argument.partition("=")[2]
+    return value
+
+
+def _spell_out_flags(options: type[Any], arguments: Sequence[str]) -> list[str]:
+    """`--resume` alone means `--resume true`."""
+    flags = {f"--{f.name}" for f in fields(options) if f.type == "bool"}
+    spelt: list[str] = []
+    for position, argument in enumerate(arguments):
+        spelt.append(argument)
+        following = arguments[position + 1] if position + 1 < len(arguments) else "--"
+        if argument in flags and following.startswith("-"):
+            spelt.append("true")
+    return spelt
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    return "\n".join(["usage: fastft COMMAND [options]", "", *lines, "", "`fastft COMMAND --help` lists its options."])
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _say_error(message: str) -> None:
+    console.print(f"error: {' '.join(message.split())}", markup=False, style="red")

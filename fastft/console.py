@@ -1,0 +1,67 @@
+"""What a user sees while something runs: rich progress on a terminal, plain lines elsewhere.
+
+Output for people goes to standard error, so that standard output can be piped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+_SECONDS_BETWEEN_PLAIN_LINES = 5.0
+
+
+def say(line: str) -> None:
+    """Prints a line above any progress bar, markup characters as they are."""
+    console.print(line, markup=False)
+
+
+def warn(line: str) -> None:
+    """Prints a warning line."""
+    console.print(f"warning: {line}", markup=False, style="yellow")
+
+
+class Meter:
+    """The progress of one task: a bar on a terminal, a line every few seconds elsewhere."""
+
+    def __init__(self, description: str, total: int, done: int, bar: Progress | None) -> None:
+        self._description = description
+        self._total = total
+        self._done = done
+        self._bar = bar
+        self._task: TaskID | None = None
+        self._last_line = time.monotonic()
+        if bar is not None:
+            self._task = bar.add_task(description, total=total, completed=done, note="")
+
+    def advance(self, note: str = "", by: int = 1) -> None:
+        """`by` more are done; `note` is shown beside them."""
+        self._done += by
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=self._done, note=note)
+        elif self._done >= self._total or time.monotonic() - self._last_line > _SECONDS_BETWEEN_PLAIN_LINES:
+            say(f"{self._description} {self._done}/{self._total} {note}".rstrip())
+            self._last_line = time.monotonic()
+
+
+@contextmanager
+def meter(description: str, total: int, *, done: int = 0) -> Iterator[Meter]:
+    """A `Meter` for `total` pieces of work, `done` of them before it starts."""
+    if not console.is_terminal:
+        yield Meter(description, total, done, None)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        yield Meter(description, total, done, bar)

@@ -1,0 +1,237 @@
+"""Greedy generation: many prompts at once over a key-value cache, and the book's loop that it is held against."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastft import files
+from fastft.batch import from_padded
+from fastft.config import Device
+from fastft.console import meter, say
+from fastft.engine import choose_device
+from fastft.errors import UserError
+from fastft.model import GPT2
+from fastft.run import Run, load_data
+from fastft.tokenizer import END_OF_TEXT, gpt2_tokenizer
+from fastft.weights import load
+
+NO_STOP = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """The options of `fastft generate`."""
+
+    run: Path
+    """The folder of a trained run."""
+    split: Literal["test", "val", "train"] = "test"
+    """Which records to answer."""
+    max_new_tokens: int = 256
+    """The most tokens of a response."""
+    limit: int | None = None
+    """Answer only so many records."""
+    batch_size: int = 16
+    """Prompts answered at once."""
+    device: Device = "auto"
+    """Where to generate."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch_size", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"got --{name} {value}, expected at least 1")
+
+
+def generate(options: GenerateOptions) -> list[dict[str, Any]]:
+    """Answers the prompts of a run's split with its model and writes `responses.json`.
+
+    The file is written after each batch; a second call goes on where a killed one stopped.
+
+    Raises:
+        UserError: the run has no model, or a prompt leaves no room in the context (the rows are named).
+    """
+    run = Run(options.run)
+    train_options = run.options()
+    if not run.model.is_dir():
+        raise UserError(f"no model in {run.folder}: expected {run.model}; finish the run with `fastft train --resume`")
+    data = load_data(train_options)
+    records = data.part(options.split)[: options.limit]
+    if not records:
+        raise UserError(f"the {options.split} split holds no record; its data is too small")
+    entries = [record.as_entry() for record in records]
+    prompts = [data.template.prompt(record.instruction, record.input) for record in records]
+
+    identity = _identity(run.model, options, prompts)
+    done = _already_answered(run, identity, entries)
+    if done:
+        say(f"{len(done)} of {len(entries)} responses are there already")
+    if len(done) == len(entries):
+        return done
+    model = load(run.model).to(choose_device(options.device)).eval()
+    tokenizer = gpt2_tokenizer()
+    prompt_ids = tokenizer.encode_many(prompts)
+    _check_room(prompt_ids, model.config.n_ctx, [record.row for record in records])
+
+    files.write_json(_identity_file(run), identity)
+    with meter("responses", len(entries), done=len(done)) as progress:
+        for begin in range(len(done), len(entries), options.batch_size):
+            end = begin + options.batch_size
+            outputs = greedy(model, prompt_ids[begin:end], max_new_tokens=options.max_new_tokens)
+            for entry, ids in zip(entries[begin:end], outputs, strict=True):
+                done.append({**entry, "model_response": data.template.extract(tokenizer.decode(ids))})
+            files.write_json(run.responses, done)
+            progress.advance(by=len(outputs))
+    return done
+
+
+@torch.no_grad()
+def greedy(
+    model: GPT2, prompts: Sequence[Sequence[int]], *, max_new_tokens: int, stop: int = END_OF_TEXT
+) -> list[list[int]]:
+    """The most likely continuation of each prompt, all at once over a key-value cache.
+
+    Args:
+        model: any GPT-2; its device is used.
+        prompts: token ids, each at least one and shorter than the context.
+        max_new_tokens: the most ids that each may get; the context's end stops a sequence too.
+        stop: the id that ends a sequence; it is not returned. `NO_STOP` for none.
+
+    Returns:
+        The new ids of each prompt, in the order of the prompts.
+    """
+    device = model.wte.weight.device
+    outputs: list[list[int]] = [[] for _ in prompts]
+    alive = list(range(len(prompts)))
+    cache, logits = _prefill(model, prompts)
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    for _ in range(max_new_tokens):
+        new = logits.argmax(dim=-1)
+        for index, token in zip(alive, new.tolist(), strict=True):
+            outputs[index].append(token)
+        going = (new != stop) & (lengths < model.config.n_ctx)
+        if not going.all():
+            alive = [index for index, goes in zip(alive, going.tolist(), strict=True) if goes]
+            if not alive:
+                break
+            kept = going.nonzero().squeeze(1)
+            cache.keep(kept)
+            new, lengths = new[kept], lengths[kept]
+        logits = _decode(model, cache, new, lengths)
+        lengths = lengths + 1
+    return [ids[:-1] if ids and ids[-1] == stop else ids for ids in outputs]
+
+
+@torch.no_grad()
+def greedy_reference(model: GPT2, prompt: Sequence[int], *, max_new_tokens: int, stop: int = END_OF_TEXT) -> list[int]:
+    """The book's `generate`: one prompt, no cache, the whole text computed again for each new token."""
+    device = model.wte.weight.device
+    ids = list(prompt)
+    while len(ids) < len(prompt) + max_new_tokens:
+        context = torch.tensor([ids[-model.config.n_ctx :]], device=device)
+        batch = from_padded(context, torch.full_like(context, -100))
+        token = int(model.logits(batch)[-1].argmax())
+        if token == stop:
+            break
+        ids.append(token)
+    return ids[len(prompt) :]
+
+
+class _Cache:
+    """Keys and values of `B` sequences: for each layer two `[B, H, S, D]`, of which `lengths` positions are used."""
+
+    def __init__(self) -> None:
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def keep(self, sequences: Tensor) -> None:
+        """Drops every sequence but the given ones."""
+        self.keys = [keys[sequences] for keys in self.keys]
+        self.values = [values[sequences] for values in self.values]
+
+    def grow(self, positions: int) -> None:
+        """Makes room for `positions` more tokens."""
+        self.keys = [F.pad(keys, (0, 0, 0, positions)) for keys in self.keys]
+        self.values = [F.pad(values, (0, 0, 0, positions)) for values in self.values]
+
+
+_GROW_BY = 64
+
+
+def _prefill(model: GPT2, prompts: Sequence[Sequence[int]]) -> tuple[_Cache, Tensor]:
+    """Runs all prompts, padded at their ends; the cache, and the logits `[B, V]` behind each prompt."""
+    device = model.wte.weight.device
+    B, W = len(prompts), max(len(prompt) for prompt in prompts)
+    tokens = torch.tensor([[*prompt, *[END_OF_TEXT] * (W - len(prompt))] for prompt in prompts], device=device)
+    last = torch.tensor([row * W + len(prompt) - 1 for row, prompt in enumerate(prompts)], device=device)
+    cache = _Cache()
+
+    def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k, v = (x.view(B, W, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))  # [B, H, W, D]
+        cache.keys.append(k)
+        cache.values.append(v)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(0, 1)
+
+    hidden = model.hidden(tokens.flatten(), torch.arange(W, device=device).repeat(B), attend)
+    return cache, F.linear(hidden[last], model.head)
+
+
+def _decode(model: GPT2, cache: _Cache, tokens: Tensor, lengths: Tensor) -> Tensor:
+    """Runs one new token of each sequence at position `lengths` `[B]`: the logits `[B, V]` behind it."""
+    B = len(tokens)
+    if int(lengths.max()) >= cache.keys[0].shape[2]:
+        cache.grow(_GROW_BY)
+    each = torch.arange(B, device=tokens.device)
+    # Behind its own token a sequence's cache holds padding of the prefill: not visible, and overwritten in time.
+    visible = torch.arange(cache.keys[0].shape[2], device=tokens.device) <= lengths[:, None]  # [B, S]
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = cache.keys[layer], cache.values[layer]
+        keys[each, :, lengths] = k
+        values[each, :, lengths] = v
+        out = F.scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=visible[:, None, None])
+        return out[:, :, 0]
+
+    return F.linear(model.hidden(tokens, lengths, attend), model.head)
+
+
+def _check_room(prompt_ids: list[list[int]], n_ctx: int, rows: list[int]) -> None:
+    too_long = [row for row, ids in zip(rows, prompt_ids, strict=True) if len(ids) >= n_ctx]
+    if too_long:
+        raise UserError(
+            f"the prompts of {len(too_long)} records fill the model's context of {n_ctx} tokens and leave no room for "
+            f"a response (first: row {too_long[0]}); shorten them"
+        )
+
+
+def _identity_file(run: Run) -> Path:
+    return run.folder / "responses.made-by.json"
+
+
+def _identity(model: Path, options: GenerateOptions, prompts: list[str]) -> dict[str, Any]:
+    """What responses depend on: they are taken up again only where all of it is the same."""
+    weights = model / "model.safetensors"
+    digest = hashlib.sha256(weights.read_bytes() if weights.is_file() else b"").hexdigest()
+    asked = hashlib.sha256("\0".join(prompts).encode("utf-8")).hexdigest()
+    return {
+        "weights_sha256": digest,
+        "prompts_sha256": asked,
+        "split": options.split,
+        "max_new_tokens": options.max_new_tokens,
+    }
+
+
+def _already_answered(run: Run, identity: dict[str, Any], entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if not (run.responses.is_file() and _identity_file(run).is_file()):
+        return []
+    if files.read_json(_identity_file(run), what="the responses' origin") != identity:
+        return []
+    answered: list[dict[str, Any]] = files.read_json(run.responses, what="responses")
+    return answered[: len(entries)]

