@@ -53,7 +53,7 @@ class Progress:
 
 
 def save_checkpoint(folder: Path, engine: Engine, progress: Progress, *, keep: int) -> None:
-    """Writes `folder/step-N` and removes all but the newest `keep`.
+    """Writes `folder/step-N` and removes all but the newest `keep` up to it.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; older checkpoints stay as they are.
@@ -66,7 +66,7 @@ def save_checkpoint(folder: Path, engine: Engine, progress: Progress, *, keep: i
         files.write_json(into / _STATE, {**asdict(progress), "scaler": engine.scaler.state_dict()})
 
     _write_whole(folder / f"step-{progress.step}", write)
-    _prune(folder, "step", keep)
+    _prune(folder, "step", progress.step, keep)
 
 
 def save_best(folder: Path, engine: Engine, progress: Progress) -> None:
@@ -77,7 +77,7 @@ def save_best(folder: Path, engine: Engine, progress: Progress) -> None:
         files.write_json(into / _STATE, asdict(progress))
 
     _write_whole(folder / f"best-{progress.step}", write)
-    _prune(folder, "best", 1)
+    _prune(folder, "best", progress.step, 1)
 
 
 def newest_whole(folder: Path) -> Path | None:
@@ -104,16 +104,19 @@ def load_checkpoint(path: Path, engine: Engine) -> Progress:
     load_weights(engine.model, path / _MODEL)
     _restore_optimizer(engine, load_tensors(path / _OPTIMIZER))
     _restore_random_states(load_tensors(path / _RNG))
-    engine.scaler.load_state_dict(state.pop("scaler"))
+    if scaler := state.pop("scaler"):  # empty where the run did not scale its loss
+        engine.scaler.load_state_dict(scaler)
     return Progress(**state)
 
 
 def load_best(folder: Path, engine: Engine) -> int | None:
     """Puts the best weights into the engine's model; returns their step, None where there are none."""
     for path in _newest_first(folder, "best"):
-        if _fault(path) is None:
+        fault = _fault(path)
+        if fault is None:
             load_weights(engine.model, path / _MODEL)
-            return int(path.name.removeprefix("best-"))
+            return _step_of(path)
+        warn(f"the best weights in {path} are passed over: {fault}")
     return None
 
 
@@ -134,10 +137,13 @@ def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
     try:
         write(beside)
         manifest = {file.name: _identity(file) for file in sorted(beside.iterdir())}
+        for name in manifest:
+            _fsync(beside / name)
         files.write_json(beside / _DONE, manifest)
+        _fsync(beside)
         shutil.rmtree(path, ignore_errors=True)
         beside.replace(path)
-        _fsync_folder(path.parent)
+        _fsync(path.parent)
     except OSError as error:
         raise UserError(f"cannot write the checkpoint {path}: {error.strerror or error}; free space") from error
     finally:
@@ -160,35 +166,50 @@ def _fault(path: Path) -> str | None:
         return "it has no DONE file"
     except (OSError, ValueError):
         return "its DONE file cannot be read"
+    if not isinstance(manifest, dict) or not all(isinstance(entry, dict) for entry in manifest.values()):
+        return "its DONE file is not a list of files"
+    if not {_MODEL, _STATE} <= manifest.keys():
+        return f"its DONE file does not name {_MODEL} and {_STATE}"
     for name, identity in manifest.items():
         file = path / name
-        if not file.is_file():
+        try:
+            if (size := file.stat().st_size) != identity.get("bytes"):
+                return f"{name} has {size} bytes, expected {identity.get('bytes')}"
+            if _identity(file) != identity:
+                return f"{name} does not match its SHA-256"
+        except FileNotFoundError:
             return f"{name} is missing"
-        if file.stat().st_size != identity["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes, expected {identity['bytes']}"
-        if _identity(file) != identity:
-            return f"{name} does not match its SHA-256"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
     return None
 
 
 def _newest_first(folder: Path, kind: str) -> Iterator[Path]:
-    steps = []
     if folder.is_dir():
-        for path in folder.iterdir():
-            if match := re.fullmatch(rf"{kind}-(\d+)", path.name):
-                steps.append((int(match[1]), path))
-    yield from (path for _, path in sorted(steps, reverse=True))
+        found = [path for path in folder.iterdir() if re.fullmatch(rf"{kind}-\d+", path.name)]
+        yield from sorted(found, key=_step_of, reverse=True)
 
 
-def _prune(folder: Path, kind: str, keep: int) -> None:
-    for path in list(_newest_first(folder, kind))[keep:]:
+def _step_of(path: Path) -> int:
+    return int(path.name.rpartition("-")[2])
+
+
+def _prune(folder: Path, kind: str, step: int, keep: int) -> None:
+    """Removes all but the newest `keep` up to `step`. What is newer was passed over as torn, or belongs to steps that
+    a resumed run is still to do again; it must not push out what has just been written."""
+    paths = list(_newest_first(folder, kind))
+    kept = [path for path in paths if _step_of(path) <= step][:keep]
+    for path in paths:
+        if path in kept:
+            continue
         (path / _DONE).unlink(missing_ok=True)  # first: a half-removed checkpoint must not look whole
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _fsync_folder(folder: Path) -> None:
-    if os.name == "posix":  # elsewhere folders cannot be opened
-        descriptor = os.open(folder, os.O_RDONLY)
+def _fsync(path: Path) -> None:
+    """Waits until a file's bytes, or a folder's entries, are on the disk."""
+    if os.name == "posix":  # elsewhere folders cannot be opened, nor read-only files flushed
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:

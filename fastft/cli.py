@@ -6,6 +6,7 @@ required and none answered; 130 when Ctrl-C stopped it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ from fastft.demo import DemoOptions, demo
 from fastft.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR, FastftError, UserError
 from fastft.generate import GenerateOptions, generate
 from fastft.inspect import InspectOptions, inspect
+from fastft.options import options_parser, plain_error
 from fastft.report import ReportOptions, report
 from fastft.score import ScoreOptions, score
 from fastft.trainer import train
@@ -60,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _main(arguments)
+        status = _main(arguments)
+        sys.stdout.flush()
+        return status
     except FastftError as error:
         _say_error(str(error))
         return error.exit_status
@@ -74,8 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say_error("interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return EXIT_DONE
+    except OSError as error:  # a path that cannot even be looked at, or a full disk behind our output
+        if error.filename is None:
+            _discard_output()
+        where = f"cannot use {error.filename}" if error.filename else "cannot read or write"
+        _say_error(f"{where}: {error.strerror or error}; check the path, its permissions and the free space")
+        return EXIT_USER_ERROR
 
 
 def _main(arguments: list[str]) -> int:
@@ -103,25 +113,18 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     """
     command = COMMANDS[name]
     arguments = _spell_out_flags(command.options, arguments)
-    parser = _parser(name, command)
+    parser = options_parser(command.options, prog=f"fastft {name}", description=command.help)
     if command.options is TrainOptions:
         arguments = _with_saved_config(parser, arguments)
     try:
         values = parser.parse_args(arguments)
     except jsonargparse.ArgumentError as error:
-        raise UserError(f"fastft {name}: {_one_line(error)}; see `fastft {name} --help`") from None
+        problem = plain_error(error, command.options)
+        raise UserError(f"fastft {name}: {problem}; see `fastft {name} --help`") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"fastft {name}: --config: got a file that is not UTF-8 ({error}), expected YAML") from None
     given = values.as_dict()
     return command.options(**{f.name: given[f.name] for f in fields(command.options)})
-
-
-def _parser(name: str, command: Command) -> jsonargparse.ArgumentParser:
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(
-        prog=f"fastft {name}", description=command.help, exit_on_error=False, default_env=False
-    )
-    parser.add_argument("--config", action="config", help="a YAML file of options, such as a run's config.yaml")
-    parser.add_class_arguments(command.options, as_group=False, as_positional=False)
-    return parser
 
 
 def _with_saved_config(parser: jsonargparse.ArgumentParser, arguments: list[str]) -> list[str]:
@@ -165,8 +168,10 @@ def _usage() -> str:
     return "\n".join(["usage: fastft COMMAND [options]", "", *lines, "", "`fastft COMMAND --help` lists its options."])
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _discard_output() -> None:
+    """Points standard output at nothing, so that what is left in its buffer raises no error when Python exits."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say_error(message: str) -> None:

@@ -6,20 +6,25 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import jsonargparse
 import torch
 import yaml
 
 from fastft import __version__
 from fastft.encode import TooLong
 from fastft.errors import UserError
+from fastft.options import options_parser, plain_error
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DType = Literal["auto", "bf16", "fp16", "fp32", "fp64"]
 Schedule = Literal["constant", "cosine", "linear"]
+
+_LARGEST_SEED = (1 << 63) - 1
+_MOST_THREADS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,10 +136,20 @@ class TrainOptions:
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise UserError(f"got --{name} {value}, expected at least {least}")
+        at_most = {"seed": _LARGEST_SEED, "split_seed": _LARGEST_SEED, "threads": _MOST_THREADS}
+        for name, most in at_most.items():
+            value = getattr(self, name)
+            if value is not None and value > most:
+                raise UserError(f"got --{name} {value}, expected at most {most}")
         if not 0 < self.lr < float("inf"):
             raise UserError(f"got --lr {self.lr}, expected a positive number")
         if self.resume and self.overwrite:
             raise UserError("got --resume and --overwrite; expected one of them")
+        if self.recipe == "book" and not (self.drop_last and self.eval_every):
+            raise UserError(
+                f"got --drop_last {str(self.drop_last).lower()} and --eval_every {self.eval_every} with --recipe book, "
+                "expected true and at least 1: both determine the book's order of examples"
+            )
 
 
 BOOK_RECIPE: dict[str, Any] = {
@@ -201,10 +216,16 @@ def from_yaml(path: Path) -> TrainOptions:
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return TrainOptions(**{**values, "out": Path(values["out"])})
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; --run takes the folder that train wrote") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a run's configuration: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict) or "out" not in values:
+        raise UserError(f"{path} is not a run's configuration: expected the options that fastft train writes")
+    try:
+        given = options_parser(TrainOptions, prog="fastft train").parse_object(values).as_dict()
+        return TrainOptions(**{f.name: given[f.name] for f in fields(TrainOptions)})
+    except jsonargparse.ArgumentError as error:
+        raise UserError(f"{path}: {plain_error(error, TrainOptions)}") from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (yaml.YAMLError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is not a run's configuration: {' '.join(str(error).split())}") from error

@@ -33,7 +33,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -43,18 +44,24 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
-    """Writes `value` as JSON to `path`, whole or not at all. Non-ASCII text stays readable."""
-    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")
+    """Writes `value` as JSON to `path`, whole or not at all.
+
+    Non-ASCII text stays readable, unless it holds half of a surrogate pair, which JSON can escape and UTF-8 cannot say.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value, indent=indent)
+    write_text(path, text + "\n")
 
 
-def make_folder(path: Path) -> Path:
+def make_folder(path: Path, *, remedy: str = "choose another with --out") -> Path:
     """Creates `path` and its parents; raises UserError where that is not possible."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"cannot create the folder {path}: {error.strerror or error}; choose another with --out"
-        ) from error
+        raise UserError(f"cannot create the folder {path}: {error.strerror or error}; {remedy}") from error
     return path
 
 

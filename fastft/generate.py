@@ -63,13 +63,14 @@ def generate(options: GenerateOptions) -> list[dict[str, Any]]:
     if not run.model.is_dir():
         raise UserError(f"no model in {run.folder}: expected {run.model}; finish the run with `fastft train --resume`")
     data = load_data(train_options)
-    records = data.part(options.split)[: options.limit]
-    if not records:
+    whole_split = data.part(options.split)
+    if not whole_split:
         raise UserError(f"the {options.split} split holds no record; its data is too small")
+    all_prompts = [data.template.prompt(record.instruction, record.input) for record in whole_split]
+    records, prompts = whole_split[: options.limit], all_prompts[: options.limit]
     entries = [record.as_entry() for record in records]
-    prompts = [data.template.prompt(record.instruction, record.input) for record in records]
 
-    identity = _identity(run.model, options, prompts)
+    identity = _identity(run.model, options, all_prompts)
     done = _already_answered(run, identity, entries)
     if done:
         say(f"{len(done)} of {len(entries)} responses are there already")
@@ -80,7 +81,8 @@ def generate(options: GenerateOptions) -> list[dict[str, Any]]:
     prompt_ids = tokenizer.encode_many(prompts)
     _check_room(prompt_ids, model.config.n_ctx, [record.row for record in records])
 
-    files.write_json(_identity_file(run), identity)
+    if not done:  # whatever responses are there, they are of other prompts, weights or options
+        _identity_file(run).unlink(missing_ok=True)
     with meter("responses", len(entries), done=len(done)) as progress:
         for begin in range(len(done), len(entries), options.batch_size):
             end = begin + options.batch_size
@@ -88,6 +90,8 @@ def generate(options: GenerateOptions) -> list[dict[str, Any]]:
             for entry, ids in zip(entries[begin:end], outputs, strict=True):
                 done.append({**entry, "model_response": data.template.extract(tokenizer.decode(ids))})
             files.write_json(run.responses, done)
+            if begin == 0:
+                files.write_json(_identity_file(run), identity)
             progress.advance(by=len(outputs))
     return done
 
@@ -233,5 +237,7 @@ def _already_answered(run: Run, identity: dict[str, Any], entries: list[dict[str
         return []
     if files.read_json(_identity_file(run), what="the responses' origin") != identity:
         return []
-    answered: list[dict[str, Any]] = files.read_json(run.responses, what="responses")
+    answered = files.read_json(run.responses, what="responses")
+    if not isinstance(answered, list) or not all(isinstance(entry, dict) for entry in answered):
+        raise UserError(f"{run.responses} is not a list of responses; move it away to answer again")
     return answered[: len(entries)]

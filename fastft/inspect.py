@@ -46,6 +46,15 @@ class InspectOptions:
     example: int | None = None
     """The row to show; the first training example where it is not given."""
 
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"got --{name} {value}, expected at least 1")
+        n_ctx = config_for(self.model).n_ctx
+        if self.max_length is not None and self.max_length > n_ctx:
+            raise UserError(f"got --max_length {self.max_length}, expected at most the model's context of {n_ctx}")
+
 
 @dataclass(frozen=True, slots=True)
 class Findings:
@@ -186,4 +195,6 @@ def _find(sets: dict[str, EncodedSet], row: int | None) -> tuple[EncodedSet, int
         at = np.flatnonzero(encoded.rows == row) if row is not None else np.arange(min(1, len(encoded)))
         if len(at):
             return encoded, int(at[0])
+    if row is None:
+        raise UserError("every example is longer than the limit and dropped; expected a larger --max_length")
     raise UserError(f"got --example {row}, which is not among the usable rows; expected the number of a good record")

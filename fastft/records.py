@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,7 +123,8 @@ def book_file() -> Path:
     Raises:
         UserError: no network, or the bytes are not the book's (SHA-256).
     """
-    path = files.make_folder(_cache_folder()) / "instruction-data.json"
+    folder = files.make_folder(_cache_folder(), remedy="choose another with the environment variable FASTFT_CACHE")
+    path = folder / "instruction-data.json"
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == BOOK_SHA256:
         return path
     content = _download(BOOK_URL)
@@ -221,9 +223,9 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _json_array(path: Path) -> Iterator[tuple[int, Any]]:
+    content = _read(path)
     try:
-        text = _read(path).decode("utf-8-sig")
-        value = json.loads(text)
+        value = json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8: byte {error.start} cannot be decoded; save it as UTF-8") from error
     except RecursionError as error:
@@ -245,6 +247,8 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             yield row, BadRecord(row, f"not UTF-8 (byte {error.start} of the line), expected UTF-8 JSON")
         except ValueError as error:
             yield row, BadRecord(row, f"not JSON ({error}), expected one object a line")
+        except RecursionError:
+            yield row, BadRecord(row, "nested too deeply, expected a flat object")
 
 
 def _read(path: Path) -> bytes:
@@ -255,5 +259,7 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"data file not found: {path}; --data takes a file, `book` or `sample`") from None
-    except (OSError, EOFError) as error:  # gzip.BadGzipFile is an OSError
-        raise UserError(f"cannot read the data file {path}: {error}") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is not a whole gzip file: {error}; fetch or compress it again") from error
+    except OSError as error:
+        raise UserError(f"cannot read the data file {path}: {error.strerror or error}; check the path") from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +57,20 @@ class Run:
             "scores.json", "report.html", "demo.json", "tensorboard",
         )  # fmt: skip
         return [self.folder / name for name in names]
+
+    def holds_something(self) -> bool:
+        """Whether a run has left something in the folder that another one would replace."""
+        left = (self.config, self.metrics, self.model, self.responses, *self.checkpoints.glob("*-*"))
+        return any(path.exists() for path in left)
+
+    def remove_leftovers(self) -> None:
+        """Removes what a killed training had half written: hidden files and folders beside their places."""
+        for pattern in (".config.yaml.*.tmp", ".metrics.jsonl.*.tmp", "checkpoints/.*.tmp", "model/.*.tmp"):
+            for path in list(self.folder.glob(pattern)):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
     def options(self) -> TrainOptions:
         """The options that the run was trained with."""
@@ -125,7 +141,10 @@ class MetricsFile:
         kept = [line for line in read_metrics(path) if line.get("step", 0) <= resume_at] if resume_at else []
         files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._path = path
-        self._file = path.open("a", encoding="utf-8")
+        try:
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}; check its permissions") from error
 
     def append(self, line: dict[str, Any]) -> None:
         """Writes one line.
@@ -142,5 +161,6 @@ class MetricsFile:
             ) from error
 
     def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+        """Closes the file. What could not be written has been reported by `append`."""
+        with contextlib.suppress(OSError):
+            self._file.close()

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import signal
@@ -41,7 +42,7 @@ from fastft.model import GPT2, SIZES, config_for
 from fastft.optim import learning_rate
 from fastft.plan import Plan, Step, make_plan
 from fastft.run import Data, MetricsFile, Run, load_data
-from fastft.tokenizer import END_OF_TEXT, gpt2_tokenizer
+from fastft.tokenizer import END_OF_TEXT, VOCAB_SIZE, gpt2_tokenizer
 from fastft.weights import load, save_hf
 
 _GIB = 1 << 30
@@ -68,6 +69,8 @@ def train(options: TrainOptions) -> Outcome:
         torch.set_num_threads(options.threads)
     run = Run(options.out)
     _check_folder(run, options)
+    if options.tensorboard:
+        _summary_writer()  # that it is missing is said before anything is changed
     data = load_data(options)
     if data.bad:
         warn(f"left out: {data.bad}")
@@ -101,6 +104,7 @@ class Trainer:
         files.make_folder(self.run.checkpoints)
         if self.options.overwrite:
             _clear(self.run)
+        self.run.remove_leftovers()
         self._resume()
         files.write_text(self.run.config, to_yaml(self.options))
         self._say_hello()
@@ -131,6 +135,8 @@ class Trainer:
                     self._evaluate(log)
                 if self._save_is_due():
                     self._save()
+                if line.get("skipped"):
+                    self._skip(step, line)
 
     def _step(self, step: Step) -> dict[str, Any]:
         """One optimizer step; returns its line for the metrics."""
@@ -160,17 +166,17 @@ class Trainer:
             "memory_bytes": peak_memory(self.engine.device),
         }
         if not update.applied:
-            line["skipped"] = True
-            self._skip(step, loss, update.grad_norm, rescaled=update.rescaled)
+            line |= {"skipped": True, "rescaled": update.rescaled}
+            self.progress.skipped += not update.rescaled
         return line
 
-    def _skip(self, step: Step, loss: float, grad_norm: float, *, rescaled: bool) -> None:
-        """Counts a step that was not applied; stops the run where there were too many."""
-        if rescaled:  # fp16's way of finding its loss scale
+    def _skip(self, step: Step, line: dict[str, Any]) -> None:
+        """Names the examples of a step that was not applied; stops the run where there were too many."""
+        if line["rescaled"]:  # fp16's way of finding its loss scale
             return
-        self.progress.skipped += 1
         rows = name_rows(self.train_set.rows[step.examples].tolist())
-        what = f"step {step.index + 1} has loss {loss} and gradient norm {grad_norm}: its update is skipped ({rows})"
+        found = f"loss {line['loss']} and gradient norm {line['grad_norm']}"
+        what = f"step {line['step']} has {found}: its update is skipped ({rows})"
         warn(what)
         if self.progress.skipped > self.options.max_skipped:
             self._save()
@@ -194,7 +200,8 @@ class Trainer:
 
     def _note_best(self, val_loss: float) -> None:
         progress = self.progress
-        if progress.best_val_loss is not None and not val_loss < progress.best_val_loss:
+        best = math.inf if progress.best_val_loss is None else progress.best_val_loss
+        if not val_loss < best:  # a loss that is not a number is no better than any
             progress.evaluations_since_best += 1
             return
         progress.best_val_loss, progress.best_step, progress.evaluations_since_best = val_loss, progress.step, 0
@@ -345,7 +352,8 @@ def _stop_requests() -> Iterator[_StopRequest]:
         request.signal = signal.Signals(number)
         for one in caught:
             signal.signal(one, signal.SIG_DFL)
-        say(f"{request.signal.name}: saving after this step")
+        with contextlib.suppress(RuntimeError):  # the signal came in the middle of printing
+            say(f"{request.signal.name}: saving after this step")
 
     try:
         before = {one: signal.signal(one, ask) for one in caught}
@@ -376,7 +384,7 @@ class _Log:
 
 @contextmanager
 def _writers(run: Run, metrics: MetricsFile, *, tensorboard: bool) -> Iterator[_Log]:
-    board = _tensorboard(run) if tensorboard else None
+    board = _summary_writer()(str(run.folder / "tensorboard")) if tensorboard else None
     try:
         yield _Log(metrics, board)
     finally:
@@ -385,31 +393,29 @@ def _writers(run: Run, metrics: MetricsFile, *, tensorboard: bool) -> Iterator[_
             board.close()
 
 
-def _tensorboard(run: Run) -> Any:
+def _summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError("--tensorboard needs the package: pip install 'fastft[tensorboard]'") from error
-    return SummaryWriter(str(run.folder / "tensorboard"))
+    return SummaryWriter
 
 
 def _check_folder(run: Run, options: TrainOptions) -> None:
     """Refuses to run over another run, or to resume with settings that compute something else."""
-    if not run.config.is_file():
-        return
     if options.resume:
-        if changed := changed_settings(run.options(), options):
+        if run.config.is_file() and (changed := changed_settings(run.options(), options)):
             raise UserError(
                 f"--resume would compute something else than {run.folder} did: {'; '.join(changed)}; "
                 "take these settings back, or start another run in another --out"
             )
-    elif not (options.overwrite or options.dry_run):
+    elif run.holds_something() and not (options.overwrite or options.dry_run):
         raise UserError(f"{run.folder} already holds a run; go on with --resume, replace it with --overwrite")
 
 
 def _clear(run: Run) -> None:
-    """Removes what fastft wrote to a run's folder, and nothing else."""
-    for path in run.files():
+    """Removes what fastft wrote to a run's folder, and nothing else; what tells that it holds a run goes last."""
+    for path in reversed(run.files()):
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -427,6 +433,11 @@ def initial_model(options: TrainOptions) -> GPT2:
         model = GPT2(named)
     else:
         model = load(source, tie_head=options.tie_head)
+        if model.config.vocab_size < VOCAB_SIZE:
+            raise UserError(
+                f"{source}: got a vocabulary of {model.config.vocab_size}, expected at least the {VOCAB_SIZE} ids of "
+                "GPT-2's tokenizer; use weights that were made with it"
+            )
         if replace(model.config, tie_head=True) != SIZES[options.model]:
             config = model.config
             say(

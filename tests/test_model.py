@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -86,7 +88,16 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
 
 
 @pytest.fixture(scope="module")
-def compared() -> tuple[Results, Results, Results, Tensor]:
+def one_thread() -> Iterator[None]:
+    """At 64 tokens a second thread helps little, and on a busy machine waiting for it costs many times the work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def compared(one_thread: None) -> tuple[Results, Results, Results, Tensor]:
     """At gpt2's size: ours, transformers', transformers' with the erf GELU, and its loss with c_proj untransposed."""
     with torch.device("meta"):
         model = GPT2(SIZES["gpt2"])

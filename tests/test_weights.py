@@ -193,7 +193,7 @@ def test_the_loaded_model_outlives_the_file(tmp_path: Path) -> None:
     hf_folder(tmp_path)
     model = load(tmp_path)
     expected = our_logits(model)
-    with open(tmp_path / "model.safetensors", "r+b") as file:
+    with (tmp_path / "model.safetensors").open("r+b") as file:
         file.seek(1000)
         file.write(os.urandom(20_000))
     assert torch.equal(our_logits(model), expected)
@@ -572,11 +572,6 @@ def test_a_saved_folder_loads_in_transformers_with_the_same_logits(tmp_path: Pat
     assert theirs.config.tie_word_embeddings == tied
     assert theirs.generation_config.eos_token_id == theirs.generation_config.bos_token_id == 50256
     assert largest_difference(our_logits(model), hf_logits(theirs.eval())) <= TOLERANCE
-    for name, parameter in theirs.named_parameters():
-        ours = model.get_parameter(name.removeprefix("transformer."))
-        assert torch.equal(parameter, ours if parameter.shape == ours.shape and "c_proj" not in name else ours.t()) or (
-            torch.equal(parameter, ours.t())
-        ), name
 
 
 @pytest.mark.parametrize("tied", [True, False])

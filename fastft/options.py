@@ -1,0 +1,58 @@
+"""A dataclass of options as a parser of command lines and YAML, with errors in plain words."""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonargparse
+
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    Path: "a path",
+    type(None): "null",
+}
+_WRONG_VALUE = re.compile(r'Parser key "(?P<key>\w+)":.*(?:Got|Given) value: ?(?P<value>.*)', re.DOTALL)
+
+
+def options_parser(options: type[Any], *, prog: str, description: str = "") -> jsonargparse.ArgumentParser:
+    """A parser with an option for each field of a dataclass; it raises `jsonargparse.ArgumentError`."""
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(
+        prog=prog, description=description, exit_on_error=False, default_env=False, allow_abbrev=False
+    )
+    parser.add_argument("--config", action="config", help="a YAML file of options, such as a run's config.yaml")
+    parser.add_class_arguments(options, as_group=False, as_positional=False)
+    return parser
+
+
+def plain_error(error: jsonargparse.ArgumentError, options: type[Any]) -> str:
+    """What the parser found, in one line: `got --lr fast, expected a number`."""
+    message = " ".join(str(error).split())
+    hints = typing.get_type_hints(options)
+    if (wrong := _WRONG_VALUE.fullmatch(message)) and wrong["key"] in hints:
+        return f"got --{wrong['key']} {wrong['value'] or repr('')}, expected {_expected(hints[wrong['key']])}"
+    if message.startswith("Unexpected config:"):
+        return f"--config: got {message.partition(':')[2].strip() or 'an empty file'}, expected options as `name: value`"
+    message = re.sub(r'^Parser key "(\w+)"', r"--\1", message)
+    return re.sub(r"(arguments are required: )(\w+)", r"\1--\2", message)
+
+
+def _expected(hint: Any) -> str:
+    """A type in words: `auto, cpu or cuda`, `a whole number or null`."""
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return _listed([str(choice) for choice in typing.get_args(hint)])
+    if origin in (typing.Union, types.UnionType):
+        return _listed([_expected(one) for one in typing.get_args(hint)])
+    return _WORDS.get(hint, str(hint))
+
+
+def _listed(words: list[str]) -> str:
+    return " or ".join(filter(None, (", ".join(words[:-1]), words[-1])))

@@ -1,0 +1,723 @@
+"""Bad input to the command line: one clear line, exit status 2, and nothing that was computed is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import requests
+import torch
+import yaml
+from conftest import made_records
+from safetensors.torch import load_file, save_file
+
+from fastft.cli import main
+
+resource = pytest.importorskip("resource", reason="full disks are played by RLIMIT_FSIZE, which POSIX alone has")
+
+GENERATE = ("--max_new_tokens", "4", "--batch_size", "1")
+
+
+@dataclass
+class Place:
+    """Where a case prepares its files."""
+
+    tmp: Path
+    trained: Path
+    patch: pytest.MonkeyPatch
+
+    @property
+    def out(self) -> Path:
+        return self.tmp / "out"
+
+    def bytes(self, name: str, content: bytes) -> Path:
+        path = self.tmp / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return path
+
+    def text(self, name: str, content: str) -> Path:
+        return self.bytes(name, content.encode())
+
+    def json(self, value: Any, name: str = "data.json") -> Path:
+        return self.text(name, json.dumps(value))
+
+    def with_record(self, record: Any) -> Path:
+        """30 records, the third replaced."""
+        return self.json([*made_records()[:2], record, *made_records()[3:]])
+
+    def train(self, *options: object, data: object = None) -> list[str]:
+        data = self.json(made_records(), "good.json") if data is None else data
+        given = ["--data", data, "--model", "pico", "--steps", "2", "--batch_size", "2", "--out", self.out, *options]
+        return ["train", *map(str, given)]
+
+    def train_on(self, record: Any) -> list[str]:
+        return self.train(data=self.with_record(record))
+
+    def run(self) -> Path:
+        """A run of two steps, its data file beside it."""
+        if not self.out.is_dir():
+            shutil.copytree(self.trained, self.out)
+            self.configure(data=str(self.json(made_records(), "run-data.json")))
+        return self.out
+
+    def configure(self, **changes: Any) -> None:
+        """Changes options in the run's config.yaml."""
+        config = self.out / "config.yaml"
+        config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), **changes}))
+
+    def resume(self, *options: object) -> list[str]:
+        return ["train", "--resume", "--out", str(self.run()), *map(str, options)]
+
+    def on_run(self, command: str, *options: object) -> list[str]:
+        return [command, "--run", str(self.run()), *map(str, options)]
+
+    def weights(self, edit: Callable[[dict[str, torch.Tensor]], object]) -> Path:
+        """The run's exported model with edited tensors."""
+        folder = self.tmp / "weights"
+        shutil.copytree(self.trained / "model", folder)
+        tensors = load_file(folder / "model.safetensors")
+        edit(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+
+    def weights_config(self, **changes: Any) -> Path:
+        folder = self.weights(lambda tensors: None)
+        config = folder / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
+        return folder
+
+    def load(self, source: object) -> list[str]:
+        return self.train("--weights", source)
+
+    def damaged(self, name: str, damage: Callable[[Path], object]) -> list[str]:
+        """Resumes the run after damage to a file of its one checkpoint."""
+        damage(self.run() / "checkpoints" / "step-2" / name)
+        return self.resume("--steps", "4")
+
+
+def changed(record_changes: dict[str, Any]) -> dict[str, Any]:
+    return {**made_records()[2], **record_changes}
+
+
+def without(key: str) -> dict[str, Any]:
+    return {name: value for name, value in made_records()[2].items() if name != key}
+
+
+def cut(path: Path) -> None:
+    """Leaves the first half of a file."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    """Changes one byte in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+class Evil:
+    """Pickled code: it would leave a file behind."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.mark,)
+
+
+def raising(error: Exception) -> Callable[..., Any]:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fail
+
+
+def no_hub(place: Place, source: str) -> list[str]:
+    place.patch.setattr(huggingface_hub, "snapshot_download", raising(OSError("no route to host")))
+    return place.load(source)
+
+
+def no_network_for_the_book(place: Place) -> list[str]:
+    place.patch.setenv("FASTFT_CACHE", str(place.tmp / "cache"))
+    place.patch.setattr(requests, "get", raising(requests.ConnectionError("no route to host")))
+    return place.train(data="book")
+
+
+def another_book(place: Place) -> list[str]:
+    reply = requests.Response()
+    reply.status_code, reply._content = 200, b"[]"
+    place.patch.setenv("FASTFT_CACHE", str(place.tmp / "cache"))
+    place.patch.setattr(requests, "get", lambda *_, **__: reply)
+    return place.train(data="book")
+
+
+def unwritable_cache(place: Place) -> list[str]:
+    place.patch.setenv("FASTFT_CACHE", str(place.text("file", "") / "cache"))
+    return place.train(data="book")
+
+
+def no_gpu(place: Place) -> list[str]:
+    place.patch.setattr(torch.cuda, "is_available", lambda: False)
+    return place.train("--device", "cuda")
+
+
+def no_tensorboard(place: Place) -> list[str]:
+    """The package is missing, which is said before --overwrite takes the old run away."""
+    place.patch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    place.run()
+    return place.train("--tensorboard", "--overwrite")
+
+
+def evil_pth(place: Place) -> list[str]:
+    mark = place.tmp / "executed"
+    place.bytes("evil.pth", pickle.dumps({"tok_emb.weight": Evil(mark)}))
+    return place.load(place.tmp / "evil.pth")
+
+
+def only_bin(place: Place) -> list[str]:
+    place.bytes("weights/pytorch_model.bin", b"pickle")
+    place.text("weights/config.json", "{}")
+    return place.load(place.tmp / "weights")
+
+
+def cut_weights(place: Place) -> list[str]:
+    folder = place.weights(lambda tensors: None)
+    cut(folder / "model.safetensors")
+    return place.load(folder)
+
+
+def small_vocabulary(place: Place) -> list[str]:
+    def shrink(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["transformer.wte.weight"] = tensors["transformer.wte.weight"][:1000].clone()
+
+    folder = place.weights(shrink)
+    config = folder / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "vocab_size": 1000}))
+    return place.load(folder)
+
+
+def other_content(place: Place) -> list[str]:
+    place.run()
+    place.json(made_records(40)[10:], "run-data.json")
+    return place.resume("--steps", "4")
+
+
+def long_prompts(n_words: int) -> list[dict[str, Any]]:
+    """Records whose prompts are about `n_words` tokens."""
+    return [{**record, "instruction": record["instruction"] + " word" * n_words} for record in made_records()]
+
+
+def removed(place: Place, name: str, command: str) -> list[str]:
+    path = place.run() / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return place.on_run(command)
+
+
+def responses(place: Place, content: str, command: str) -> list[str]:
+    """The run with other bytes for the responses that it has made."""
+    argv = place.on_run("generate", *GENERATE)
+    assert main(argv) == 0
+    place.text("out/responses.json", content)
+    return argv if command == "generate" else place.on_run(command)
+
+
+def folder_for_file(place: Place, name: str, argv: Callable[[], list[str]]) -> list[str]:
+    """A folder stands where the command writes a file."""
+    place.run()
+    (place.out / name).unlink(missing_ok=True)
+    place.text(f"out/{name}/inside", "")
+    return argv()
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    prepare: Callable[[Place], list[str]]
+    words: tuple[str, ...]
+    """All stand in the line."""
+
+
+RECORDS = [
+    Case("no such file", lambda p: p.train(data="nowhere.json"), ("nowhere.json", "not found", "--data")),
+    Case("unknown suffix", lambda p: p.train(data=p.text("data.csv", "a,b")), ("data.csv", "unknown", ".jsonl")),
+    Case("a folder", lambda p: p.train(data=p.text("x.json/inside", "").parent), ("x.json", "cannot read")),
+    Case("empty file", lambda p: p.train(data=p.text("data.json", "")), ("data.json", "not JSON", "expected")),
+    Case("not JSON", lambda p: p.train(data=p.text("data.json", "[{,")), ("data.json", "not JSON", "line 1")),
+    Case("nested too deeply", lambda p: p.train(data=p.text("data.json", "[" * 100_000)), ("nested too deeply",)),
+    Case("object at the top", lambda p: p.train(data=p.json({"a": []})), ("an object", "expected an array")),
+    Case("empty array", lambda p: p.train(data=p.json([])), ("no usable record", "expected objects")),
+    Case("text for a record", lambda p: p.train_on("text"), ("row 3", "got text", "expected an object")),
+    Case("no instruction", lambda p: p.train_on(without("instruction")), ("row 3", "`instruction` is missing")),
+    Case("no output", lambda p: p.train_on(without("output")), ("1 of 30", "row 3", "`output` is missing")),
+    Case("number for text", lambda p: p.train_on(changed({"output": 5})), ("row 3", "`output` is a number")),
+    Case("null for text", lambda p: p.train_on(changed({"output": None})), ("row 3", "`output` is null")),
+    Case("list for input", lambda p: p.train_on(changed({"input": ["a"]})), ("row 3", "`input` is an array")),
+    Case("blank instruction", lambda p: p.train_on(changed({"instruction": " \n"})), ("row 3", "blank", "skip_bad")),
+    Case("lone surrogate", lambda p: p.train_on(changed({"output": "\ud800"})), ("row 3", "surrogate", "Unicode")),
+    Case("not UTF-8", lambda p: p.train(data=p.bytes("data.json", b'["\xff"]')), ("not UTF-8", "byte 2", "save it")),
+    Case("not gzip", lambda p: p.train(data=p.text("data.json.gz", "[]")), ("data.json.gz", "gzip", "again")),
+    Case(
+        "truncated gzip",
+        lambda p: p.train(data=p.bytes("data.json.gz", gzip.compress(json.dumps(made_records()).encode())[:-20])),
+        ("data.json.gz", "gzip", "again"),
+    ),
+    Case(
+        "corrupt gzip",
+        lambda p: p.train(data=p.bytes("data.json.gz", gzip.compress(b"[]" * 99)[:10] + b"\xff" * 40)),
+        ("data.json.gz", "gzip", "again"),
+    ),
+    Case(
+        "bad JSONL line",
+        lambda p: p.train(data=p.text("data.jsonl", json.dumps(made_records()[0]) + "\n\n{oops\n")),
+        ("data.jsonl", "1 of 2", "row 3", "not JSON"),
+    ),
+    Case(
+        "JSONL line nested too deeply",
+        lambda p: p.train(data=p.text("data.jsonl", "[" * 100_000)),
+        ("row 1", "nested too deeply"),
+    ),
+    Case("too few for a split", lambda p: p.train(data=p.json(made_records(1))), ("too few records", "85%")),
+    Case("no network for the book's data", no_network_for_the_book, ("cannot download", "--data")),
+    Case("another file for the book's data", another_book, ("SHA-256", "expected 7e09", "--data")),
+    Case("cache that cannot be made", unwritable_cache, ("cannot create the folder", "FASTFT_CACHE")),
+    Case(
+        "prompts longer than the context",
+        lambda p: p.train("--too_long", "raise", data=p.json(long_prompts(300))),
+        ("longer than 256 tokens", "rows 1, 2", "--too_long drop"),
+    ),
+    Case(
+        "prompts that fill the context, truncated",
+        lambda p: p.train("--too_long", "truncate", data=p.json(long_prompts(300))),
+        ("no supervised token", "rows 1, 2", "256", "--max_length"),
+    ),
+    Case(
+        "everything dropped",
+        lambda p: p.train("--too_long", "drop", data=p.json(long_prompts(300))),
+        ("no training example",),
+    ),
+]
+
+OPTIONS = [
+    Case("unknown command", lambda p: ["trian"], ("'trian'", "expected one of", "train")),
+    Case("unknown option", lambda p: p.train("--batchsize", "4"), ("--batchsize", "--help")),
+    Case("abbreviated option", lambda p: p.train("--batch", "4"), ("--batch", "--help")),
+    Case("stray argument", lambda p: p.train("stray"), ("stray", "--help")),
+    Case("option without its value", lambda p: p.train("--lr"), ("--lr", "expected one argument")),
+    Case("required option missing", lambda p: ["generate"], ("required", "--run")),
+    Case("text for a number", lambda p: p.train("--batch_size", "many"), ("--batch_size many", "whole number")),
+    Case("fraction for a count", lambda p: p.train("--steps", "1.5"), ("--steps 1.5", "whole number")),
+    Case("text for a flag", lambda p: p.train("--mask_prompt", "maybe"), ("--mask_prompt maybe", "true or false")),
+    Case("batch size 0", lambda p: p.train("--batch_size", "0"), ("--batch_size 0", "at least 1")),
+    Case("negative steps", lambda p: p.train("--steps", "-3"), ("--steps -3", "at least 1")),
+    Case("rate 0", lambda p: p.train("--lr", "0"), ("--lr 0", "positive")),
+    Case("rate not a number", lambda p: p.train("--lr", "nan"), ("--lr nan", "expected a number")),
+    Case("infinite rate", lambda p: p.train("--lr", "1e999"), ("--lr inf", "positive")),
+    Case("negative clipping", lambda p: p.train("--clip", "-1"), ("--clip -1", "at least 0")),
+    Case("seed beyond 64 bits", lambda p: p.train("--seed", "9" * 30), ("--seed 999", "at most")),
+    Case("absurd number of threads", lambda p: p.train("--threads", "9" * 15), ("--threads 999", "at most")),
+    Case("unknown model", lambda p: p.train("--model", "gpt9"), ("gpt9", "gpt2-medium", "nano")),
+    Case("unknown template", lambda p: p.train("--template", "vicuna"), ("--template vicuna", "alpaca or phi3")),
+    Case("unknown dtype", lambda p: p.train("--dtype", "int8"), ("--dtype int8", "bf16", "fp32")),
+    Case("unknown recipe", lambda p: p.train("--recipe", "cake"), ("--recipe cake", "book")),
+    Case("resume and overwrite", lambda p: p.train("--resume", "--overwrite"), ("--resume and --overwrite", "one of")),
+    Case("length over the context", lambda p: p.train("--max_length", "300"), ("--max_length 300", "256")),
+    Case("device that is not there", no_gpu, ("--device cuda", "cpu")),
+    Case("book without evaluations", lambda p: p.train("--recipe", "book", "--eval_every", "0"), ("--eval_every 0",)),
+    Case("book without drop_last", lambda p: p.train("--recipe", "book", "--drop_last", "false"), ("--drop_last",)),
+    Case("book with too few", lambda p: p.train("--recipe", "book", "--batch_size", "99"), ("25", "--batch_size 99")),
+    Case("missing config", lambda p: p.train("--config", "nowhere.yaml"), ("--config", "nowhere.yaml", "not exist")),
+    Case("config not YAML", lambda p: p.train("--config", p.text("c.yaml", "a: [1\nb: }")), ("config", "line 2")),
+    Case("config not UTF-8", lambda p: p.train("--config", p.bytes("c.yaml", b"\xff\xfe")), ("--config", "UTF-8")),
+    Case("config is a list", lambda p: p.train("--config", p.text("c.yaml", "- 1")), ("--config", "name: value")),
+    Case("unknown key in config", lambda p: p.train("--config", p.text("c.yaml", "batch: 4")), ("'batch'",)),
+    Case("bad value in config", lambda p: p.train("--config", p.text("c.yaml", "lr: x")), ("--lr x", "a number")),
+    Case("inspect: batch size 0", lambda p: ["inspect", "--data", "sample", "--batch_size", "0"], ("at least 1",)),
+    Case("inspect: length 0", lambda p: ["inspect", "--data", "sample", "--max_length", "0"], ("at least 1",)),
+    Case("inspect: over the context", lambda p: ["inspect", "--max_length", "9999"], ("--max_length 9999", "1024")),
+    Case(
+        "inspect: no such example",
+        lambda p: ["inspect", "--data", str(p.json(made_records())), "--example", "31"],
+        ("--example 31", "expected"),
+    ),
+    Case(
+        "inspect: everything dropped",
+        lambda p: ["inspect", "--data", str(p.json(made_records())), "--max_length", "5", "--too_long", "drop"],
+        ("dropped", "--max_length"),
+    ),
+]
+
+WEIGHTS = [
+    Case("no such path", lambda p: p.load(p.tmp / "nowhere"), ("nowhere", "expected a Hugging Face folder")),
+    Case("no such .pth", lambda p: p.load("nowhere/model.pth"), ("model.pth", "expected")),
+    Case("no network for an id", lambda p: no_hub(p, "gpt2"), ("openai-community/gpt2", "network")),
+    Case("empty folder", lambda p: p.load(p.text("weights/readme", "").parent), ("model.safetensors", "convert")),
+    Case("pytorch_model.bin alone", only_bin, ("pytorch_model.bin", "only safetensors", "save_pretrained")),
+    Case("truncated safetensors", cut_weights, ("model.safetensors", "whole safetensors", "again")),
+    Case(
+        "missing tensor",
+        lambda p: p.load(p.weights(lambda t: t.pop("transformer.h.1.ln_2.bias"))),
+        ("missing transformer.h.1.ln_2.bias [32]",),
+    ),
+    Case(
+        "unexpected tensor",
+        lambda p: p.load(p.weights(lambda t: t.update(adapter=torch.zeros(3)))),
+        ("unexpected adapter [3]",),
+    ),
+    Case(
+        "wrong shape",
+        lambda p: p.load(p.weights(lambda t: t.update({"transformer.ln_f.bias": torch.zeros(31)}))),
+        ("transformer.ln_f.bias", "got shape [31]", "expected [32]"),
+    ),
+    Case(
+        "wrong dtype",
+        lambda p: p.load(p.weights(lambda t: t.update({"transformer.ln_f.bias": torch.zeros(32, dtype=torch.int8)}))),
+        ("transformer.ln_f.bias", "got dtype I8", "F32"),
+    ),
+    Case("vocabulary too small", small_vocabulary, ("vocabulary of 1000", "50257")),
+    Case("another architecture", lambda p: p.load(p.weights_config(model_type="llama")), ("llama", '"gpt2"')),
+    Case("heads that do not divide", lambda p: p.load(p.weights_config(n_head=5)), ("n_head = 5", "multiple")),
+    Case("pickled code", evil_pth, ("evil.pth", "never executed", "state_dict")),
+    Case("not a checkpoint", lambda p: p.load(p.text("model.pth", "hello")), ("model.pth", "expected tensors")),
+    Case("a bare safetensors file", lambda p: p.load(p.text("model.safetensors", "")), ("model.safetensors", "folder")),
+]
+
+RUNS = [
+    Case("a run is there", lambda p: p.train("--out", p.run()), ("already holds a run", "--resume", "--overwrite")),
+    Case(
+        "a run without its config is there",
+        lambda p: p.train("--out", removed(p, "config.yaml", "train")[-1]),
+        ("already holds a run", "--overwrite"),
+    ),
+    Case("overwrite with bad data", lambda p: p.train("--overwrite", "--out", p.run(), data="no.json"), ("not found",)),
+    Case("overwrite without tensorboard", no_tensorboard, ("--tensorboard", "pip install")),
+    Case("resume at another rate", lambda p: p.resume("--lr", "0.5"), ("lr: 5e-05 then, 0.5 now", "--out")),
+    Case("resume with another file", lambda p: p.resume("--data", "sample"), ("data: ", "sample now")),
+    Case("resume with a changed file", other_content, ("examples are not those of", "--overwrite")),
+    Case(
+        "resume, config of another kind", lambda p: (p.run(), p.configure(lr="fast"))[0] and p.resume(), ("--lr fast",)
+    ),
+    Case("checkpoint without DONE", lambda p: p.damaged("DONE", Path.unlink), ("no whole checkpoint", "step-2")),
+    Case("checkpoint with DONE cut", lambda p: p.damaged("DONE", cut), ("no whole checkpoint", "--overwrite")),
+    Case("checkpoint with DONE null", lambda p: p.damaged("DONE", lambda f: f.write_text("null")), ("no whole",)),
+    Case("checkpoint with DONE empty", lambda p: p.damaged("DONE", lambda f: f.write_text("{}")), ("no whole",)),
+    Case("checkpoint cut", lambda p: p.damaged("model.safetensors", cut), ("no whole checkpoint", "torn")),
+    Case("checkpoint with a flipped bit", lambda p: p.damaged("optimizer.safetensors", flip), ("no whole checkpoint",)),
+    Case("checkpoint with a file missing", lambda p: p.damaged("rng.safetensors", Path.unlink), ("no whole",)),
+    Case("no run folder", lambda p: ["generate", "--run", "nowhere"], ("nowhere", "not found", "--run")),
+    Case("no run folder for a report", lambda p: ["report", "--run", "nowhere"], ("nowhere", "fastft train")),
+    Case("a run without a model", lambda p: removed(p, "model", "generate"), ("no model", "fastft train --resume")),
+    Case(
+        "a model without weights", lambda p: removed(p, "model/model.safetensors", "generate"), ("model.safetensors",)
+    ),
+    Case("a run without a config", lambda p: removed(p, "config.yaml", "generate"), ("config.yaml", "--run")),
+    Case(
+        "a run whose config is not UTF-8",
+        lambda p: (p.run(), p.bytes("out/config.yaml", b"\xff\xfe"))[0] and p.on_run("generate"),
+        ("config.yaml", "not a run's configuration"),
+    ),
+    Case(
+        "a run with an unknown template",
+        lambda p: (p.run(), p.configure(template="vicuna"))[0] and p.on_run("generate"),
+        ("config.yaml", "vicuna", "alpaca or phi3"),
+    ),
+    Case(
+        "a run whose data has gone",
+        lambda p: (p.run(), p.configure(data="gone.json"))[0] and p.on_run("generate"),
+        ("gone.json", "not found"),
+    ),
+    Case(
+        "test prompts that fill the context",
+        lambda p: (p.run(), p.configure(data=str(p.json(long_prompts(300)))))[0] and p.on_run("generate"),
+        ("3 records", "context of 256", "row 26"),
+    ),
+    Case(
+        "no test record",
+        lambda p: (p.run(), p.configure(data=str(p.json(made_records(2)))))[0] and p.on_run("generate"),
+        ("test split", "too small"),
+    ),
+    Case("generate nothing", lambda p: p.on_run("generate", "--limit", "0"), ("--limit 0", "at least 1")),
+    Case("responses not JSON: generate", lambda p: responses(p, "[{", "generate"), ("responses.json", "not JSON")),
+    Case("responses an object: generate", lambda p: responses(p, "{}", "generate"), ("responses.json", "list")),
+    Case("no responses to score", lambda p: p.on_run("score"), ("responses.json", "fastft generate")),
+    Case("responses not JSON: score", lambda p: responses(p, "[{", "score"), ("responses.json", "not JSON")),
+    Case("responses without the response", lambda p: responses(p, "[{}]", "score"), ("row 1", "fastft generate")),
+    Case("judge's address is none", lambda p: p.on_run("score", "--judge_url", "here"), ("here", "expected")),
+]
+
+UNWRITABLE = [
+    Case("a folder below a file", lambda p: p.train("--out", p.text("file", "") / "run"), ("cannot create", "--out")),
+    Case("a file for the folder", lambda p: p.train("--out", p.text("file", "")), ("cannot create", "--out")),
+    Case("a name that is too long", lambda p: p.train("--out", p.tmp / ("x" * 300)), ("xxx", "too long", "check")),
+    Case(
+        "a folder for the metrics",
+        lambda p: folder_for_file(p, "metrics.jsonl", lambda: p.resume("--steps", "4")),
+        ("cannot write", "metrics.jsonl"),
+    ),
+    Case(
+        "a folder for the responses",
+        lambda p: folder_for_file(p, "responses.json", lambda: p.on_run("generate", *GENERATE)),
+        ("cannot write", "responses.json"),
+    ),
+    Case(
+        "a folder for the report",
+        lambda p: folder_for_file(p, "report.html", lambda: p.on_run("report")),
+        ("cannot write", "report.html"),
+    ),
+]
+
+CASES = {
+    f"{group}: {case.name}": case
+    for group, cases in {
+        "records": RECORDS,
+        "options": OPTIONS,
+        "weights": WEIGHTS,
+        "runs": RUNS,
+        "unwritable": UNWRITABLE,
+    }.items()
+    for case in cases
+}
+
+IN_A_PROCESS = (
+    "records: lone surrogate",
+    "options: unknown option",
+    "weights: truncated safetensors",
+    "unwritable: a folder below a file",
+)
+"""Tried as `python -m fastft` too: what a traceback would look like depends on the interpreter's own exit."""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run of two steps with one checkpoint and a model."""
+    tmp = tmp_path_factory.mktemp("trained")
+    data = tmp / "data.json"
+    data.write_text(json.dumps(made_records()))
+    options = ("--model", "pico", "--steps", "2", "--batch_size", "2", "--keep_best", "false", "--dtype", "fp32")
+    assert main(["train", "--data", str(data), *options, "--out", str(tmp / "run")]) == 0
+    yield tmp / "run"
+    shutil.rmtree(tmp)
+
+
+@pytest.fixture
+def place(tmp_path: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """A folder for a case, removed afterwards: runs are large."""
+    monkeypatch.chdir(tmp_path)
+    yield Place(tmp_path, trained, monkeypatch)
+    shutil.rmtree(tmp_path)
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file of a folder."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def check_line(stderr: str, words: tuple[str, ...]) -> None:
+    """One error line, the last one, with all the words."""
+    said = [line for line in stderr.splitlines() if line.strip()]
+    assert "Traceback" not in stderr
+    assert [line for line in said if line.startswith("error:")] == said[-1:]
+    assert [word for word in words if word not in said[-1]] == [], said[-1]
+
+
+@contextlib.contextmanager
+def full_disk(largest: int) -> Iterator[None]:
+    """No file can grow beyond `largest` bytes: writing fails with an OSError, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_is_one_line_with_status_2_and_changes_nothing(
+    name: str, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = CASES[name]
+    argv = case.prepare(place)
+    before = snapshot(place.tmp)
+    capsys.readouterr()
+    assert main(argv) == 2
+    check_line(capsys.readouterr().err, case.words)
+    assert snapshot(place.tmp) == before
+
+
+@pytest.mark.parametrize("name", IN_A_PROCESS)
+def test_bad_input_to_a_process_of_its_own(name: str, place: Place) -> None:
+    argv = CASES[name].prepare(place)
+    done = subprocess.run([sys.executable, "-m", "fastft", *argv], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    check_line(done.stderr, CASES[name].words)
+
+
+def metrics_lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run: Path) -> dict[int, float]:
+    """Loss of each step in the metrics; a torn last line is passed over, as every reader does."""
+    found = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        with contextlib.suppress(ValueError):
+            value = json.loads(line)
+            if "loss" in value:
+                found[value["step"]] = value["loss"]
+    return found
+
+
+@dataclass(frozen=True)
+class FullDisk:
+    """A resumed run on a disk that is full for files beyond a size."""
+
+    name: str
+    largest: Callable[[Path], int]
+    words: tuple[str, ...]
+
+
+FULL_DISKS = [
+    FullDisk("the configuration", lambda run: 100, ("cannot write", "config.yaml", "free space")),
+    FullDisk(
+        "a line of the metrics",
+        lambda run: (run / "metrics.jsonl").stat().st_size + 50,
+        ("cannot write", "metrics.jsonl", "--resume"),
+    ),
+    FullDisk("a checkpoint's weights", lambda run: 1_000_000, ("cannot write", "model.safetensors", "free space")),
+    FullDisk("a checkpoint's moments", lambda run: 10_000_000, ("cannot write", "optimizer.safetensors", "free space")),
+]
+
+
+@pytest.mark.parametrize("case", FULL_DISKS, ids=lambda case: case.name)
+def test_a_full_disk_while_training_loses_nothing(
+    case: FullDisk, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = place.run()
+    before, lines = snapshot(run), metrics_lines(run)
+    with full_disk(case.largest(run)):
+        status = main(place.resume("--steps", "4", "--save_every", "1"))
+    check_line(capsys.readouterr().err, case.words)
+    assert status == 2
+    after = snapshot(run)
+    untouched = {name for name in before if name.startswith(("checkpoints/", "model/"))}
+    assert {name for name in after if name.startswith(("checkpoints/", "model/"))} == untouched
+    assert {name: after[name] for name in untouched} == {name: before[name] for name in untouched}
+    assert (run / "metrics.jsonl").read_text().startswith("".join(json.dumps(line) + "\n" for line in lines))
+
+    assert main(place.resume("--steps", "4")) == 0
+    never_interrupted = place.tmp / "whole"
+    data = place.tmp / "run-data.json"
+    options = ("--steps", "4", "--keep_best", "false", "--dtype", "fp32", "--out", never_interrupted)
+    assert main(place.train(*options, data=data)) == 0
+    assert losses(run) == losses(never_interrupted)
+    assert (run / "model/model.safetensors").read_bytes() == (
+        never_interrupted / "model/model.safetensors"
+    ).read_bytes()
+
+
+def test_a_full_disk_at_the_export_keeps_the_checkpoint(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    run = place.run()
+    weights = (run / "model/model.safetensors").read_bytes()
+    shutil.rmtree(run / "model")
+    with full_disk(1_000_000):
+        assert main(place.resume()) == 2
+    check_line(capsys.readouterr().err, ("cannot write", "model.safetensors", "free space"))
+    assert main(place.resume()) == 0
+    assert (run / "model/model.safetensors").read_bytes() == weights
+
+
+def test_a_full_disk_while_answering_keeps_the_answers(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = place.on_run("generate", *GENERATE)
+    assert main([*argv, "--limit", "1"]) == 0
+    made = place.out / "responses.json"
+    first = made.read_bytes()
+    with full_disk(len(first) + 20):
+        assert main(argv) == 2
+    check_line(capsys.readouterr().err, ("cannot write", "responses.json", "free space"))
+    assert made.read_bytes() == first
+    assert main(argv) == 0
+    assert "1 of 3 responses are there already" in capsys.readouterr().err
+    assert json.loads(made.read_text())[:1] == json.loads(first)
+
+
+def test_responses_of_other_options_are_never_taken_up(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where a call with the other options failed before its first answer could be written."""
+    assert main(place.on_run("generate", *GENERATE)) == 0
+    made = place.out / "responses.json"
+    old = made.read_bytes()
+    longer = place.on_run("generate", "--max_new_tokens", "9", "--batch_size", "1")
+    with full_disk(100):
+        assert main(longer) == 2
+    assert made.read_bytes() == old
+    capsys.readouterr()
+    assert main(longer) == 0
+    assert "are there already" not in capsys.readouterr().err
+    old_texts = [entry["model_response"] for entry in json.loads(old)]
+    new_texts = [entry["model_response"] for entry in json.loads(made.read_text())]
+    assert all(len(new) > len(old) for new, old in zip(new_texts, old_texts, strict=True))
+
+
+def test_a_limit_takes_no_answers_away(place: Place) -> None:
+    argv = place.on_run("generate", *GENERATE)
+    assert main(argv) == 0
+    before = snapshot(place.out)
+    assert main([*argv, "--limit", "1"]) == 0
+    assert snapshot(place.out) == before
+
+
+@pytest.mark.parametrize(("command", "name"), [("score", "scores.json"), ("report", "report.html")])
+def test_a_full_disk_while_scoring_or_reporting(
+    command: str, name: str, place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(place.on_run("generate", *GENERATE)) == 0
+    before = snapshot(place.out)
+    capsys.readouterr()
+    with full_disk(100):
+        assert main(place.on_run(command, *(["--judge", "none"] if command == "score" else []))) == 2
+    check_line(capsys.readouterr().err, ("cannot write", name, "free space"))
+    assert snapshot(place.out) == before
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
+def test_a_full_disk_behind_standard_output(place: Place) -> None:
+    command = [sys.executable, "-m", "fastft", "inspect", "--data", str(place.json(made_records()))]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    check_line(done.stderr, ("No space left", "free space"))
+
+
+def test_half_of_a_surrogate_pair_in_a_further_key_is_written_back(place: Place) -> None:
+    place.run()
+    place.configure(data=str(place.json([{**record, "id": "\ud800"} for record in made_records()])))
+    assert main(place.on_run("generate", *GENERATE)) == 0
+    assert [entry["id"] for entry in json.loads((place.out / "responses.json").read_text())] == ["\ud800"] * 3
+
+
+def test_a_second_fault_does_not_hide_the_first(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every malformed record is named, up to ten, with the count of the rest."""
+    assert main(place.train(data=place.json([*made_records(), *[{}] * 12]))) == 2
+    check_line(capsys.readouterr().err, ("12 of 42", "row 31", "row 40", "and 2 more", "--skip_bad_records"))
+
+
+def test_the_table_is_as_long_as_promised() -> None:
+    assert len(CASES) + len(FULL_DISKS) >= 40
+    assert set(IN_A_PROCESS) <= set(CASES)
+    assert "PYTHONPATH" in os.environ or shutil.which("fastft") or Path(sys.prefix).exists()

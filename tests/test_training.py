@@ -1,0 +1,296 @@
+"""Training: one curve however a step is cut, and what happens to steps that go wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastft.config import TrainOptions, changed_settings, from_yaml, to_yaml
+from fastft.engine import Engine, choose_dtype
+from fastft.errors import TrainingError, UserError
+from fastft.model import GPT2, config_for
+from fastft.optim import adamw, learning_rate
+from fastft.run import Run, load_data, read_metrics
+from fastft.trainer import Trainer, train
+
+
+@pytest.fixture(scope="module")
+def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 records whose answers have from 1 to 12 words: supervised counts differ."""
+    words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+    records = [
+        {"instruction": f"Count to {words[i % 12]}, try {i}.", "input": "", "output": " ".join(words[: i % 12 + 1])}
+        for i in range(60)
+    ]
+    path = tmp_path_factory.mktemp("data") / "counting.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+@pytest.fixture
+def options(data_file: Path, tmp_path: Path) -> TrainOptions:
+    return TrainOptions(
+        data=str(data_file),
+        model="pico",
+        out=tmp_path / "run",
+        device="cpu",
+        dtype="fp32",
+        batch_size=8,
+        samples=0,
+        keep_best=False,
+    )
+
+
+def losses(options: TrainOptions, steps: int = 20) -> list[float]:
+    """The losses of a run's first steps, without files."""
+    torch.manual_seed(options.seed)
+    model = GPT2(config_for(options.model, tie_head=options.tie_head))
+    trainer = Trainer(Run(options.out), replace(options, steps=steps), load_data(options), Engine(model, options))
+    return [trainer._step(trainer.plan.step(index))["loss"] for index in range(steps)]
+
+
+def difference(a: list[float], b: list[float]) -> float:
+    return max(abs(x - y) / abs(y) for x, y in zip(a, b, strict=True))
+
+
+def metrics(options: TrainOptions) -> list[dict[str, Any]]:
+    return list(read_metrics(Run(options.out).metrics))
+
+
+class TestOneCurve:
+    """20 steps at a rate of 5e-5, with unequal supervised counts and an incomplete last step in each epoch of 7."""
+
+    @pytest.mark.parametrize(("dtype", "limit"), [("fp32", 1e-6), ("fp64", 1e-12)])
+    def test_accumulation(self, options: TrainOptions, dtype: Any, limit: float) -> None:
+        options = replace(options, dtype=dtype)
+        expected = losses(options)
+        for accumulate in (2, 4, 8):
+            assert difference(losses(replace(options, accumulate=accumulate)), expected) < limit
+
+    def test_the_limit_rejects_a_mean_of_means(self, options: TrainOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The usual mistake: each micro-batch divided by its own count, then averaged."""
+        expected = losses(options)
+        right = Engine.accumulate
+
+        def mean_of_means(self: Engine, batch: Any, count: int) -> torch.Tensor:
+            del count
+            return right(self, batch, 4 * batch.count)
+
+        monkeypatch.setattr(Engine, "accumulate", mean_of_means)
+        assert difference(losses(replace(options, accumulate=4)), expected) > 1e-3
+
+    @pytest.mark.parametrize("mask_prompt", [True, False])
+    def test_saving_path_follows_the_reference(self, options: TrainOptions, mask_prompt: bool) -> None:
+        options = replace(options, mask_prompt=mask_prompt)
+        assert difference(losses(options), losses(replace(options, impl="reference"))) < 1e-6
+
+    def test_tf32_and_threads_are_options_of_their_own(self) -> None:
+        assert TrainOptions().tf32 is False
+
+    def test_bf16_stays_near(self, options: TrainOptions) -> None:
+        got = difference(losses(replace(options, dtype="bf16")), losses(options))
+        assert 0 < got < 1e-2
+
+    def test_fp16_with_loss_scaling_stays_near(self, options: TrainOptions) -> None:
+        got = difference(losses(replace(options, dtype="fp16")), losses(options))
+        assert 0 < got < 1e-2
+
+
+class TestNonFinite:
+    def _poisoned(self, options: TrainOptions) -> Trainer:
+        torch.manual_seed(0)
+        model = GPT2(config_for("pico"))
+        with torch.no_grad():
+            model.ln_f.bias[0] = math.nan
+        return Trainer(Run(options.out), options, load_data(options), Engine(model, options))
+
+    def test_update_is_skipped_and_the_rows_are_named(
+        self, options: TrainOptions, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        trainer = self._poisoned(options)
+        before = [p.detach().clone() for p in trainer.engine.model.parameters()]
+        step = trainer.plan.step(0)
+        line = trainer._step(step)
+        assert line["skipped"] is True
+        assert trainer.progress.skipped == 1
+        assert not trainer.engine.optimizer.state
+        for old, new in zip(before, trainer.engine.model.parameters(), strict=True):
+            assert torch.equal(old.nan_to_num(), new.nan_to_num())
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"row{'s'} {trainer.train_set.rows[step.examples][0]}" in said
+
+    def test_the_run_stops_after_the_limit_with_a_checkpoint(self, options: TrainOptions) -> None:
+        trainer = self._poisoned(replace(options, max_skipped=2, eval_every=0))
+        with pytest.raises(TrainingError, match=r"skipped step 3, --max_skipped allows 2.*A checkpoint is saved"):
+            trainer.run_all()
+        assert list(trainer.run.checkpoints.glob("step-*/DONE"))
+
+    def test_a_bad_gradient_alone_is_enough(self, options: TrainOptions) -> None:
+        trainer = self._poisoned(options)
+        with torch.no_grad():
+            trainer.engine.model.ln_f.bias.zero_()
+        weight = trainer.engine.model.wpe.weight
+        weight.register_hook(lambda gradient: torch.full_like(gradient, math.inf))
+        line = trainer._step(trainer.plan.step(0))
+        assert math.isfinite(line["loss"])
+        assert line["skipped"] is True
+        assert trainer.progress.skipped == 1
+
+    def test_fp16_finds_its_scale_without_being_counted(self, options: TrainOptions) -> None:
+        options = replace(options, dtype="fp16")
+        trainer = Trainer(Run(options.out), options, load_data(options), Engine(GPT2(config_for("pico")), options))
+        trainer.engine.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
+        line = trainer._step(trainer.plan.step(0))
+        assert line["skipped"] is True
+        assert trainer.progress.skipped == 0
+        assert trainer.engine.scaler.get_scale() < 2.0**60
+
+
+class TestRun:
+    def test_leaves_a_whole_folder(self, options: TrainOptions) -> None:
+        outcome = train(replace(options, steps=9, eval_every=4, samples=1, keep_best=True))
+        assert outcome.progress.step == 9
+        run = outcome.run
+        lines = metrics(options)
+        steps = [line for line in lines if "loss" in line]
+        assert [line["step"] for line in steps] == list(range(1, 10))
+        keys = {
+            "step", "loss", "lr", "grad_norm", "seconds", "tokens_padded", "tokens_real", "tokens_computed",
+            "tokens_supervised", "memory_bytes",
+        }  # fmt: skip
+        assert all(keys <= line.keys() for line in steps)
+        evaluations = [line for line in lines if "val_loss" in line]
+        assert [line["step"] for line in evaluations] == [0, 4, 8, 9]
+        assert all("loss" not in line and "seconds" not in line for line in evaluations)
+        assert [line["step"] for line in lines if "sample" in line] == [4, 8, 9]
+        assert evaluations[-1]["val_loss"] < evaluations[0]["val_loss"]
+        assert {path.name for path in run.checkpoints.iterdir()} == {"step-7", "step-9", "best-9"}
+        assert (run.model / "model.safetensors").is_file()
+        assert from_yaml(run.config) == replace(options, steps=9, eval_every=4, samples=1, keep_best=True)
+
+    def test_token_accounting(self, options: TrainOptions) -> None:
+        outcome = train(replace(options, epochs=1, eval_every=0))
+        lines = [line for line in metrics(options) if "loss" in line]
+        data = load_data(options)
+        encoded = data.encode("train", options, 256)
+        assert sum(line["tokens_real"] for line in lines) == encoded.lengths.sum()
+        assert sum(line["tokens_supervised"] for line in lines) == encoded.supervised.sum()
+        assert sum(line["tokens_computed"] for line in lines) == outcome.progress.tokens_seen
+        assert all(line["tokens_padded"] >= line["tokens_real"] > line["tokens_supervised"] for line in lines)
+
+    def test_early_stopping_exports_the_best_weights(self, options: TrainOptions) -> None:
+        """At an absurd rate the first evaluation is the best one."""
+        options = replace(options, lr=5.0, clip=0.0, eval_every=1, patience=3, steps=50, keep_best=True)
+        outcome = train(options)
+        assert outcome.progress.step == outcome.progress.best_step + 3 < 50
+        best = outcome.run.checkpoints / f"best-{outcome.progress.best_step}"
+        from safetensors.torch import load_file
+
+        exported = load_file(outcome.run.model / "model.safetensors")
+        kept = load_file(best / "model.safetensors")
+        assert any(torch.equal(exported[name], kept["wte.weight"]) for name in exported if name.endswith("wte.weight"))
+
+    def test_dry_run_writes_nothing(self, options: TrainOptions, capsys: pytest.CaptureFixture[str]) -> None:
+        train(replace(options, dry_run=True))
+        said = " ".join(capsys.readouterr().err.split())
+        encoded = load_data(options).encode("train", options, 256)
+        assert f"{2 * encoded.lengths.sum():,} real" in said
+        assert f"{2 * encoded.supervised.sum():,} supervised" in said
+        assert "training will take about" in said
+        assert not options.out.exists()
+
+    def test_the_run_of_a_small_model_learns(self, options: TrainOptions) -> None:
+        train(replace(options, lr=3e-3, epochs=10, eval_every=0))
+        lines = [line for line in metrics(options) if "loss" in line]
+        assert lines[-1]["loss"] < 0.6 * lines[0]["loss"]
+
+    def test_overwrite_removes_only_what_a_run_writes(self, options: TrainOptions) -> None:
+        train(replace(options, steps=2, eval_every=0))
+        mine = options.out / "notes.txt"
+        mine.write_text("keep me")
+        train(replace(options, steps=1, eval_every=0, overwrite=True))
+        assert mine.read_text() == "keep me"
+        assert [line["step"] for line in metrics(options) if "loss" in line] == [1]
+
+    def test_tensorboard_is_an_extra(self, options: TrainOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+        import sys
+
+        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        with pytest.raises(UserError, match=r"pip install 'fastft\[tensorboard\]'"):
+            train(replace(options, steps=1, tensorboard=True))
+
+
+class TestOptimizer:
+    def test_decay_groups(self) -> None:
+        model = GPT2(config_for("pico"))
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        decayed, plain = adamw(model, lr=1e-3, weight_decay=0.1, decay_all=False).param_groups
+        assert decayed["weight_decay"] == 0.1
+        assert plain["weight_decay"] == 0.0
+        assert {names[p].split(".", 2)[-1] for p in decayed["params"]} == {
+            "attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight",
+        }  # fmt: skip
+        (everything,) = adamw(model, lr=1e-3, weight_decay=0.1, decay_all=True).param_groups
+        assert len(everything["params"]) == len(decayed["params"]) + len(plain["params"])
+
+    def test_untied_head_decays(self) -> None:
+        model = GPT2(config_for("pico", tie_head=False))
+        decayed = adamw(model, lr=1e-3, weight_decay=0.1, decay_all=False).param_groups[0]["params"]
+        assert any(parameter is model.lm_head.weight for parameter in decayed)
+
+    @pytest.mark.parametrize(
+        ("schedule", "expected"),
+        [
+            ("constant", [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0]),
+            ("linear", [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25]),
+            ("cosine", [0.25, 0.5, 0.75, 1.0, 1.0, 0.853553, 0.5, 0.146447]),
+        ],
+    )
+    def test_schedules(self, schedule: Any, expected: list[float]) -> None:
+        rates = [learning_rate(s, peak=1.0, schedule=schedule, warmup=4, total_steps=8) for s in range(8)]
+        assert rates == pytest.approx(expected, abs=1e-6)
+
+    def test_clipping_bounds_the_update(self, options: TrainOptions) -> None:
+        data = load_data(options)
+        norms = []
+        for clip in (0.0, 0.01):
+            torch.manual_seed(0)
+            engine = Engine(GPT2(config_for("pico")), replace(options, clip=clip))
+            seen: list[float] = []
+            engine.optimizer.register_step_pre_hook(
+                lambda optimizer, *_, seen=seen: seen.append(
+                    math.sqrt(sum(float(p.grad.square().sum()) for g in optimizer.param_groups for p in g["params"]))
+                )
+            )
+            trainer = Trainer(Run(options.out), options, data, engine)
+            trainer._step(trainer.plan.step(0))
+            norms += seen
+        assert norms[0] > 0.1
+        assert norms[1] == pytest.approx(0.01, rel=1e-3)
+
+
+def test_dtype_choice() -> None:
+    assert choose_dtype("fp32", torch.device("cpu")) == "fp32"
+    assert choose_dtype("auto", torch.device("cpu")) in ("bf16", "fp32")
+    assert choose_dtype("auto", torch.device("mps")) == "fp32"
+
+
+def test_config_round_trip(options: TrainOptions, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(replace(options, resume=True)))
+    assert from_yaml(path) == options
+    assert path.read_text().startswith("# fastft ")
+    assert f"torch {torch.__version__}" in path.read_text()
+
+
+def test_settings_that_a_resumed_run_may_change(options: TrainOptions) -> None:
+    assert not changed_settings(options, replace(options, steps=99, device="auto", keep=5))
+    assert changed_settings(options, replace(options, lr=1.0)) == ["lr: 5e-05 then, 1.0 now"]
+    falling = replace(options, schedule="cosine")
+    assert changed_settings(falling, replace(falling, steps=99)) == ["steps: None then, 99 now"]
