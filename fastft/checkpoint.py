@@ -66,7 +66,12 @@ def save_checkpoint(folder: Path, engine: Engine, progress: Progress, *, keep: i
         files.write_json(into / _STATE, {**asdict(progress), "scaler": engine.scaler.state_dict()})
 
     _write_whole(folder / f"step-{progress.step}", write)
-    _prune(folder, "step", progress.step, keep)
+    prune(folder, progress.step, keep=keep)
+
+
+def prune(folder: Path, step: int, *, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints up to `step-N`: what a killed run was about to remove, too."""
+    _prune(folder, "step", step, keep)
 
 
 def save_best(folder: Path, engine: Engine, progress: Progress) -> None:

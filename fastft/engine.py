@@ -106,8 +106,11 @@ class Engine:
             group["lr"] = lr
         self.scaler.unscale_(self.optimizer)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
-        grad_norm = nn.utils.clip_grad_norm_(parameters, self.clip).item()
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        grad_norm = norm.item()
         applied = loss_is_finite and math.isfinite(grad_norm)
+        if applied and grad_norm > self.clip:  # below it, clipping would be a pass over memory for nothing
+            nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
         if applied:
             self.scaler.step(self.optimizer)
         scale = self.scaler.get_scale()

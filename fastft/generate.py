@@ -173,7 +173,7 @@ def _prefill(model: GPT2, prompts: Sequence[Sequence[int]]) -> tuple[_Cache, Ten
     """Runs all prompts, padded at their ends; the cache, and the logits `[B, V]` behind each prompt."""
     device = model.wte.weight.device
     B, W = len(prompts), max(len(prompt) for prompt in prompts)
-    tokens = torch.tensor([[*prompt, *[END_OF_TEXT] * (W - len(prompt))] for prompt in prompts], device=device)
+    tokens = torch.tensor([[*prompt, *[0] * (W - len(prompt))] for prompt in prompts], device=device)
     last = torch.tensor([row * W + len(prompt) - 1 for row, prompt in enumerate(prompts)], device=device)
     cache = _Cache()
 

@@ -39,7 +39,9 @@ def plain_error(error: jsonargparse.ArgumentError, options: type[Any]) -> str:
     if (wrong := _WRONG_VALUE.fullmatch(message)) and wrong["key"] in hints:
         return f"got --{wrong['key']} {wrong['value'] or repr('')}, expected {_expected(hints[wrong['key']])}"
     if message.startswith("Unexpected config:"):
-        return f"--config: got {message.partition(':')[2].strip() or 'an empty file'}, expected options as `name: value`"
+        return (
+            f"--config: got {message.partition(':')[2].strip() or 'an empty file'}, expected options as `name: value`"
+        )
     message = re.sub(r'^Parser key "(\w+)"', r"--\1", message)
     return re.sub(r"(arguments are required: )(\w+)", r"\1--\2", message)
 

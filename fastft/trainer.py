@@ -28,16 +28,18 @@ from fastft.checkpoint import (
     load_best,
     load_checkpoint,
     newest_whole,
+    prune,
     save_best,
     save_checkpoint,
 )
 from fastft.config import TrainOptions, changed_settings, to_yaml
 from fastft.console import meter, say, warn
 from fastft.encode import name_rows
-from fastft.engine import Engine
+from fastft.engine import Engine, choose_device
 from fastft.errors import TrainingError, UserError
 from fastft.evaluate import BookMeans, TokenMean, batch_of
 from fastft.generate import NO_STOP, greedy
+from fastft.memory import keep_freed_memory
 from fastft.model import GPT2, SIZES, config_for
 from fastft.optim import learning_rate
 from fastft.plan import Plan, Step, make_plan
@@ -67,6 +69,8 @@ def train(options: TrainOptions) -> Outcome:
     """
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    if choose_device(options.device).type == "cpu":
+        keep_freed_memory()
     run = Run(options.out)
     _check_folder(run, options)
     if options.tensorboard:
@@ -282,6 +286,7 @@ class Trainer:
                 "start again with --overwrite, or put the data back"
             )
         self.progress = progress
+        prune(self.run.checkpoints, progress.step, keep=self.options.keep)
         say(f"resuming at step {progress.step} of {self.plan.total_steps} ({path})")
 
     def _finish(self) -> None:

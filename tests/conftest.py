@@ -3,17 +3,9 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
-
-
-def made_records(n: int = 30) -> list[dict[str, Any]]:
-    """`n` short records, all different, every other one with an input."""
-    return [
-        {"instruction": f"Say the number {i} in words.", "input": f"n{i}" if i % 2 else "", "output": f"number {i}"}
-        for i in range(n)
-    ]
+from small_records import made_records
 
 
 @pytest.fixture

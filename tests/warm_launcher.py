@@ -14,6 +14,8 @@ import signal
 import sys
 from typing import Any
 
+import torch._dynamo  # noqa: F401 (the first optimizer imports it, which takes longer than everything else)
+
 from fastft.cli import main
 from fastft.tokenizer import gpt2_tokenizer
 

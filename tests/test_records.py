@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_records import made_records
+
+from fastft import files
+from fastft.errors import UserError
+from fastft.records import Record, load_records, split
+
+RECORDS = made_records(5)
+ARRAY = json.dumps(RECORDS, ensure_ascii=False).encode()
+LINES = "\n".join(json.dumps(record) for record in RECORDS).encode()
+BOM = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("data.json", ARRAY),
+        ("data.json", BOM + ARRAY),
+        ("data.json.gz", gzip.compress(ARRAY)),
+        ("data.jsonl", LINES),
+        ("data.jsonl", BOM + LINES.replace(b"\n", b"\r\n") + b"\r\n"),
+        ("data.jsonl.gz", gzip.compress(LINES)),
+    ],
+    ids=["json", "json with BOM", "json.gz", "jsonl", "jsonl of Windows", "jsonl.gz"],
+)
+def test_every_kind_of_file_gives_the_same_records(name: str, content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    records = load_records(str(path))
+    assert [record.as_entry() for record in records.good] == RECORDS
+    assert [record.row for record in records.good] == [1, 2, 3, 4, 5]
+    assert records.bad == []
+
+
+def test_lines_that_json_or_unicode_could_split_are_one_record(tmp_path: Path) -> None:
+    """Only a newline ends a line of JSONL: not U+2028, not an escaped newline."""
+    record = {"instruction": "a\u2028b\x85c", "input": "d\ne", "output": "f\rg"}
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8", newline="")
+    assert [found.as_entry() for found in load_records(str(path)).good] == [record]
+
+
+def test_rows_count_blank_lines_and_bad_records(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    good = json.dumps(RECORDS[0])
+    path.write_text(f"{good}\n\n{{oops\n{good}\n[]\n")
+    records = load_records(str(path), skip_bad_records=True)
+    assert [record.row for record in records.good] == [1, 4]
+    assert [bad.row for bad in records.bad] == [3, 5]
+    assert records.describe_bad().startswith(f"{path}: 2 of 4 records are malformed: row 3: not JSON")
+
+
+def test_bad_records_stop_unless_they_are_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([RECORDS[0], {"instruction": "no output"}, RECORDS[1]]))
+    with pytest.raises(UserError, match=r"1 of 3 .*row 2: `output` is missing.*--skip_bad_records"):
+        load_records(str(path))
+    records = load_records(str(path), skip_bad_records=True)
+    assert [record.row for record in records.good] == [1, 3]
+
+
+@pytest.mark.parametrize("given_input", [{}, {"input": None}, {"input": ""}], ids=["missing", "null", "empty"])
+def test_the_input_may_be_left_out(given_input: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([{"instruction": "a", "output": "", **given_input}]))
+    assert load_records(str(path)).good == [Record(instruction="a", output="", row=1)]
+
+
+def test_further_keys_are_kept_and_written_back(tmp_path: Path) -> None:
+    entry = {"instruction": "a", "input": "b", "output": "c", "category": "x", "meta": {"id": [1, None]}}
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([entry]))
+    (record,) = load_records(str(path)).good
+    assert record.extra == {"category": "x", "meta": {"id": [1, None]}}
+    assert record.as_entry() == entry
+
+
+@given(text=st.text(st.characters(), max_size=20))  # halves of surrogate pairs among them
+def test_json_that_is_written_is_read_back_the_same(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / "text.json"
+    files.write_json(path, [text])
+    assert files.read_json(path, what="the text") == [text]
+
+
+@pytest.mark.parametrize(
+    ("n", "counts"),
+    [(1100, (935, 110, 55)), (52002, (44201, 5200, 2601)), (1, (0, 0, 1)), (10, (8, 1, 1))],
+)
+def test_the_books_split_is_in_file_order(n: int, counts: tuple[int, int, int]) -> None:
+    parts = split(n)
+    assert (len(parts.train), len(parts.test), len(parts.val)) == counts
+    assert np.array_equal(np.concatenate([parts.train, parts.test, parts.val]), np.arange(n))
+
+
+@given(n=st.integers(0, 3000), seed=st.integers(0, 2**63 - 1))
+def test_a_seeded_split_is_a_permutation_with_the_same_counts(n: int, seed: int) -> None:
+    parts, in_order = split(n, seed), split(n)
+    everything = np.concatenate([parts.train, parts.test, parts.val])
+    assert np.array_equal(np.sort(everything), np.arange(n))
+    assert [len(parts.train), len(parts.test)] == [len(in_order.train), len(in_order.test)]
+    assert np.array_equal(split(n, seed).train, parts.train)
+
+
+def test_seeds_give_different_splits() -> None:
+    assert not np.array_equal(split(100, 0).train, split(100).train)
+    assert not np.array_equal(split(100, 0).train, split(100, 1).train)
+
+
+def test_the_books_file(book_data: Path) -> None:
+    records = load_records(str(book_data)).good
+    assert len(records) == 1100
+    assert sum(not record.input for record in records) == 775
+    assert all(record.output for record in records)
