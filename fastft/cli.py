@@ -7,6 +7,7 @@ required and none answered; 130 when Ctrl-C stopped it.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -17,13 +18,14 @@ from typing import Any
 
 import jsonargparse
 import torch
+import yaml
 
 from fastft import __version__
 from fastft.config import RECIPES, TrainOptions
 from fastft.console import console
 from fastft.demo import DemoOptions, demo
 from fastft.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR, FastftError, UserError
-from fastft.generate import GenerateOptions, generate
+from fastft.generation import GenerateOptions, generate
 from fastft.inspect import InspectOptions, inspect
 from fastft.options import options_parser, plain_error
 from fastft.report import ReportOptions, report
@@ -61,6 +63,9 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):  # data may hold text that the terminal's encoding has no letters for
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = _main(arguments)
         sys.stdout.flush()
@@ -68,12 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FastftError as error:
         _say_error(str(error))
         return error.exit_status
-    except torch.OutOfMemoryError as error:
-        _say_error(
-            f"out of memory ({str(error).splitlines()[0]}); lower --batch_size or raise --accumulate, "
-            "or use --activation_checkpointing"
-        )
-        return EXIT_FAILED
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        return _out_of_memory(error)
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):  # the only mark of torch's allocator on a CPU
+            raise
+        return _out_of_memory(error)
     except KeyboardInterrupt:
         _say_error("interrupted")
         return EXIT_INTERRUPTED
@@ -129,7 +134,7 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
 
 def _with_saved_config(parser: jsonargparse.ArgumentParser, arguments: list[str]) -> list[str]:
     """Puts the defaults of a recipe and the saved options of a resumed run in front of the options given."""
-    recipe = _value_of("recipe", arguments)
+    recipe = _value_of("recipe", arguments) or _recipe_of_config(_value_of("config", arguments))
     if recipe in RECIPES:
         parser.set_defaults(RECIPES[recipe])
     if _value_of("resume", arguments) == "true":
@@ -137,6 +142,16 @@ def _with_saved_config(parser: jsonargparse.ArgumentParser, arguments: list[str]
         if (saved := out / "config.yaml").is_file():
             return ["--config", str(saved), *arguments]
     return arguments
+
+
+def _recipe_of_config(path: str | None) -> str | None:
+    """The recipe that a `--config` file names. What is wrong with the file, the parser will say."""
+    if path is None:
+        return None
+    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return str(values.get("recipe")) if isinstance(values, dict) else None
+    return None
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:
@@ -172,6 +187,12 @@ def _discard_output() -> None:
     """Points standard output at nothing, so that what is left in its buffer raises no error when Python exits."""
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _out_of_memory(error: Exception) -> int:
+    reason = str(error).partition("\n")[0] or "no memory left"
+    _say_error(f"out of memory ({reason}); lower --batch_size or raise --accumulate, or use --activation_checkpointing")
+    return EXIT_FAILED
 
 
 def _say_error(message: str) -> None:

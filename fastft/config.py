@@ -141,6 +141,8 @@ class TrainOptions:
             value = getattr(self, name)
             if value is not None and value > most:
                 raise UserError(f"got --{name} {value}, expected at most {most}")
+        if self.out == Path():
+            raise UserError("got an empty --out, expected a folder for the run")
         if not 0 < self.lr < float("inf"):
             raise UserError(f"got --lr {self.lr}, expected a positive number")
         if self.resume and self.overwrite:

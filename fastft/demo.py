@@ -10,7 +10,7 @@ from fastft import files
 from fastft.config import TrainOptions
 from fastft.console import say
 from fastft.engine import choose_device
-from fastft.generate import GenerateOptions, generate, greedy
+from fastft.generation import GenerateOptions, generate, greedy
 from fastft.metrics import exact_match
 from fastft.model import GPT2
 from fastft.report import ReportOptions, report
@@ -34,14 +34,14 @@ class DemoOptions:
 
 
 def demo_run(out: Path) -> TrainOptions:
-    """How the demo trains: 12 epochs of nano on the sample data."""
+    """How the demo trains: 10 epochs of nano on the sample data."""
     return TrainOptions(
         data="sample",
         model="nano",
         out=out,
         overwrite=True,
         batch_size=16,
-        epochs=12,
+        epochs=10,
         lr=1.5e-3,
         schedule="cosine",
         warmup=40,

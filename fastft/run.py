@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,14 +49,19 @@ class Run:
     @property
     def responses(self) -> Path:
         """The test entries with `model_response`."""
-        return self.folder / "responses.json"
+        return self.responses_of("test")
+
+    def responses_of(self, part: str) -> Path:
+        """The entries of `train`, `val` or `test` with `model_response`; what is scored is the test's."""
+        return self.folder / ("responses.json" if part == "test" else f"responses.{part}.json")
 
     def files(self) -> list[Path]:
         """Everything that fastft writes into the folder."""
-        names = (
-            "config.yaml", "metrics.jsonl", "checkpoints", "model", "responses.json", "responses.made-by.json",
-            "scores.json", "report.html", "demo.json", "tensorboard",
-        )  # fmt: skip
+        names = ["config.yaml", "metrics.jsonl", "checkpoints", "model", "tensorboard", "demo.json"]
+        for part in ("test", "val", "train"):
+            responses = self.responses_of(part)
+            names += [responses.name, responses.with_suffix(".made-from.json").name]
+        names += ["scores.json", "report.html"]
         return [self.folder / name for name in names]
 
     def holds_something(self) -> bool:
@@ -133,6 +139,11 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
                 yield value
 
 
+def strict_json(line: dict[str, Any]) -> dict[str, Any]:
+    """The line with null in place of numbers that JSON cannot say: infinities and not-a-number."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+
+
 class MetricsFile:
     """Appends lines to `metrics.jsonl`, each flushed, so that a killed run keeps all but the line being written."""
 
@@ -153,7 +164,7 @@ class MetricsFile:
             UserError: the disk is full, or the file cannot be written.
         """
         try:
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(json.dumps(strict_json(line)) + "\n")
             self._file.flush()
         except OSError as error:
             raise UserError(

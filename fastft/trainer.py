@@ -38,7 +38,7 @@ from fastft.encode import name_rows
 from fastft.engine import Engine, choose_device
 from fastft.errors import TrainingError, UserError
 from fastft.evaluate import BookMeans, TokenMean, batch_of
-from fastft.generate import NO_STOP, greedy
+from fastft.generation import NO_STOP, greedy
 from fastft.memory import keep_freed_memory
 from fastft.model import GPT2, SIZES, config_for
 from fastft.optim import learning_rate
@@ -139,8 +139,7 @@ class Trainer:
                     self._evaluate(log)
                 if self._save_is_due():
                     self._save()
-                if line.get("skipped"):
-                    self._skip(step, line)
+                self._check_skipped(step, line)
 
     def _step(self, step: Step) -> dict[str, Any]:
         """One optimizer step; returns its line for the metrics."""
@@ -171,23 +170,25 @@ class Trainer:
         }
         if not update.applied:
             line |= {"skipped": True, "rescaled": update.rescaled}
-            self.progress.skipped += not update.rescaled
+            if not update.rescaled:  # that is fp16's way of finding its loss scale
+                self.progress.skipped += 1
+                warn(self._why_skipped(step, line))
         return line
 
-    def _skip(self, step: Step, line: dict[str, Any]) -> None:
-        """Names the examples of a step that was not applied; stops the run where there were too many."""
-        if line["rescaled"]:  # fp16's way of finding its loss scale
+    def _check_skipped(self, step: Step, line: dict[str, Any]) -> None:
+        """Stops the run, saved with all that belongs to this step, where too many steps were skipped."""
+        if not line.get("skipped") or line["rescaled"] or self.progress.skipped <= self.options.max_skipped:
             return
+        self._save()
+        raise TrainingError(
+            f"{self._why_skipped(step, line)}; that was skipped step {self.progress.skipped}, --max_skipped allows "
+            f"{self.options.max_skipped}; look at these rows, lower --lr or use --dtype fp32. A checkpoint is saved"
+        )
+
+    def _why_skipped(self, step: Step, line: dict[str, Any]) -> str:
         rows = name_rows(self.train_set.rows[step.examples].tolist())
         found = f"loss {line['loss']} and gradient norm {line['grad_norm']}"
-        what = f"step {line['step']} has {found}: its update is skipped ({rows})"
-        warn(what)
-        if self.progress.skipped > self.options.max_skipped:
-            self._save()
-            raise TrainingError(
-                f"{what}; that was skipped step {self.progress.skipped}, --max_skipped allows "
-                f"{self.options.max_skipped}; look at these rows, lower --lr or use --dtype fp32. A checkpoint is saved"
-            )
+        return f"step {line['step']} has {found}: its update is skipped ({rows})"
 
     def _evaluate(self, log: _Log) -> None:
         """Validation loss, samples and the best weights."""

@@ -39,7 +39,7 @@ _PROBLEMS_SHOWN = 10
 _HF_TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 _HF_MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 _HF_IDS = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
-_HF_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HF_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 # What another value of changes the function that the model computes.
 _HF_REQUIRED = {
     "model_type": ("gpt2",),

@@ -666,7 +666,7 @@ def test_responses_of_other_options_are_never_taken_up(place: Place, capsys: pyt
     made = place.out / "responses.json"
     old = made.read_bytes()
     longer = place.on_run("generate", "--max_new_tokens", "60", "--batch_size", "1")
-    with full_disk((place.out / "responses.made-by.json").stat().st_size + 1):  # that file still fits
+    with full_disk((place.out / "responses.made-from.json").stat().st_size + 1):  # that file still fits
         assert main(longer) == 2
     assert made.read_bytes() == old
     capsys.readouterr()

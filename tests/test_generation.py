@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastft import generate as generate_module
+from fastft import generation as generate_module
 from fastft.config import TrainOptions, to_yaml
-from fastft.generate import NO_STOP, GenerateOptions, generate, greedy, greedy_reference
+from fastft.generation import NO_STOP, GenerateOptions, generate, greedy, greedy_reference
 from fastft.model import GPT2, SIZES, GPT2Config
 from fastft.run import Run
 from fastft.tokenizer import END_OF_TEXT, gpt2_tokenizer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from fastft.console import meter, say
 from fastft.engine import choose_device
 from fastft.errors import UserError
 from fastft.model import GPT2
+from fastft.records import Record
 from fastft.run import Run, load_data
 from fastft.tokenizer import END_OF_TEXT, gpt2_tokenizer
 from fastft.weights import load
@@ -51,7 +53,7 @@ class GenerateOptions:
 
 
 def generate(options: GenerateOptions) -> list[dict[str, Any]]:
-    """Answers the prompts of a run's split with its model and writes `responses.json`.
+    """Answers the prompts of a run's split with its model and writes `responses.json` (`responses.val.json`, ...).
 
     The file is written after each batch; a second call goes on where a killed one stopped.
 
@@ -60,8 +62,11 @@ def generate(options: GenerateOptions) -> list[dict[str, Any]]:
     """
     run = Run(options.run)
     train_options = run.options()
-    if not run.model.is_dir():
-        raise UserError(f"no model in {run.folder}: expected {run.model}; finish the run with `fastft train --resume`")
+    if not (run.model / "model.safetensors").is_file():
+        raise UserError(
+            f"no model in {run.folder}: expected {run.model / 'model.safetensors'}; "
+            f"finish the run with `fastft train --resume --out {run.folder}`"
+        )
     data = load_data(train_options)
     whole_split = data.part(options.split)
     if not whole_split:
@@ -70,8 +75,8 @@ def generate(options: GenerateOptions) -> list[dict[str, Any]]:
     records, prompts = whole_split[: options.limit], all_prompts[: options.limit]
     entries = [record.as_entry() for record in records]
 
-    identity = _identity(run.model, options, all_prompts)
-    done = _already_answered(run, identity, entries)
+    answers = _Answers.of(run, options, whole_split, all_prompts)
+    done = answers.read()[: len(entries)]
     if done:
         say(f"{len(done)} of {len(entries)} responses are there already")
     if len(done) == len(entries):
@@ -81,17 +86,15 @@ def generate(options: GenerateOptions) -> list[dict[str, Any]]:
     prompt_ids = tokenizer.encode_many(prompts)
     _check_room(prompt_ids, model.config.n_ctx, [record.row for record in records])
 
-    if not done:  # whatever responses are there, they are of other prompts, weights or options
-        _identity_file(run).unlink(missing_ok=True)
+    if not done:
+        answers.begin()
     with meter("responses", len(entries), done=len(done)) as progress:
         for begin in range(len(done), len(entries), options.batch_size):
             end = begin + options.batch_size
             outputs = greedy(model, prompt_ids[begin:end], max_new_tokens=options.max_new_tokens)
             for entry, ids in zip(entries[begin:end], outputs, strict=True):
                 done.append({**entry, "model_response": data.template.extract(tokenizer.decode(ids))})
-            files.write_json(run.responses, done)
-            if begin == 0:
-                files.write_json(_identity_file(run), identity)
+            answers.write(done)
             progress.advance(by=len(outputs))
     return done
 
@@ -215,29 +218,49 @@ def _check_room(prompt_ids: list[list[int]], n_ctx: int, rows: list[int]) -> Non
         )
 
 
-def _identity_file(run: Run) -> Path:
-    return run.folder / "responses.made-by.json"
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """The responses of a split on the disk, and beside them what they were made from."""
 
+    path: Path
+    made_from: dict[str, Any]
 
-def _identity(model: Path, options: GenerateOptions, prompts: list[str]) -> dict[str, Any]:
-    """What responses depend on: they are taken up again only where all of it is the same."""
-    weights = model / "model.safetensors"
-    digest = hashlib.sha256(weights.read_bytes() if weights.is_file() else b"").hexdigest()
-    asked = hashlib.sha256("\0".join(prompts).encode("utf-8")).hexdigest()
-    return {
-        "weights_sha256": digest,
-        "prompts_sha256": asked,
-        "split": options.split,
-        "max_new_tokens": options.max_new_tokens,
-    }
+    @classmethod
+    def of(cls, run: Run, options: GenerateOptions, records: Sequence[Record], prompts: Sequence[str]) -> _Answers:
+        """Answers are taken up again only where weights, prompts, records and options are the same."""
+        asked = hashlib.sha256()
+        for record, prompt in zip(records, prompts, strict=True):
+            asked.update(json.dumps([prompt, record.as_entry()], sort_keys=True).encode())
+        with (run.model / "model.safetensors").open("rb") as weights:
+            digest = hashlib.file_digest(weights, "sha256").hexdigest()
+        made_from = {
+            "weights_sha256": digest,
+            "asked_sha256": asked.hexdigest(),
+            "max_new_tokens": options.max_new_tokens,
+        }
+        return cls(run.responses_of(options.split), made_from)
 
+    def begin(self) -> None:
+        """Forgets what earlier responses were made from: they are of other prompts, weights or options."""
+        self._origin.unlink(missing_ok=True)
 
-def _already_answered(run: Run, identity: dict[str, Any], entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    if not (run.responses.is_file() and _identity_file(run).is_file()):
-        return []
-    if files.read_json(_identity_file(run), what="the responses' origin") != identity:
-        return []
-    answered = files.read_json(run.responses, what="responses")
-    if not isinstance(answered, list) or not all(isinstance(entry, dict) for entry in answered):
-        raise UserError(f"{run.responses} is not a list of responses; move it away to answer again")
-    return answered[: len(entries)]
+    def write(self, entries: list[dict[str, Any]]) -> None:
+        """Writes the entries answered so far, and with the first ones what they are made from."""
+        files.write_json(self.path, entries)
+        if not self._origin.is_file():
+            files.write_json(self._origin, self.made_from)
+
+    def read(self) -> list[dict[str, Any]]:
+        """The entries that an earlier call has answered in the same way."""
+        if not (self.path.is_file() and self._origin.is_file()):
+            return []
+        if files.read_json(self._origin, what="the responses' origin") != self.made_from:
+            return []
+        answered = files.read_json(self.path, what="responses")
+        if not isinstance(answered, list) or not all(isinstance(entry, dict) for entry in answered):
+            raise UserError(f"{self.path} is not a list of responses; move it away to answer again")
+        return answered
+
+    @property
+    def _origin(self) -> Path:
+        return self.path.with_suffix(".made-from.json")

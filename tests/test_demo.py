@@ -1,0 +1,39 @@
+"""The demo: the whole way in small here, and the real one with its figures in `make test-long`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fastft import demo as demo_module
+from fastft.cli import main
+from fastft.config import TrainOptions
+
+
+def test_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def shorter(out: Path, full=demo_module.demo_run) -> TrainOptions:
+        return replace(full(out), model="pico", steps=3, eval_every=2)
+
+    monkeypatch.setattr(demo_module, "demo_run", shorter)
+    for _ in range(2):  # a second demo replaces the first
+        assert main(["demo", "--out", str(tmp_path / "demo"), "--judge", "false"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"report: {tmp_path / 'demo' / 'report.html'}"
+    assert lines[1].startswith("exact match on 144 test questions: 0.0% before training, ")
+    assert len(lines) == 2 * (3 + demo_module.ANSWERS_SHOWN)
+    names = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert names >= {"config.yaml", "metrics.jsonl", "checkpoints", "model", "responses.json", "scores.json"}
+    assert "<html" in (tmp_path / "demo" / "report.html").read_text()
+
+
+@pytest.mark.long
+def test_the_real_demo_learns_to_answer(tmp_path: Path) -> None:
+    assert main(["demo", "--out", str(tmp_path / "demo"), "--judge", "false"]) == 0
+    summary = json.loads((tmp_path / "demo" / "scores.json").read_text())["summary"]
+    before = json.loads((tmp_path / "demo" / "demo.json").read_text())["exact_match_before"]
+    assert before < 2
+    assert summary["exact_match"] >= 80
+    assert len(json.loads((tmp_path / "demo" / "responses.json").read_text())) >= 100
