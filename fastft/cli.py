@@ -29,7 +29,8 @@ from fastft.generation import GenerateOptions, generate
 from fastft.inspect import InspectOptions, inspect
 from fastft.options import options_parser, plain_error
 from fastft.report import ReportOptions, report
-from fastft.score import ScoreOptions, score
+from fastft.run import Run
+from fastft.score import ScoreOptions, score, summary_line
 from fastft.trainer import train
 
 EXIT_INTERRUPTED = 130
@@ -38,6 +39,19 @@ EXIT_INTERRUPTED = 130
 def _train(options: TrainOptions) -> int:
     outcome = train(options)
     return EXIT_INTERRUPTED if outcome.interrupted_by == signal.SIGINT else EXIT_DONE
+
+
+def _generate(options: GenerateOptions) -> None:
+    entries = generate(options)
+    print(f"{len(entries)} responses in {Run(options.run).responses_of(options.split)}")
+
+
+def _score(options: ScoreOptions) -> None:
+    print(summary_line(score(options)["summary"]))
+
+
+def _report(options: ReportOptions) -> None:
+    print(report(options))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +68,9 @@ COMMANDS = {
     "demo": Command("train nano GPT-2 on the embedded data and report, in minutes on a CPU", DemoOptions, demo),
     "inspect": Command("show what the trainer will see of a data file", InspectOptions, inspect),
     "train": Command("train a model", TrainOptions, _train),
-    "generate": Command("answer the test prompts with a run's model", GenerateOptions, generate),
-    "score": Command("score a run's responses by a judge and by text metrics", ScoreOptions, score),
-    "report": Command("make a run's report page", ReportOptions, report),
+    "generate": Command("answer the test prompts with a run's model", GenerateOptions, _generate),
+    "score": Command("score a run's responses by a judge and by text metrics", ScoreOptions, _score),
+    "report": Command("make a run's report page", ReportOptions, _report),
 }
 
 

@@ -121,6 +121,19 @@ def responses_sha256(run: Path) -> str:
     return hashlib.sha256((run / RESPONSES).read_bytes()).hexdigest()
 
 
+def summary_line(summary: Mapping[str, Any]) -> str:
+    """The figures of a summary in one line; what was not or cannot be computed is left out."""
+    figures = [
+        ("exact match", summary["exact_match"], "%"),
+        ("BLEU", summary["bleu"], "%"),
+        ("ROUGE-L", summary["rouge_l"], "%"),
+        ("perplexity of the references", summary["perplexity"], ""),
+        ("judge's mean", summary["judge_mean"], f" over {summary['n_scored']} of {summary['n']} responses"),
+    ]
+    said = [f"{name} {value:.2f}{unit}" for name, value, unit in figures if value is not None]
+    return f"{summary['n']} responses: {', '.join(said)}"
+
+
 class _Sheet:
     """scores.json while it is being filled. Starts with the judgements of an earlier call that still hold."""
 

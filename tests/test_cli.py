@@ -73,8 +73,8 @@ def test_documented_names_exist() -> None:
     readme = (root / "README.md").read_text()
     for match in re.findall(r"`([\w/]+\.py)`", readme):
         assert (root / match).is_file() or (root / "fastft" / match).is_file(), match
-    for command in re.findall(r"fastft ([a-z]+) +--", readme):
+    for command in re.findall(r"bin/fastft ([a-z]+) +--", readme):
         assert command in COMMANDS, command
-    options = {f for command in COMMANDS.values() for f in command.options.__dataclass_fields__} | {"config"}
+    options = {f for command in COMMANDS.values() for f in command.options.__dataclass_fields__} | {"config", "help"}
     for option in re.findall(r"(?<![\w-])--(\w+)", readme):
         assert option in options, option

@@ -11,7 +11,7 @@ from ollama_stub import Action, Handler, OllamaStub, says, status, unused_url
 
 from fastft import judge as judge_module
 from fastft.errors import JudgeUnavailable, UserError
-from fastft.score import ScoreOptions, score
+from fastft.score import ScoreOptions, score, summary_line
 
 ENTRIES: list[dict[str, Any]] = [
     {"instruction": f"Say {word}.", "input": "", "output": f"This is the word {word}.", "category": category}
@@ -296,3 +296,11 @@ def test_half_a_surrogate_pair_in_a_response_is_scored(tmp_path: Path) -> None:
     write(tmp_path, with_responses("\ud83d is the word one."))
     with OllamaStub(says("80")) as stub:
         assert given(scored(tmp_path, stub)) == [80]
+
+
+def test_summary_line_leaves_out_what_is_not_known() -> None:
+    summary = {"n": 4, "exact_match": 50.0, "bleu": None, "rouge_l": 75.0, "perplexity": None, "judge_mean": 82.5}
+    summary |= {"n_scored": 3}
+    assert summary_line(summary) == (
+        "4 responses: exact match 50.00%, ROUGE-L 75.00%, judge's mean 82.50 over 3 of 4 responses"
+    )
