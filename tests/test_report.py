@@ -134,7 +134,7 @@ def test_scores_and_configuration_are_shown(page: Page) -> None:
 
 
 def test_responses_stand_beside_their_judgements(page: Page) -> None:
-    rows = page.source.split('<table class="responses">')[1].split("<tr>")[2:]
+    rows = page.source.split('<table class="responses">')[1].split("</table>")[0].split("<tr>")[2:]
     assert len(rows) == 3
     assert [("✓ exact match" in row) for row in rows] == [True, False, False]
     assert "<b>97</b>" in rows[0]
