@@ -1,4 +1,4 @@
-"""`Batch`: the one type that a model is given, whatever made it.
+"""`Batch`: the one type that a model is given, whatever made it: `pack`, `padded_batch` or a converter.
 
 Letters: `T` tokens, `R` loss rows, `P` supervised targets of single examples; a padded batch has `B` rows of `W`
 tokens, `T = B W`, laid end to end.
@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from fastft_kernels import Block, plan_blocks
 from torch import Tensor
 
+from fastft.encode import EncodedSet
 from fastft.tokenizer import END_OF_TEXT
 
 IGNORE_INDEX = -100
@@ -34,8 +36,11 @@ class Batch:
         pair_rows: `[P]` int64, the row of each supervised target of each example.
         pair_examples: `[P]` int64, the example (its index in the batch) of each supervised target.
         examples: how many examples the batch holds.
-        tokens_real: how many tokens belong to an example; the others are padding.
+        tokens_real: inputs of all examples, each example's counted by itself.
+        tokens_padded: positions that the same examples would take as rows of equal length.
         row_length: `W` where the batch is padded: it lets attention run on `[B, W]`. None elsewhere.
+        blocks, row_blocks: the parts of the score matrix that attention computes, of all queries and of the loss
+            rows' (`fastft_kernels.plan_blocks`); None leaves finding them to the kernel.
     """
 
     tokens: Tensor
@@ -48,7 +53,10 @@ class Batch:
     pair_examples: Tensor
     examples: int
     tokens_real: int
+    tokens_padded: int
     row_length: int | None = None
+    blocks: tuple[Block, ...] | None = None
+    row_blocks: tuple[Block, ...] | None = None
 
     @property
     def count(self) -> int:
@@ -62,6 +70,9 @@ class Batch:
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
         }
+        for name in ("blocks", "row_blocks"):
+            if (blocks := getattr(self, name)) is not None:
+                moved[name] = tuple(block.to(device) for block in blocks)
         return replace(self, **moved)
 
     def example_losses(self, row_losses: Tensor) -> Tensor:
@@ -119,5 +130,191 @@ def from_padded(inputs: Tensor, labels: Tensor, *, tokens_real: int | None = Non
         pair_examples=rows // W,
         examples=B,
         tokens_real=B * W if tokens_real is None else tokens_real,
+        tokens_padded=B * W,
         row_length=W,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Batcher:
+    """Makes batches of a set's examples, as `--batching` and `--share_prefix` say."""
+
+    packed: bool = True
+    share_prefix: bool = True
+    round_sizes: bool = False
+
+    def __call__(self, encoded: EncodedSet, examples: npt.NDArray[np.int64]) -> Batch:
+        """The batch of the examples with the given indices; of none, a batch without a loss row."""
+        ids = [encoded[index] for index in examples]
+        first_target = [int(encoded.first_target[index]) for index in examples]
+        if not ids:
+            return nothing()
+        if self.packed:
+            return pack(ids, first_target, share_prefix=self.share_prefix, round_sizes=self.round_sizes)
+        return padded_batch(ids, first_target)
+
+
+def nothing() -> Batch:
+    """A batch of no example: one token that nobody asks. What a rank computes that has no example in a step."""
+    batch = from_padded(torch.zeros(1, 1, dtype=torch.int64), torch.full((1, 1), IGNORE_INDEX), tokens_real=0)
+    return replace(batch, examples=0, tokens_padded=0)
+
+
+LEAST_SHARED = 8
+"""Tokens that equal beginnings must have for sharing to be worth a branch of the tree."""
+
+
+def pack(
+    examples: Sequence[npt.NDArray[np.int32]],
+    first_target: Sequence[int],
+    *,
+    share_prefix: bool = True,
+    least_shared: int = LEAST_SHARED,
+    round_sizes: bool = False,
+) -> Batch:
+    """Examples laid end to end with no padding, equal beginnings once.
+
+    The tokens are those of a prefix tree in depth-first order: sorted lexicographically, each example adds what
+    follows the beginning that it shares with the one before it. A token that several examples supervise has one loss
+    row for each different next token, weighted by the number of examples that ask for it.
+
+    Args:
+        examples: the ids of each example, its end-of-text last; an example of n ids has n - 1 inputs.
+        first_target: index within each example of the first supervised id, at least 1.
+        share_prefix: off, every example's tokens stand by themselves.
+        least_shared: shorter equal beginnings are not shared.
+        round_sizes: pad T and R up to few sizes, so that what was compiled or captured for one pack fits others.
+            Padding sees itself alone, and its loss rows weigh nothing.
+
+    Raises:
+        ValueError: there is no example.
+    """
+    if not examples:
+        raise ValueError("got no example, expected at least one")
+    order, shared = _sorted_with_shared(examples, least_shared) if share_prefix else _as_they_are(examples)
+    lengths = np.array([len(examples[index]) - 1 for index in order])
+    begins = np.concatenate([[0], np.cumsum(lengths - shared)])  # where each example's own tokens begin
+    T = int(begins[-1])
+    tokens = np.empty(T, dtype=np.int64)
+    positions = np.empty(T, dtype=np.int64)
+    place = np.empty(int(lengths.max()), dtype=np.int64)  # of the current example's tokens in the pack
+    wanted_by: list[npt.NDArray[np.int64]] = []
+    wanted: list[npt.NDArray[np.int32]] = []
+    for index, length, own, begin in zip(order, lengths, shared, begins, strict=False):
+        ids, start = examples[index], first_target[index]
+        mine = slice(begin, begin + length - own)
+        tokens[mine] = ids[own:length]
+        positions[mine] = np.arange(own, length)
+        place[own:length] = np.arange(mine.start, mine.stop)
+        wanted_by.append(place[start - 1 : length].copy())
+        wanted.append(ids[start:])
+    visible_until = _visible_until(lengths, shared, begins)
+    rows, targets, counts, pair_rows = _rows(np.concatenate(wanted_by), np.concatenate(wanted))
+    if round_sizes:
+        more_tokens, more_rows = rounded_size(T) - T, rounded_size(len(rows)) - len(rows)
+        tokens, positions = (np.pad(x, (0, more_tokens)) for x in (tokens, positions))
+        visible_until = np.append(visible_until, np.arange(T, T + more_tokens, dtype=np.int32) + 1)
+        rows = np.pad(rows, (0, more_rows), constant_values=len(tokens) - 1)
+        targets, counts = (np.pad(x, (0, more_rows)) for x in (targets, counts))
+    pairs = [len(ids) for ids in wanted]
+    return Batch(
+        tokens=torch.from_numpy(tokens),
+        positions=torch.from_numpy(positions),
+        visible_until=torch.from_numpy(visible_until),
+        rows=torch.from_numpy(rows),
+        targets=torch.from_numpy(targets),
+        weights=torch.from_numpy(counts.astype(np.float32)),
+        pair_rows=torch.from_numpy(pair_rows),
+        pair_examples=torch.from_numpy(np.repeat(np.array(order, dtype=np.int64), pairs)),
+        examples=len(examples),
+        tokens_real=int(lengths.sum()),
+        tokens_padded=len(examples) * int(lengths.max()),
+        blocks=tuple(plan_blocks(visible_until)),
+        row_blocks=tuple(plan_blocks(visible_until, rows)),
+    )
+
+
+def rounded_size(n: int) -> int:
+    """The next size of the form 2^e * (8 ... 15), at least 64: at most an eighth more than `n`, beyond 64."""
+    step = 1 << max(3, n.bit_length() - 4)
+    return max(64, -(-n // step) * step)
+
+
+def _sorted_with_shared(
+    examples: Sequence[npt.NDArray[np.int32]], least_shared: int
+) -> tuple[list[int], npt.NDArray[np.int64]]:
+    """The examples' order by content, and how many inputs each shares with the one before it."""
+    # Big-endian bytes compare as the ids do; an input that another one continues comes first.
+    order = sorted(range(len(examples)), key=lambda index: examples[index][:-1].astype(">u4").tobytes())
+    shared = np.zeros(len(order), dtype=np.int64)
+    for at in range(1, len(order)):
+        before, this = examples[order[at - 1]][:-1], examples[order[at]][:-1]
+        least = min(len(before), len(this))
+        differs = np.flatnonzero(before[:least] != this[:least])
+        equal = int(differs[0]) if len(differs) else least
+        shared[at] = equal if equal >= least_shared else 0
+    return order, shared
+
+
+def _as_they_are(examples: Sequence[npt.NDArray[np.int32]]) -> tuple[list[int], npt.NDArray[np.int64]]:
+    return list(range(len(examples))), np.zeros(len(examples), dtype=np.int64)
+
+
+def _visible_until(
+    lengths: npt.NDArray[np.int64], shared: npt.NDArray[np.int64], begins: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int32]:
+    """`[T]` int32: where the group ends that shares each token.
+
+    Going backwards, `until[p]` is the beginning of the next example that does not share position p.
+    """
+    T = int(begins[-1])
+    visible_until = np.empty(T, dtype=np.int32)
+    until = np.full(int(lengths.max()), T, dtype=np.int32)
+    for at in range(len(lengths) - 1, -1, -1):
+        own = shared[at]
+        visible_until[begins[at] : begins[at + 1]] = until[own : lengths[at]]
+        until[own:] = begins[at]
+    return visible_until
+
+
+def _rows(
+    tokens: npt.NDArray[np.int64], targets: npt.NDArray[np.int32]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Rows, targets and counts `[R]` of the different (token, target) pairs, sorted, and the row of each pair `[P]`."""
+    pairs = tokens * (1 << 32) + targets
+    different, row_of_pair, counts = np.unique(pairs, return_inverse=True, return_counts=True)
+    return different >> 32, different & ((1 << 32) - 1), counts, row_of_pair.reshape(-1)
+
+
+def from_cu_seqlens(tokens: Tensor, labels: Tensor, cu_seqlens: Tensor) -> Batch:
+    """A `Batch` from sequences packed end to end, as users of varlen attention have them.
+
+    Args:
+        tokens: `[T]` int64.
+        labels: `[T]` int64, the next token of each position, or -100 where none is asked for.
+        cu_seqlens: `[N + 1]` integers, where each sequence begins, and T.
+
+    Raises:
+        ValueError: the shapes differ, or `cu_seqlens` does not rise from 0 to T.
+    """
+    ends = cu_seqlens.to(torch.int64)
+    lengths = ends.diff()
+    if tokens.ndim != 1 or tokens.shape != labels.shape:
+        raise ValueError(f"got tokens {tuple(tokens.shape)}, labels {tuple(labels.shape)}, expected the same shape [T]")
+    if len(ends) < 2 or ends[0] != 0 or ends[-1] != len(tokens) or (lengths < 1).any():
+        raise ValueError(f"got cu_seqlens {ends.tolist()[:8]}, expected to rise from 0 to T = {len(tokens)}")
+    sequence = torch.arange(len(lengths), device=tokens.device).repeat_interleave(lengths)
+    rows = (labels != IGNORE_INDEX).nonzero().squeeze(1)
+    return Batch(
+        tokens=tokens,
+        positions=torch.arange(len(tokens), device=tokens.device) - ends[:-1][sequence],
+        visible_until=ends[1:][sequence].to(torch.int32),
+        rows=rows,
+        targets=labels[rows],
+        weights=torch.ones(len(rows), device=tokens.device),
+        pair_rows=torch.arange(len(rows), device=tokens.device),
+        pair_examples=sequence[rows],
+        examples=len(lengths),
+        tokens_real=len(tokens),
+        tokens_padded=len(lengths) * int(lengths.max()),
     )

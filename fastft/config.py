@@ -56,12 +56,17 @@ class TrainOptions:
     split_seed: int | None = None
     """Shuffle the records before the 85/10/5 split; not given: file order, as in the book."""
 
-    batching: Literal["padded"] = "padded"
-    """How a step's examples become batches."""
+    batching: Literal["padded", "bucketed", "packed"] = "packed"
+    """packed: end to end, no padding, equal beginnings once; padded: rows of equal length; bucketed: padded, and
+    examples of similar length form a step (which changes the mix of examples in a step)."""
+    share_prefix: bool = True
+    """Compute equal beginnings of a pack's examples once."""
+    pack_tokens: int = 16384
+    """The most tokens of a pack; a step with more is cut into several, which changes nothing but its memory."""
     batch_size: int = 8
     """Examples in one optimizer step."""
     accumulate: int = 1
-    """Forward and backward passes that one optimizer step is cut into."""
+    """The least number of forward and backward passes that one optimizer step is cut into."""
     epochs: int = 2
     """Passes over the training examples."""
     steps: int | None = None
@@ -127,7 +132,7 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         at_least = {
-            **dict.fromkeys(("batch_size", "accumulate", "epochs", "keep"), 1),
+            **dict.fromkeys(("batch_size", "accumulate", "epochs", "keep", "pack_tokens"), 1),
             **dict.fromkeys(("warmup", "weight_decay", "clip", "max_skipped"), 0),
             **dict.fromkeys(("eval_every", "samples", "patience", "save_every", "seed"), 0),
         }
@@ -160,6 +165,7 @@ BOOK_RECIPE: dict[str, Any] = {
     "template": "alpaca",
     "mask_prompt": False,
     "too_long": "truncate",
+    "batching": "padded",
     "batch_size": 8,
     "epochs": 2,
     "drop_last": True,

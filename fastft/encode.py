@@ -81,6 +81,17 @@ class EncodedSet:
         """`[n]` int64: supervised targets of each example."""
         return self.lengths + 1 - self.first_target
 
+    def common_prefix(self) -> int:
+        """How many inputs all examples begin with alike."""
+        if not len(self):
+            return 0
+        begins = self.offsets[:-1]
+        for position in range(int(self.lengths.min())):
+            column = self.ids[begins + position]
+            if (column != column[0]).any():
+                return position
+        return int(self.lengths.min())
+
     def fingerprint(self) -> str:
         """SHA-256 over ids, offsets and masks: two sets with the same fingerprint train the same."""
         digest = hashlib.sha256()

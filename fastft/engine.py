@@ -92,10 +92,10 @@ class Engine:
         """
         batch = batch.to(self.device)
         with autocast(self.dtype, self.device):
-            row_losses = self.model(batch, impl=self.impl)
-        loss: Tensor = (row_losses * batch.weights).sum() / count
+            loss, _ = self.model(batch, row_weights=batch.weights / count, impl=self.impl)
         torch.autograd.backward(self.scaler.scale(loss))
-        return loss.detach()
+        mean: Tensor = loss.detach()
+        return mean
 
     def update(self, lr: float, *, loss_is_finite: bool = True) -> Update:
         """Clips the gradient, updates the weights at rate `lr` and clears the gradient.
@@ -129,5 +129,5 @@ def evaluate_batch(model: GPT2, batch: Batch, *, dtype: DType = "fp32", impl: st
     device = model.wte.weight.device
     batch = batch.to(device)
     with autocast(dtype, device):
-        row_losses = model(batch, impl=impl)
-    return (row_losses * batch.weights).sum().item(), batch.count
+        loss, _ = model(batch, impl=impl)
+    return loss.item(), batch.count

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastft.batch import Batch, padded_batch
+from fastft.batch import Batch, Batcher
 from fastft.book import EVAL_BATCHES, BookOrder
 from fastft.encode import EncodedSet
 from fastft.plan import Indices
@@ -16,16 +16,12 @@ EvaluateBatch = Callable[[Batch], tuple[float, int]]
 """A batch to the sum of its supervised losses and their count."""
 
 
-def batch_of(encoded: EncodedSet, examples: Indices) -> Batch:
-    """The padded batch of some examples of a set."""
-    return padded_batch([encoded[index] for index in examples], [int(encoded.first_target[i]) for i in examples])
-
-
 @dataclass(frozen=True, slots=True)
 class TokenMean:
     """The loss of the validation examples: the sum over their supervised targets divided by their count."""
 
     val: EncodedSet
+    batcher: Batcher
     batch_size: int
     every: int
     limit: int | None = None
@@ -41,7 +37,7 @@ class TokenMean:
         batches = [by_length[i : i + self.batch_size] for i in range(0, len(by_length), self.batch_size)]
         total, count = 0.0, 0
         for examples in batches:
-            loss, targets = evaluate(batch_of(self.val, examples))
+            loss, targets = evaluate(self.batcher(self.val, examples))
             total, count = total + loss, count + targets
         return {"val_loss": total / count}
 
@@ -53,6 +49,7 @@ class BookMeans:
 
     train: EncodedSet
     val: EncodedSet
+    batcher: Batcher
     batch_size: int
     order: BookOrder
 
@@ -70,11 +67,10 @@ class BookMeans:
         in_order = np.arange(len(self.val))
         val = [in_order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(EVAL_BATCHES)]
         return {
-            "train_loss": _mean_of_means(evaluate, self.train, train),
-            "val_loss": _mean_of_means(evaluate, self.val, val),
+            "train_loss": self._mean_of_means(evaluate, self.train, train),
+            "val_loss": self._mean_of_means(evaluate, self.val, val),
         }
 
-
-def _mean_of_means(evaluate: EvaluateBatch, encoded: EncodedSet, batches: Sequence[Indices]) -> float:
-    sums = [evaluate(batch_of(encoded, examples)) for examples in batches if len(examples)]
-    return sum(loss / targets for loss, targets in sums) / len(sums)
+    def _mean_of_means(self, evaluate: EvaluateBatch, encoded: EncodedSet, batches: Sequence[Indices]) -> float:
+        sums = [evaluate(self.batcher(encoded, examples)) for examples in batches if len(examples)]
+        return sum(loss / targets for loss, targets in sums) / len(sums)

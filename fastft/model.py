@@ -80,10 +80,17 @@ class Attention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-        """`[T, C]` -> `[T, C]`."""
-        qkv = self.c_attn(x).unflatten(1, (3, self.n_head, -1))  # [T, 3, H, D]
-        q, k, v = qkv.unbind(1)
+    def forward(
+        self, x: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor], rows: Tensor | None = None
+    ) -> Tensor:
+        """`[T, C]` -> `[T, C]`, or `[R, C]` with the tokens `rows` `[R]` that alone have queries."""
+        if rows is None:
+            q, k, v = self.c_attn(x).unflatten(1, (3, self.n_head, -1)).unbind(1)  # [T, H, D] each
+        else:
+            C = x.shape[1]
+            weight, bias = self.c_attn.weight, self.c_attn.bias
+            q = F.linear(x.index_select(0, rows), weight[:C], bias[:C]).unflatten(1, (self.n_head, -1))
+            k, v = F.linear(x, weight[C:], bias[C:]).unflatten(1, (2, self.n_head, -1)).unbind(1)
         projected: Tensor = self.c_proj(attend(q, k, v).flatten(1))
         return projected
 
@@ -113,9 +120,10 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        """`[T, C]` -> `[T, C]`."""
-        x = x + self.attn(self.ln_1(x), lambda q, k, v: attend(self.layer, q, k, v))
+    def forward(self, x: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
+        """`[T, C]` -> `[T, C]`; with `rows` `[R]`, the result of these tokens alone: `[R, C]`."""
+        attended = self.attn(self.ln_1(x), lambda q, k, v: attend(self.layer, q, k, v), rows)
+        x = (x if rows is None else x.index_select(0, rows)) + attended
         y: Tensor = x + self.mlp(self.ln_2(x))
         return y
 
@@ -152,32 +160,52 @@ class GPT2(nn.Module):
         """`[V, C]`: the weight of the head, the token embedding where they are tied."""
         return self.wte.weight if self.lm_head is None else self.lm_head.weight
 
-    def hidden(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """The final hidden states: `[T]` int64 tokens and positions -> `[T, C]`, layer-normed."""
+    def hidden(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
+        """The final hidden states, layer-normed: `[T]` int64 tokens and positions -> `[T, C]`.
+
+        With `rows` `[R]` only these tokens' states are asked for, `[R, C]`: the last block then computes keys and
+        values for all tokens, and all else for these.
+        """
         x = self.wte(tokens) + self.wpe(positions)
         for block in self.h:
+            asked = rows if block.layer == self.config.n_layer - 1 else None
             if self.checkpoint_activations and torch.is_grad_enabled():
-                x = checkpoint(block, x, attend, use_reentrant=False)
+                x = checkpoint(block, x, attend, asked, use_reentrant=False)
             else:
-                x = block(x, attend)
+                x = block(x, attend, asked)
         normed: Tensor = self.ln_f(x)
         return normed
 
-    def forward(self, batch: Batch, *, impl: str = "auto") -> Tensor:
-        """The loss of each of the batch's rows: `[R]` float32, unweighted (float64 in a float64 model).
+    def forward(self, batch: Batch, *, row_weights: Tensor | None = None, impl: str = "auto") -> tuple[Tensor, Tensor]:
+        """The loss of the batch, and of each of its rows.
 
         Args:
             batch: on the model's device.
+            row_weights: `[R]` floating; `batch.weights` where they are not given. A trainer divides them by the count
+                of the whole optimizer step, and so its gradient needs no further pass.
             impl: see `fastft.ops`.
+
+        Returns:
+            The sum of the rows' losses by their weights, a scalar, and the losses themselves, `[R]` without gradient;
+            float32 (float64 in a float64 model).
         """
-        hidden = self.hidden(batch.tokens, batch.positions, _training_attention(batch, impl))
-        return ops.linear_cross_entropy(hidden, self.head, batch, impl)
+        row_weights = batch.weights if row_weights is None else row_weights
+        rows_only = impl != "reference" and batch.row_length is None
+        attend = _attend(batch, impl, self.config.n_layer - 1 if rows_only else None)
+        hidden = self.hidden(batch.tokens, batch.positions, attend, batch.rows if rows_only else None)
+        return ops.linear_cross_entropy(hidden, self.head, batch, row_weights, impl, rows_only=rows_only)
 
     def logits(self, batch: Batch, *, impl: str = "auto") -> Tensor:
         """The logits of every token of the batch: `[T, V]`."""
-        hidden = self.hidden(batch.tokens, batch.positions, _training_attention(batch, impl))
+        hidden = self.hidden(batch.tokens, batch.positions, _attend(batch, impl, None))
         return F.linear(hidden, self.head)
 
 
-def _training_attention(batch: Batch, impl: str) -> Attend:
-    return lambda _layer, q, k, v: ops.attention(q, k, v, batch, impl)
+def _attend(batch: Batch, impl: str, layer_of_rows: int | None) -> Attend:
+    """Training's attention; in the layer `layer_of_rows` only the loss rows have queries."""
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        of_rows = layer == layer_of_rows
+        return (ops.attention_of_rows if of_rows else ops.attention)(q, k, v, batch, impl)
+
+    return attend

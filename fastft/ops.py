@@ -29,9 +29,36 @@ def kernel_impl(impl: str) -> KernelImpl:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, batch: Batch, impl: str) -> Tensor:
     """Attention of the batch's tokens, `[T, H, D]` each, over what `batch.visible_until` lets them see."""
-    return fastft_kernels.attention(q, k, v, batch.visible_until, row_length=batch.row_length, impl=kernel_impl(impl))
+    return fastft_kernels.attention(
+        q,
+        k,
+        v,
+        batch.visible_until,
+        row_length=batch.row_length,
+        blocks=batch.blocks,
+        impl=kernel_impl(impl),
+    )
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, batch: Batch, impl: str) -> Tensor:
-    """The loss of each of the batch's rows, `[R]` float32, from `hidden` `[T, C]` and the head `weight` `[V, C]`."""
-    return fastft_kernels.linear_cross_entropy(hidden, weight, batch.targets, rows=batch.rows, impl=kernel_impl(impl))
+def attention_of_rows(q: Tensor, k: Tensor, v: Tensor, batch: Batch, impl: str) -> Tensor:
+    """The same for the queries of the loss rows alone: q is `[R, H, D]`, of the tokens `batch.rows`."""
+    return fastft_kernels.attention(
+        q, k, v, batch.visible_until, q_rows=batch.rows, blocks=batch.row_blocks, impl=kernel_impl(impl)
+    )
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, batch: Batch, row_weights: Tensor, impl: str, *, rows_only: bool
+) -> tuple[Tensor, Tensor]:
+    """The weighted sum of the batch's row losses, and each row's, from the head `weight` `[V, C]`.
+
+    `hidden` is `[T, C]`, or `[R, C]` of the loss rows with `rows_only`.
+    """
+    return fastft_kernels.linear_cross_entropy(
+        hidden,
+        weight,
+        batch.targets,
+        rows=None if rows_only else batch.rows,
+        row_weights=row_weights,
+        impl=kernel_impl(impl),
+    )

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastft.batch import Batcher
 from fastft.encode import encode
 from fastft.engine import evaluate_batch
 from fastft.errors import UserError
@@ -56,5 +57,5 @@ def _perplexity(model: GPT2, entries: Sequence[Mapping[str, Any]], template: Tem
     )
     if not len(encoded):
         raise UserError(f"no response fits the model's context of {model.config.n_ctx} tokens")
-    losses = TokenMean(encoded, _BATCH_SIZE, every=1).losses(functools.partial(evaluate_batch, model), 0)
+    losses = TokenMean(encoded, Batcher(), _BATCH_SIZE, every=1).losses(functools.partial(evaluate_batch, model), 0)
     return math.exp(losses["val_loss"])

@@ -1,11 +1,13 @@
-"""Which examples form which optimizer step, before any tensor exists.
+"""Which examples form which optimizer step, and how a step is cut into packs, before any tensor exists.
 
-The plan depends on the lengths, the seed and the epoch alone, so a run can be resumed at any step, and every way of
-cutting a step (accumulation) holds the same examples.
+The plan depends on the lengths, the seed and the epoch alone, so a run can be resumed at any step. Which examples form
+a step does not depend on how it is cut: packs, accumulation and ranks only cut it, and the loss is one sum over all of
+them divided by one count.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +20,54 @@ from fastft.errors import UserError
 Indices = npt.NDArray[np.int64]
 EpochOrder = Callable[[int], Indices]
 
+WINDOW_STEPS = 64
+"""Steps whose examples `bucketed` sorts by length together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What an example costs, in floating-point operations of a forward pass.
+
+    Attributes:
+        token: for each token, of the blocks' matrix products.
+        pair: for each pair of tokens that see each other, of attention.
+        row: for each supervised target, of the head.
+    """
+
+    token: float = 1.0
+    pair: float = 0.0
+    row: float = 0.0
+
+    @classmethod
+    def of_gpt2(cls, n_layer: int, n_embd: int, vocab_size: int) -> Cost:
+        """Two operations for each weight that a token meets; scores and weighted values for each pair."""
+        return cls(token=24 * n_layer * n_embd**2, pair=4 * n_layer * n_embd, row=2 * vocab_size * n_embd)
+
+    def __call__(self, lengths: Indices, shared: int, supervised: Indices) -> npt.NDArray[np.float64]:
+        """The cost of each example of `lengths` inputs, the first `shared` of them computed elsewhere."""
+        own = lengths - shared
+        pairs = own * (lengths + shared + 1) / 2
+        costs: npt.NDArray[np.float64] = self.token * own + self.pair * pairs + self.row * supervised
+        return costs
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How a step is cut into packs.
+
+    Attributes:
+        pack_tokens: the most tokens of a pack that holds more than one example; None cuts a step into `accumulate`
+            equal numbers of examples instead.
+        shared: beginning that all examples have in common, once a pack.
+        ranks: processes; each gets the same number of packs of every step.
+        cost: what is balanced over the packs.
+    """
+
+    pack_tokens: int | None = None
+    shared: int = 0
+    ranks: int = 1
+    cost: Cost = Cost()
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -26,19 +76,20 @@ class Step:
     Attributes:
         index: the step's number in the run, from 0.
         epoch: the epoch that it belongs to, from 0.
-        micro_batches: the examples (indices into the encoded set) of each forward and backward pass.
+        packs: the examples (indices into the encoded set) of each forward and backward pass; the packs of rank r are
+            `packs[r::ranks]`. A pack is empty where a step has fewer examples than there are ranks.
         count: supervised targets of the whole step: the one divisor of its loss.
     """
 
     index: int
     epoch: int
-    micro_batches: list[Indices]
+    packs: list[Indices]
     count: int
 
     @property
     def examples(self) -> Indices:
         """All examples of the step."""
-        return np.concatenate(self.micro_batches)
+        return np.concatenate(self.packs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +100,7 @@ class Plan:
     lengths: Indices
     batch_size: int
     accumulate: int
+    packing: Packing
     steps_per_epoch: int
     total_steps: int
     epoch_order: EpochOrder
@@ -58,22 +110,46 @@ class Plan:
         epoch, within = divmod(index, self.steps_per_epoch)
         begin = within * self.batch_size
         examples = self.epoch_order(epoch)[begin : begin + self.batch_size]
-        parts = min(self.accumulate, len(examples))
-        return Step(
-            index=index,
-            epoch=epoch,
-            micro_batches=np.array_split(examples, parts),
-            count=int(self.supervised[examples].sum()),
-        )
+        return Step(index=index, epoch=epoch, packs=self._cut(examples), count=int(self.supervised[examples].sum()))
 
     def largest_step(self) -> Step:
-        """The step of the first epoch with the largest padded micro-batch: what memory must suffice for."""
+        """The step of the first epoch with the most tokens in a pack, were it padded: what memory must suffice for."""
         steps = min(self.steps_per_epoch, self.total_steps)
 
         def size(index: int) -> int:
-            return max(len(part) * int(self.lengths[part].max()) for part in self.step(index).micro_batches)
+            return max(len(pack) * int(self.lengths[pack].max()) for pack in self.step(index).packs if len(pack))
 
         return self.step(max(range(steps), key=size))
+
+    def _cut(self, examples: Indices) -> list[Indices]:
+        ranks, budget, shared = self.packing.ranks, self.packing.pack_tokens, self.packing.shared
+        if budget is None:
+            parts = max(min(self.accumulate, len(examples)), ranks)
+            return np.array_split(examples, -(-parts // ranks) * ranks)
+        own = self.lengths[examples] - shared
+        least = max(self.accumulate, -(-int(own.sum()) // max(1, budget - shared)))
+        n_packs = -(-min(least, len(examples)) // ranks) * ranks
+        if n_packs == 1:
+            return [examples]
+        costs = self.packing.cost(self.lengths[examples], shared, self.supervised[examples])
+        while True:
+            packs = balanced(costs, n_packs)
+            fits = all(len(pack) <= 1 or int(own[pack].sum()) + shared <= budget for pack in packs)
+            if fits or n_packs >= len(examples):
+                return [examples[pack] for pack in packs]
+            n_packs += ranks
+
+
+def balanced(costs: npt.NDArray[np.float64], n_packs: int) -> list[Indices]:
+    """Assigns each item to one of `n_packs` so that their costs are nearly equal: the dearest item first, each to the
+    cheapest pack so far (Graham 1969, "Bounds on multiprocessing timing anomalies": at most 4/3 of the best)."""
+    packs: list[list[int]] = [[] for _ in range(n_packs)]
+    cheapest = [(0.0, pack) for pack in range(n_packs)]
+    for item in np.argsort(-costs, kind="stable").tolist():
+        cost, pack = heapq.heappop(cheapest)
+        packs[pack].append(item)
+        heapq.heappush(cheapest, (cost + float(costs[item]), pack))
+    return [np.array(sorted(pack), dtype=np.int64) for pack in packs]
 
 
 def make_plan(
@@ -85,6 +161,8 @@ def make_plan(
     accumulate: int = 1,
     seed: int = 123,
     drop_last: bool = False,
+    bucketed: bool = False,
+    packing: Packing | None = None,
     epoch_order: EpochOrder | None = None,
 ) -> Plan:
     """Plans a run.
@@ -94,9 +172,11 @@ def make_plan(
         batch_size: examples in one optimizer step.
         epochs: passes over the examples; `steps`, where given, overrides it.
         steps: optimizer steps in all, over as many epochs as they need.
-        accumulate: micro-batches that each step is cut into.
+        accumulate: the least number of forward and backward passes that a step is cut into.
         seed: with the epoch it determines the order of the examples.
         drop_last: leave a last incomplete step out, as the book does.
+        bucketed: examples of similar length form a step: sorted within windows of `WINDOW_STEPS` steps.
+        packing: how a step is cut; into `accumulate` equal parts where it is not given.
         epoch_order: epoch to `[n]` order of the examples, in place of the seeded one.
 
     Raises:
@@ -108,26 +188,48 @@ def make_plan(
     if drop_last and n < batch_size:
         raise UserError(f"got {n} training examples, expected at least --batch_size {batch_size} of them")
     per_epoch = n // batch_size if drop_last else -(-n // batch_size)
+    lengths = encoded.lengths
     return Plan(
         supervised=encoded.supervised,
-        lengths=encoded.lengths,
+        lengths=lengths,
         batch_size=batch_size,
         accumulate=accumulate,
+        packing=packing or Packing(),
         steps_per_epoch=per_epoch,
         total_steps=epochs * per_epoch if steps is None else steps,
-        epoch_order=epoch_order or _Shuffled(n, seed),
+        epoch_order=epoch_order or _Shuffled(n, seed, _Bucketed(lengths, batch_size) if bucketed else None),
     )
 
 
 class _Shuffled:
     """A permutation of `n` examples for each epoch; the newest one is kept, as steps ask for it one by one."""
 
-    def __init__(self, n: int, seed: int) -> None:
+    def __init__(self, n: int, seed: int, bucketed: _Bucketed | None) -> None:
         self.n = n
         self.seed = seed
+        self._bucketed = bucketed
         self._newest: tuple[int, Indices] | None = None
 
     def __call__(self, epoch: int) -> Indices:
         if self._newest is None or self._newest[0] != epoch:
-            self._newest = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.n)
+            random = np.random.default_rng([self.seed, epoch])
+            order = random.permutation(self.n)
+            self._newest = epoch, order if self._bucketed is None else self._bucketed.sort(order, random)
         return self._newest[1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Bucketed:
+    """Sorts a shuffled order by length within windows, and shuffles the steps that come out."""
+
+    lengths: Indices
+    batch_size: int
+
+    def sort(self, order: Indices, random: np.random.Generator) -> Indices:
+        """The order with examples of similar length side by side; an incomplete last step stays last."""
+        window = WINDOW_STEPS * self.batch_size
+        whole = len(order) // self.batch_size * self.batch_size
+        windows = [order[i : min(i + window, whole)] for i in range(0, whole, window)]
+        by_length = [part[np.argsort(self.lengths[part], kind="stable")] for part in windows]
+        steps = np.concatenate([*by_length, order[:0]]).reshape(-1, self.batch_size)
+        return np.concatenate([random.permutation(steps).reshape(-1), order[whole:]])

@@ -22,6 +22,7 @@ import psutil
 import torch
 
 from fastft import files
+from fastft.batch import Batcher
 from fastft.book import SAMPLE_TOKENS, BookOrder
 from fastft.checkpoint import (
     Progress,
@@ -37,17 +38,18 @@ from fastft.console import meter, say, warn
 from fastft.encode import name_rows
 from fastft.engine import Engine, choose_device
 from fastft.errors import TrainingError, UserError
-from fastft.evaluate import BookMeans, TokenMean, batch_of
+from fastft.evaluate import BookMeans, TokenMean
 from fastft.generation import NO_STOP, greedy
 from fastft.memory import keep_freed_memory
 from fastft.model import GPT2, SIZES, config_for
 from fastft.optim import learning_rate
-from fastft.plan import Plan, Step, make_plan
+from fastft.plan import Cost, Packing, Plan, Step, make_plan
 from fastft.run import Data, MetricsFile, Run, load_data
 from fastft.tokenizer import END_OF_TEXT, VOCAB_SIZE, gpt2_tokenizer
 from fastft.weights import load, save_hf
 
 _GIB = 1 << 30
+_DRY_RUN_STEPS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,11 @@ class Trainer:
         for name, encoded in (("training", self.train_set), ("validation", self.val_set)):
             for line in encoded.report.lines(options.max_length or n_ctx):
                 warn(f"{name}: {line}")
+        self.batcher = Batcher(
+            packed=options.batching == "packed",
+            share_prefix=options.share_prefix,
+            round_sizes=engine.device.type == "cuda",
+        )
         self.plan, self.evaluation = self._plan()
         self.progress = Progress(data_fingerprint=self.train_set.fingerprint())
 
@@ -143,7 +150,7 @@ class Trainer:
 
     def _step(self, step: Step) -> dict[str, Any]:
         """One optimizer step; returns its line for the metrics."""
-        batches = [batch_of(self.train_set, examples) for examples in step.micro_batches]
+        batches = [self.batcher(self.train_set, examples) for examples in step.packs]
         losses = [self.engine.accumulate(batch, step.count) for batch in batches]
         loss = sum(part.item() for part in losses)
         rate = learning_rate(
@@ -162,7 +169,7 @@ class Trainer:
             "loss": loss,
             "lr": rate,
             "grad_norm": update.grad_norm,
-            "tokens_padded": computed,
+            "tokens_padded": sum(batch.tokens_padded for batch in batches),
             "tokens_real": sum(batch.tokens_real for batch in batches),
             "tokens_computed": computed,
             "tokens_supervised": step.count,
@@ -256,11 +263,25 @@ class Trainer:
             accumulate=options.accumulate,
             seed=options.seed,
             drop_last=options.drop_last,
+            bucketed=options.batching == "bucketed",
+            packing=self._packing(),
             epoch_order=order.epoch_order if order else None,
         )
         if order is not None:
-            return plan, BookMeans(self.train_set, self.val_set, options.batch_size, order)
-        return plan, TokenMean(self.val_set, options.batch_size, options.eval_every, options.eval_examples)
+            return plan, BookMeans(self.train_set, self.val_set, self.batcher, options.batch_size, order)
+        return plan, TokenMean(
+            self.val_set, self.batcher, options.batch_size, options.eval_every, options.eval_examples
+        )
+
+    def _packing(self) -> Packing:
+        if self.options.batching != "packed":
+            return Packing()
+        config = self.engine.model.config
+        return Packing(
+            pack_tokens=self.options.pack_tokens,
+            shared=self.train_set.common_prefix() if self.options.share_prefix else 0,
+            cost=Cost.of_gpt2(config.n_layer, config.n_embd, config.vocab_size),
+        )
 
     def _finished(self) -> bool:
         patience = self.options.patience
@@ -310,15 +331,20 @@ class Trainer:
         """Runs the largest batch once and prints the plan and the memory that training will take."""
         plan, engine = self.plan, self.engine
         self._say_hello()
-        steps = [plan.step(index) for index in range(plan.total_steps)]
-        padded = sum(len(part) * int(plan.lengths[part].max()) for step in steps for part in step.micro_batches)
-        real = sum(int(plan.lengths[step.examples].sum()) for step in steps)
-        supervised = sum(step.count for step in steps)
-        say(f"tokens: {padded:,} padded and computed, {real:,} real ({real / padded:.1%}), {supervised:,} supervised")
+        steps = [plan.step(index) for index in range(min(plan.total_steps, _DRY_RUN_STEPS))]
+        batches = [self.batcher(self.train_set, pack) for step in steps for pack in step.packs]
+        tokens = {
+            "padded": sum(batch.tokens_padded for batch in batches),
+            "real": sum(batch.tokens_real for batch in batches),
+            "computed": sum(batch.tokens.numel() for batch in batches),
+            "supervised": sum(step.count for step in steps),
+        }
+        counts = ", ".join(f"{count:,} {name}" for name, count in tokens.items())
+        say(f"tokens in {len(steps)} of {plan.total_steps} steps: {counts}")
         largest = plan.largest_step()
         began = time.perf_counter()
-        for examples in largest.micro_batches:
-            engine.accumulate(batch_of(self.train_set, examples), largest.count)
+        for examples in largest.packs:
+            engine.accumulate(self.batcher(self.train_set, examples), largest.count)
         seconds = time.perf_counter() - began
         peak = peak_memory(engine.device)
         moments = 8 * sum(p.numel() for p in engine.model.parameters())

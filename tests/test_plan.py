@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fastft.encode import EncodedSet
 from fastft.errors import UserError
-from fastft.plan import make_plan
+from fastft.plan import Cost, Packing, Plan, balanced, make_plan
 
 
 def encoded_set(lengths: list[int]) -> EncodedSet:
@@ -35,8 +35,8 @@ def test_an_epoch_holds_every_example_once(lengths: list[int], batch_size: int, 
         seen = np.concatenate([step.examples for step in steps])
         assert sorted(seen) == list(range(len(lengths)))
         assert all(step.epoch == epoch for step in steps)
-        assert all(1 <= len(step.micro_batches) <= accumulate for step in steps)
-        assert all(len(part) for step in steps for part in step.micro_batches)
+        assert all(1 <= len(step.packs) <= accumulate for step in steps)
+        assert all(len(part) for step in steps for part in step.packs)
     assert plan.total_steps == 2 * plan.steps_per_epoch
 
 
@@ -95,3 +95,54 @@ def test_too_few_examples_are_named() -> None:
 def _empty() -> EncodedSet:
     none = np.zeros(0, dtype=np.int64)
     return EncodedSet(ids=none.astype(np.int32), offsets=np.zeros(1, dtype=np.int64), first_target=none, rows=none)
+
+
+@settings(max_examples=100, deadline=None)
+@given(sizes, st.integers(1, 12), st.integers(1, 4), st.integers(1, 3), st.integers(1, 120), st.integers(0, 20))
+def test_packs_hold_each_example_once_within_the_budget(
+    lengths: list[int], batch_size: int, ranks: int, accumulate: int, pack_tokens: int, shared: int
+) -> None:
+    shared = min(shared, *lengths)
+    packing = Packing(pack_tokens=pack_tokens, shared=shared, ranks=ranks, cost=Cost(token=1.0, pair=0.01, row=5.0))
+    encoded = encoded_set(lengths)
+    plan = make_plan(encoded, batch_size=batch_size, accumulate=accumulate, packing=packing)
+    whole = make_plan(encoded, batch_size=batch_size)
+    for index in range(plan.total_steps):
+        step = plan.step(index)
+        assert sorted(step.examples) == sorted(whole.step(index).examples)
+        assert len(step.packs) % ranks == 0
+        assert len(step.packs) >= min(accumulate, len(step.examples))
+        for pack in step.packs:
+            assert len(pack) <= 1 or (encoded.lengths[pack] - shared).sum() + shared <= pack_tokens
+
+
+def test_ranks_get_nearly_equal_cost() -> None:
+    lengths = np.random.default_rng(0).integers(40, 93, 1024)
+    costs = Cost.of_gpt2(12, 768, 50257)(lengths, 24, lengths // 3)
+    packs = [costs[pack].sum() for pack in balanced(costs, 8)]
+    assert max(packs) < 1.01 * min(packs)
+    halves = [half.sum() for half in np.split(np.sort(costs), 2)]
+    assert max(halves) > 1.2 * min(halves)  # what a careless split would give
+
+
+def test_bucketed_steps_hold_similar_lengths_and_every_example() -> None:
+    lengths = np.random.default_rng(0).integers(1, 100, 515).tolist()
+    encoded = encoded_set(lengths)
+    plain, bucketed = (make_plan(encoded, batch_size=8, bucketed=b) for b in (False, True))
+
+    def padded(plan: Plan) -> int:
+        steps = [plan.step(i).examples for i in range(plan.total_steps)]
+        return sum(len(step) * encoded.lengths[step].max() for step in steps)
+
+    assert sorted(np.concatenate([bucketed.step(i).examples for i in range(65)])) == list(range(515))
+    assert padded(bucketed) < 0.7 * padded(plain)
+    assert len(bucketed.step(64).examples) == 3
+
+
+def test_the_cost_of_an_example() -> None:
+    """By counting: own tokens, pairs that see each other, supervised rows."""
+    length, shared, supervised = 7, 3, 2
+    pairs = sum(q + 1 for q in range(shared, length))
+    cost = Cost(token=1.0, pair=100.0, row=10_000.0)
+    got = cost(np.array([length]), shared, np.array([supervised]))
+    assert got.tolist() == [4 + 100 * pairs + 10_000 * supervised]

@@ -5,6 +5,7 @@ against.
 """
 
 from fastft_kernels.attention import attention
+from fastft_kernels.blocks import Block, plan_blocks
 from fastft_kernels.cross_entropy import linear_cross_entropy
 
-__all__ = ["attention", "linear_cross_entropy"]
+__all__ = ["Block", "attention", "linear_cross_entropy", "plan_blocks"]

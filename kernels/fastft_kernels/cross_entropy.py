@@ -1,13 +1,15 @@
 """Linear cross-entropy: F.cross_entropy(hidden @ weight.T, targets), for the rows that a loss asks for.
 
-loss[r] = logsumexp(z[r]) - z[r, targets[r]],   z[r] = weight @ hidden[rows[r]]
+losses[r] = logsumexp(z[r]) - z[r, targets[r]],   z[r] = weight @ hidden[rows[r]]
+loss = sum_r row_weights[r] losses[r]
 
 Shapes: T tokens, C width, V vocab, R loss rows.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,39 +17,108 @@ from torch.nn import functional as F
 
 Impl = Literal["auto", "torch", "reference"]
 
+LOGIT_CHUNK_BYTES = 64 << 20
+"""Bytes of logits that exist at a time."""
+
 
 def linear_cross_entropy(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
     *,
-    rows: Tensor,
+    rows: Tensor | None = None,
+    row_weights: Tensor | None = None,
+    logit_chunk_bytes: int = LOGIT_CHUNK_BYTES,
     impl: Impl = "auto",
-) -> Tensor:
-    """The cross-entropy of each loss row.
+) -> tuple[Tensor, Tensor]:
+    """The weighted sum of the rows' cross-entropies, and each row's own.
 
     Args:
         hidden: `[T, C]`, floating.
         weight: `[V, C]`, the head; it has no bias.
         targets: `[R]` int64, the right id of each row.
         rows: `[R]` int64, the token that each row reads its hidden state from; a token may be read by several rows.
-        impl: `reference` computes the logits of all T tokens and then picks; `torch` picks the rows first, so that a
-            token without a target costs nothing; `auto` is `torch`.
+            Row r reads token r where it is not given.
+        row_weights: `[R]` floating; all 1 where they are not given.
+        logit_chunk_bytes: the most bytes of logits that exist at a time (at least one row's).
+        impl: `reference` computes the logits of all T tokens, then picks; `torch` picks the rows first, and goes
+            through them in chunks whose gradient is computed while their logits are there, so that a token without a
+            target costs nothing and the full logits never exist; `auto` is `torch`.
 
     Returns:
-        `[R]` float32 losses (float64 where the logits are float64). With no row, an empty tensor that is still
-        connected to `hidden` and `weight`.
+        The sum, a scalar, and the losses `[R]`, both float32 (float64 where the logits are). Gradients flow through
+        the sum alone. With no row the sum is 0 and still connected to `hidden` and `weight`.
 
     Raises:
         ValueError: shapes that do not fit.
     """
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(f"got hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, expected [T, C] and [V, C]")
-    if targets.ndim != 1 or targets.shape != rows.shape:
-        raise ValueError(f"got targets {tuple(targets.shape)}, rows {tuple(rows.shape)}, expected both [R]")
+    n_rows = hidden.shape[0] if rows is None else rows.numel()
+    if targets.shape != (n_rows,) or (row_weights is not None and row_weights.shape != (n_rows,)):
+        weights_shape = None if row_weights is None else tuple(row_weights.shape)
+        raise ValueError(f"got targets {tuple(targets.shape)}, row_weights {weights_shape}, expected both [{n_rows}]")
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    if row_weights is None:
+        row_weights = torch.ones(n_rows, device=hidden.device)
+    row_weights = row_weights.to(torch.promote_types(hidden.dtype, torch.float32))
     if impl == "reference":
-        logits = F.linear(hidden, weight).index_select(0, rows)  # [T, V] -> [R, V]
-    else:
-        logits = F.linear(hidden.index_select(0, rows), weight)  # [R, V]
-    at_least_float32 = torch.promote_types(logits.dtype, torch.float32)
-    return F.cross_entropy(logits.to(at_least_float32), targets, reduction="none")
+        return _reference(hidden, weight, targets, rows, row_weights)
+    picked = hidden if rows is None else hidden.index_select(0, rows)
+    chunk = max(1, logit_chunk_bytes // (weight.shape[0] * row_weights.element_size()))
+    apply: Callable[..., tuple[Tensor, Tensor]] = _Chunked.apply
+    return apply(picked, weight, targets, row_weights, chunk)
+
+
+def _reference(
+    hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor | None, row_weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    logits = F.linear(hidden, weight)  # [T, V]
+    logits = logits if rows is None else logits.index_select(0, rows)  # [R, V]
+    losses = F.cross_entropy(logits.to(row_weights.dtype), targets, reduction="none")
+    return (losses * row_weights).sum(), losses.detach()
+
+
+class _Chunked(torch.autograd.Function):
+    """Forward and backward of a chunk of rows at once, as its logits exist only then. The gradient of the sum is thus
+    ready after the forward pass; the backward pass multiplies it by what flows in."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, row_weights: Tensor, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        R = hidden.shape[0]
+        losses = row_weights.new_empty(R)
+        d_hidden = torch.empty_like(hidden) if needs_hidden else None
+        d_weight = None if R or not needs_weight else torch.zeros_like(weight)
+        for begin in range(0, R, chunk):
+            rows = slice(begin, begin + chunk)
+            logits = F.linear(hidden[rows], weight).to(row_weights.dtype)  # [rows, V]
+            each = torch.arange(logits.shape[0], device=logits.device)
+            lse = logits.logsumexp(dim=-1)
+            losses[rows] = lse - logits[each, targets[rows]]
+            if not (needs_hidden or needs_weight):
+                continue
+            d_logits = logits.sub_(lse[:, None]).exp_()  # in place: nobody else has these logits
+            d_logits[each, targets[rows]] -= 1
+            d_logits = d_logits.mul_(row_weights[rows, None]).to(weight.dtype)
+            if d_hidden is not None:
+                torch.mm(d_logits, weight, out=d_hidden[rows])
+            if needs_weight:
+                part = d_logits.t() @ hidden[rows]
+                d_weight = part if d_weight is None else d_weight.add_(part)
+        ctx.save_for_backward(d_hidden, d_weight)
+        ctx.mark_non_differentiable(losses)
+        return (losses * row_weights).sum(), losses
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        d_hidden, d_weight = ctx.saved_tensors
+        scale = grads[0]
+        if scale.device.type == "cpu" and scale.item() == 1:  # the usual case; elsewhere looking would wait
+            return d_hidden, d_weight, None, None, None
+        scaled = (None if d is None else d * scale for d in (d_hidden, d_weight))
+        return (*scaled, None, None, None)
