@@ -2,8 +2,8 @@
 
 __version__ = "0.1.0"  # before the imports: the modules read it
 
-from fastft.batch import Batch
-from fastft.config import TrainOptions
+from fastft.batch import Batch, pack
+from fastft.config import TrainOptions, recipe_options
 from fastft.errors import FastftError, UserError
 from fastft.generation import GenerateOptions, generate
 from fastft.model import GPT2, GPT2Config
@@ -20,6 +20,8 @@ __all__ = [
     "UserError",
     "generate",
     "load",
+    "pack",
+    "recipe_options",
     "save_hf",
     "train",
 ]

@@ -12,10 +12,15 @@ A reported loss is the mean of the means of the first few batches, not weighted 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from fastft.batch import Batcher
+from fastft.encode import EncodedSet
+from fastft.evaluate import EvaluateBatch
 from fastft.plan import Indices
 
 EVAL_BATCHES = 5
@@ -53,7 +58,10 @@ class BookOrder:
 
     def evaluation_batches(self, step: int) -> list[Indices]:
         """The training batches that the evaluation after `step` reads its training loss from."""
-        order = self._draws.evaluations[step // self.eval_every]
+        return self.first_batches(self._draws.evaluations[step // self.eval_every])
+
+    def first_batches(self, order: Indices) -> list[Indices]:
+        """The whole batches that an evaluation reads of an order of the training examples."""
         n_batches = min(EVAL_BATCHES, len(order) // self.batch_size)
         return [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(n_batches)]
 
@@ -69,6 +77,42 @@ class BookOrder:
                     _draw(generator)  # the validation loader is not shuffled, but draws its base seed
                 step += 1
         return draws
+
+
+@dataclass(frozen=True, slots=True)
+class BookMeans:
+    """The book's figures: the mean of the means of the first 5 batches, of the shuffled training set and of the
+    validation set; before training, and after steps 0, 5, 10, ... counted from 0 (here 1, 6, 11, ... steps done)."""
+
+    train: EncodedSet
+    val: EncodedSet
+    batcher: Batcher
+    batch_size: int
+    order: BookOrder
+
+    def due(self, step: int, total_steps: int) -> bool:
+        """Whether to evaluate when `step` steps are done: as the book does, which needs no last time."""
+        del total_steps
+        return step == 0 or (step - 1) % self.order.eval_every == 0
+
+    def sample_due(self, step: int, total_steps: int) -> bool:
+        """Whether to answer the first validation prompt when `step` steps are done: at each epoch's end."""
+        del total_steps
+        return step > 0 and step % (len(self.train) // self.batch_size) == 0
+
+    def losses(self, evaluate: EvaluateBatch, step: int) -> dict[str, float]:
+        """`train_loss` and `val_loss` when `step` steps are done."""
+        # Before training the generator is seeded afresh, so that order is the first epoch's.
+        train = self.order.evaluation_batches(step - 1) if step else self.order.first_batches(self.order.epoch_order(0))
+        val = np.array_split(np.arange(len(self.val)), range(self.batch_size, len(self.val), self.batch_size))
+        return {
+            "train_loss": self._mean_of_means(evaluate, self.train, train),
+            "val_loss": self._mean_of_means(evaluate, self.val, val[:EVAL_BATCHES]),
+        }
+
+    def _mean_of_means(self, evaluate: EvaluateBatch, encoded: EncodedSet, batches: Sequence[Indices]) -> float:
+        sums = [evaluate(self.batcher(encoded, examples)) for examples in batches]
+        return sum(loss / targets for loss, targets in sums) / len(sums)
 
 
 def _shuffled_loader(generator: torch.Generator, n: int) -> Indices:

@@ -11,6 +11,7 @@ import io
 import os
 import signal
 import sys
+import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -27,23 +28,33 @@ from fastft.demo import DemoOptions, demo
 from fastft.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR, FastftError, UserError
 from fastft.generation import GenerateOptions, generate
 from fastft.inspect import InspectOptions, inspect
+from fastft.memory import keep_freed_memory
 from fastft.options import options_parser, plain_error
 from fastft.report import ReportOptions, report
 from fastft.run import Run
 from fastft.score import ScoreOptions, score, summary_line
-from fastft.trainer import train
+from fastft.trainer import Outcome, train
 
 EXIT_INTERRUPTED = 130
 
 
-def _train(options: TrainOptions) -> int:
-    outcome = train(options)
+def _status(outcome: Outcome) -> int:
     return EXIT_INTERRUPTED if outcome.interrupted_by == signal.SIGINT else EXIT_DONE
+
+
+def _train(options: TrainOptions) -> int:
+    keep_freed_memory()
+    return _status(train(options))
+
+
+def _demo(options: DemoOptions) -> int:
+    keep_freed_memory()
+    return _status(demo(options))
 
 
 def _generate(options: GenerateOptions) -> None:
     entries = generate(options)
-    print(f"{len(entries)} responses in {Run(options.run).responses_of(options.split)}")
+    print(f"the first {len(entries)} responses are in {Run(options.run).responses_of(options.split)}")
 
 
 def _score(options: ScoreOptions) -> None:
@@ -65,7 +76,7 @@ class Command:
 
 
 COMMANDS = {
-    "demo": Command("train nano GPT-2 on the embedded data and report, in minutes on a CPU", DemoOptions, demo),
+    "demo": Command("train nano GPT-2 on the embedded data and report, in minutes on a CPU", DemoOptions, _demo),
     "inspect": Command("show what the trainer will see of a data file", InspectOptions, inspect),
     "train": Command("train a model", TrainOptions, _train),
     "generate": Command("answer the test prompts with a run's model", GenerateOptions, _generate),
@@ -124,8 +135,8 @@ def _main(arguments: list[str]) -> int:
 def parse(name: str, arguments: Sequence[str]) -> Any:
     """The options object of a command line.
 
-    Defaults give way to a recipe's, those to `--config FILE`'s, those to the options given. With `--resume` the
-    run's own `config.yaml` takes the place of `--config`, so that its options need not be said again.
+    Defaults give way to a recipe's, those to the run's own `config.yaml` with `--resume` (so that its options need
+    not be said again), those to `--config FILE`'s, those to the options given.
 
     Raises:
         UserError: an unknown option, a value of the wrong kind, a missing one.
@@ -181,7 +192,7 @@ def _value_of(option: str, arguments: Sequence[str]) -> str | None:
 
 def _spell_out_flags(options: type[Any], arguments: Sequence[str]) -> list[str]:
     """`--resume` alone means `--resume true`."""
-    flags = {f"--{f.name}" for f in fields(options) if f.type == "bool"}
+    flags = {f"--{name}" for name, kind in typing.get_type_hints(options).items() if kind is bool}
     spelt: list[str] = []
     for position, argument in enumerate(arguments):
         spelt.append(argument)

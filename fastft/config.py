@@ -17,7 +17,7 @@ import yaml
 from fastft import __version__
 from fastft.encode import TooLong
 from fastft.errors import UserError
-from fastft.options import options_parser, plain_error
+from fastft.options import check_choices, options_parser, plain_error
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DType = Literal["auto", "bf16", "fp16", "fp32", "fp64"]
@@ -127,10 +127,14 @@ class TrainOptions:
     """Replace the run that is in --out."""
     dry_run: bool = False
     """Build everything, run the largest batch once, print the plan and stop."""
+    ledger: bool = False
+    """Write each example's loss at each step to `ledger.jsonl`."""
     tensorboard: bool = False
-    """Also write TensorBoard events to the run's folder (pip install fastft[tensorboard])."""
+    """Also write TensorBoard events to the run's folder (pip install tensorboard)."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "out", Path(self.out))
+        check_choices(self)
         at_least = {
             **dict.fromkeys(("batch_size", "accumulate", "epochs", "keep", "pack_tokens"), 1),
             **dict.fromkeys(("warmup", "weight_decay", "clip", "max_skipped"), 0),
@@ -150,6 +154,8 @@ class TrainOptions:
             raise UserError("got an empty --out, expected a folder for the run")
         if not 0 < self.lr < float("inf"):
             raise UserError(f"got --lr {self.lr}, expected a positive number")
+        if self.patience and not self.keep_best:
+            raise UserError(f"got --patience {self.patience} and --keep_best false; early stopping exports the best")
         if self.resume and self.overwrite:
             raise UserError("got --resume and --overwrite; expected one of them")
         if self.recipe == "book" and not (self.drop_last and self.eval_every):
@@ -187,7 +193,7 @@ RECIPES = {"book": BOOK_RECIPE}
 # What a resumed run may change: how far and how it runs, never what it computes.
 _MAY_CHANGE = {
     "out", "epochs", "steps", "resume", "overwrite", "dry_run", "device", "threads", "save_every", "keep",
-    "tensorboard", "max_skipped", "samples",
+    "tensorboard", "max_skipped", "samples", "ledger",
 }  # fmt: skip
 
 
@@ -198,7 +204,7 @@ def recipe_options(recipe: Literal["book"], **overrides: Any) -> TrainOptions:
 
 def changed_settings(saved: TrainOptions, now: TrainOptions) -> list[str]:
     """Settings in which a resumed run would compute something else: `lr: 5e-05 then, 0.001 now`."""
-    before, after = asdict(saved), asdict(now)
+    before, after = _located(saved), _located(now)
     may_change = _MAY_CHANGE if saved.schedule == "constant" else _MAY_CHANGE - {"epochs", "steps"}
     return [
         f"{name}: {before[name]} then, {after[name]} now"
@@ -207,10 +213,19 @@ def changed_settings(saved: TrainOptions, now: TrainOptions) -> list[str]:
     ]
 
 
+def _located(options: TrainOptions) -> dict[str, Any]:
+    """The options, with files by their absolute paths: a run can be read from any folder."""
+    values = asdict(options)
+    for name in ("data", "weights"):
+        if values[name] is not None and Path(values[name]).exists():
+            values[name] = str(Path(values[name]).resolve())
+    return values
+
+
 def to_yaml(options: TrainOptions) -> str:
     """The options as YAML that `--config` takes, with the versions that they ran with as comments."""
     versions = f"fastft {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
-    values = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
+    values = {name: str(value) if isinstance(value, Path) else value for name, value in _located(options).items()}
     for name in ("resume", "overwrite", "dry_run"):  # they say what one call does, not what the run is
         del values[name]
     return f"# {versions}, {platform.platform()}\n" + yaml.safe_dump(values, sort_keys=False)

@@ -17,7 +17,7 @@ from fastft.report import ReportOptions, report
 from fastft.run import load_data
 from fastft.score import ScoreOptions, score
 from fastft.tokenizer import gpt2_tokenizer
-from fastft.trainer import initial_model, train
+from fastft.trainer import Outcome, initial_model, train
 
 MAX_NEW_TOKENS = 32
 ANSWERS_SHOWN = 5
@@ -42,7 +42,7 @@ def demo_run(out: Path) -> TrainOptions:
         overwrite=True,
         batch_size=16,
         epochs=10,
-        lr=1.5e-3,
+        lr=1e-3,
         schedule="cosine",
         warmup=40,
         eval_every=200,
@@ -51,13 +51,15 @@ def demo_run(out: Path) -> TrainOptions:
     )
 
 
-def demo(options: DemoOptions) -> None:
+def demo(options: DemoOptions) -> Outcome:
     """Trains, answers the test questions, scores and reports; prints answers of the tuned model last."""
     began = time.perf_counter()
     train_options = demo_run(options.out)
     before = _exact_match_of(initial_model(train_options), train_options)
     say(f"exact match on the test questions before training: {before:.1f}%")
-    train(train_options)
+    outcome = train(train_options)
+    if outcome.interrupted_by is not None:
+        return outcome
     files.write_json(options.out / "demo.json", {"exact_match_before": before})
     entries = generate(GenerateOptions(run=options.out, max_new_tokens=MAX_NEW_TOKENS, batch_size=64))
     scores = score(ScoreOptions(run=options.out, judge="ollama" if options.judge else "none"))
@@ -69,6 +71,8 @@ def demo(options: DemoOptions) -> None:
     for entry in entries[:: max(1, len(entries) // ANSWERS_SHOWN)][:ANSWERS_SHOWN]:
         question = " ".join(f"{entry['instruction']} {entry['input']}".split())
         print(f"  {question} -> {entry['model_response']}")
+
+    return outcome
 
 
 def _exact_match_of(model: GPT2, options: TrainOptions) -> float:

@@ -177,8 +177,8 @@ def encode(
     )
 
 
-def name_rows(rows: Sequence[int]) -> str:
-    """`rows 3, 9, 12 and 4 more`, for messages."""
-    shown = ", ".join(str(row) for row in rows[:_ROWS_SHOWN])
-    more = len(rows) - _ROWS_SHOWN
+def name_rows(rows: Sequence[int], most: int = _ROWS_SHOWN) -> str:
+    """`rows 3, 9, 12 and 4 more`, for messages; the first `most` by number."""
+    shown = ", ".join(str(row) for row in rows[:most])
+    more = len(rows) - most
     return f"row{'s' if len(rows) > 1 else ''} {shown}" + (f" and {more} more" if more > 0 else "")

@@ -80,7 +80,7 @@ class Engine:
         # fp16's range is too small for raw gradients. Other dtypes need no scaling, and the scaler passes through.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == "fp16")
 
-    def accumulate(self, batch: Batch, count: int) -> Tensor:
+    def accumulate(self, batch: Batch, count: int) -> tuple[Tensor, Tensor]:
         """Forward and backward of one batch of a step.
 
         Args:
@@ -88,14 +88,14 @@ class Engine:
             count: supervised targets of the whole optimizer step, the divisor of its loss.
 
         Returns:
-            The batch's part of the step's mean loss, a detached scalar on the device.
+            The batch's part of the step's mean loss, a scalar, and the sum of each example's losses, `[examples]`;
+            both without gradient, on the device.
         """
         batch = batch.to(self.device)
         with autocast(self.dtype, self.device):
-            loss, _ = self.model(batch, row_weights=batch.weights / count, impl=self.impl)
+            loss, row_losses = self.model(batch, row_weights=batch.weights / count, impl=self.impl)
         torch.autograd.backward(self.scaler.scale(loss))
-        mean: Tensor = loss.detach()
-        return mean
+        return loss.detach(), batch.example_losses(row_losses)
 
     def update(self, lr: float, *, loss_is_finite: bool = True) -> Update:
         """Clips the gradient, updates the weights at rate `lr` and clears the gradient.

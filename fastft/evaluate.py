@@ -1,16 +1,14 @@
-"""Evaluation while training: the validation loss, weighted by tokens or as the book reports it."""
+"""Evaluation while training: the validation loss, weighted by tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from fastft.batch import Batch, Batcher
-from fastft.book import EVAL_BATCHES, BookOrder
 from fastft.encode import EncodedSet
-from fastft.plan import Indices
 
 EvaluateBatch = Callable[[Batch], tuple[float, int]]
 """A batch to the sum of its supervised losses and their count."""
@@ -26,9 +24,13 @@ class TokenMean:
     every: int
     limit: int | None = None
 
-    def due(self, step: int) -> bool:
-        """Whether to evaluate when `step` steps are done."""
-        return self.every > 0 and step % self.every == 0
+    def due(self, step: int, total_steps: int) -> bool:
+        """Whether to evaluate when `step` steps are done: regularly, and at the end."""
+        return step == total_steps or (self.every > 0 and step % self.every == 0)
+
+    def sample_due(self, step: int, total_steps: int) -> bool:
+        """Whether to answer validation prompts when `step` steps are done: after each evaluation but the first."""
+        return step > 0 and self.due(step, total_steps)
 
     def losses(self, evaluate: EvaluateBatch, step: int) -> dict[str, float]:
         """`val_loss` when `step` steps are done."""
@@ -40,37 +42,3 @@ class TokenMean:
             loss, targets = evaluate(self.batcher(self.val, examples))
             total, count = total + loss, count + targets
         return {"val_loss": total / count}
-
-
-@dataclass(frozen=True, slots=True)
-class BookMeans:
-    """The book's figures: the mean of the means of the first 5 batches, of the shuffled training set and of the
-    validation set; before training, and after steps 0, 5, 10, ... counted from 0 (here 1, 6, 11, ... steps done)."""
-
-    train: EncodedSet
-    val: EncodedSet
-    batcher: Batcher
-    batch_size: int
-    order: BookOrder
-
-    def due(self, step: int) -> bool:
-        """Whether to evaluate when `step` steps are done."""
-        return step == 0 or (step - 1) % self.order.eval_every == 0
-
-    def losses(self, evaluate: EvaluateBatch, step: int) -> dict[str, float]:
-        """`train_loss` and `val_loss` when `step` steps are done."""
-        if step == 0:  # the generator is seeded afresh, so this order is the first epoch's
-            first = self.order.epoch_order(0)
-            train = [first[i * self.batch_size : (i + 1) * self.batch_size] for i in range(EVAL_BATCHES)]
-        else:
-            train = self.order.evaluation_batches(step - 1)
-        in_order = np.arange(len(self.val))
-        val = [in_order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(EVAL_BATCHES)]
-        return {
-            "train_loss": self._mean_of_means(evaluate, self.train, train),
-            "val_loss": self._mean_of_means(evaluate, self.val, val),
-        }
-
-    def _mean_of_means(self, evaluate: EvaluateBatch, encoded: EncodedSet, batches: Sequence[Indices]) -> float:
-        sums = [evaluate(self.batcher(encoded, examples)) for examples in batches if len(examples)]
-        return sum(loss / targets for loss, targets in sums) / len(sums)

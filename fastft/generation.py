@@ -20,8 +20,9 @@ from fastft.console import meter, say
 from fastft.engine import choose_device
 from fastft.errors import UserError
 from fastft.model import GPT2
+from fastft.options import check_choices
 from fastft.records import Record
-from fastft.run import Run, load_data
+from fastft.run import Run, data_of
 from fastft.tokenizer import END_OF_TEXT, gpt2_tokenizer
 from fastft.weights import load
 
@@ -46,6 +47,8 @@ class GenerateOptions:
     """Where to generate."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "run", Path(self.run))
+        check_choices(self)
         for name in ("max_new_tokens", "batch_size", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -61,13 +64,13 @@ def generate(options: GenerateOptions) -> list[dict[str, Any]]:
         UserError: the run has no model, or a prompt leaves no room in the context (the rows are named).
     """
     run = Run(options.run)
-    train_options = run.options()
+    run.options()  # that there is a run is said first
     if not (run.model / "model.safetensors").is_file():
         raise UserError(
             f"no model in {run.folder}: expected {run.model / 'model.safetensors'}; "
             f"finish the run with `fastft train --resume --out {run.folder}`"
         )
-    data = load_data(train_options)
+    data = data_of(run)
     whole_split = data.part(options.split)
     if not whole_split:
         raise UserError(f"the {options.split} split holds no record; its data is too small")

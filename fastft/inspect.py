@@ -106,8 +106,11 @@ def inspect(options: InspectOptions) -> None:
     """
     out = Console(highlight=False, soft_wrap=True)
     records = load_records(options.data, skip_bad_records=True)
+    for bad in records.bad:
+        out.print(Text(f"{records.source} {bad}", style="red"))
     if records.bad:
-        out.print(Text(records.describe_bad(), style="red"))
+        total = len(records.good) + len(records.bad)
+        out.print(f"{len(records.bad)} of {total} records are malformed: training stops, unless --skip_bad_records")
     template = TEMPLATES[options.template]
     parts = split(len(records.good), options.split_seed)
     limit = options.max_length or config_for(options.model).n_ctx
@@ -133,9 +136,10 @@ def _encoded(records: Sequence[Record], options: InspectOptions, limit: int) -> 
 
 
 def _statistics(sets: dict[str, EncodedSet], batch_size: int) -> Table:
-    table = Table(title=f"tokens of each example, end-of-text included; padding in batches of {batch_size}")
-    columns = ("split", "examples", "min", "median", "mean", "max", "tokens", "supervised", "padded positions")
-    for column in columns:
+    table = Table(
+        title=f"tokens of an example with its end-of-text, and inputs of all (padded: in batches of {batch_size})"
+    )
+    for column in ("split", "examples", "min", "median", "mean", "max", "inputs", "supervised", "", "padded", "real"):
         table.add_column(column, justify="left" if column == "split" else "right")
     for name, encoded in sets.items():
         if not len(encoded):
@@ -145,36 +149,38 @@ def _statistics(sets: dict[str, EncodedSet], batch_size: int) -> Table:
         real, supervised = int(encoded.lengths.sum()), int(encoded.supervised.sum())
         padded = padded_positions(encoded.lengths.tolist(), batch_size)
         figures = (len(encoded), ids.min(), int(np.median(ids)), f"{ids.mean():.2f}", ids.max(), f"{real:,}")
-        shares = (f"{supervised:,} ({supervised / real:.1%})", f"{padded:,} ({real / padded:.1%} real)")
+        shares = (f"{supervised:,}", f"{supervised / real:.1%}", f"{padded:,}", f"{real / padded:.1%}")
         table.add_row(name, *map(str, figures), *shares)
     return table
 
 
 def _print_end_of_text(out: Console, sets: dict[str, EncodedSet]) -> None:
-    n = sum(len(encoded) for encoded in sets.values())
-    cut = [row for encoded in sets.values() for row in encoded.report.truncated]
-    out.print(
-        f"end-of-text supervised in {n - len(cut)} of {n} rows" + (f", cut off in {name_rows(cut)}" if cut else "")
-    )
+    """Looks at each example's last id: supervised, as the last one always is, it teaches the model to stop."""
+    n, without = 0, []
+    for encoded in sets.values():
+        ends = encoded.ids[encoded.offsets[1:] - 1]
+        n += len(encoded)
+        without += encoded.rows[ends != END_OF_TEXT].tolist()
+    where = f", not in {name_rows(without)}" if without else ""
+    out.print(f"end-of-text supervised in {n - len(without)} of {n} rows{where}", style="yellow" if without else None)
 
 
 def _print_findings(out: Console, found: Findings) -> None:
     groups = found.duplicate_prompts
     repeated = sum(len(rows) for rows in groups)
     said: list[tuple[Sequence[Any], str]] = [
-        (groups, f"{len(groups)} prompts stand more than once ({repeated} rows)"),
-        (found.test_in_train, f"{len(found.test_in_train)} test prompts also stand in train"),
-        (found.val_in_train, f"{len(found.val_in_train)} validation prompts also stand in train"),
+        (groups, f"prompts that stand more than once: {len(groups)} ({repeated} rows)"),
+        (found.test_in_train, f"test prompts that also stand in train: {len(found.test_in_train)}"),
+        (found.val_in_train, f"validation prompts that also stand in train: {len(found.val_in_train)}"),
         (
             found.holding_header,
-            f"{len(found.holding_header)} outputs hold the response header, which extraction removes",
+            f"outputs that hold the response header, lost in extraction: {len(found.holding_header)}",
         ),
     ]
     for rows, line in said:
-        named = [" = ".join(map(str, row)) if isinstance(row, list) else str(row) for row in rows[:10]]
-        out.print(
-            line + (f": rows {', '.join(named)}" if named else ""), markup=False, style="yellow" if rows else None
-        )
+        named = [" = ".join(map(str, row)) if isinstance(row, list) else str(row) for row in rows]
+        where = f": rows {', '.join(named)}" if named else ""
+        out.print(line + where, markup=False, style="yellow" if rows else None)
 
 
 def _print_example(out: Console, sets: dict[str, EncodedSet], options: InspectOptions) -> None:

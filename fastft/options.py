@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import jsonargparse
 
+from fastft.errors import UserError
+
 _WORDS = {
     int: "a whole number",
     float: "a number",
@@ -30,6 +32,23 @@ def options_parser(options: type[Any], *, prog: str, description: str = "") -> j
     parser.add_argument("--config", action="config", help="a YAML file of options, such as a run's config.yaml")
     parser.add_class_arguments(options, as_group=False, as_positional=False)
     return parser
+
+
+def check_choices(options: Any) -> None:
+    """Holds the fields of an options object that are a choice against their choices.
+
+    Raises:
+        UserError: a value is not among them.
+    """
+    for name, hint in typing.get_type_hints(type(options)).items():
+        choices = [choice for one in (hint, *typing.get_args(hint)) for choice in _choices(one)]
+        value = getattr(options, name)
+        if choices and value is not None and value not in choices:
+            raise UserError(f"got --{name} {value}, expected {_listed(choices)}")
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
 
 
 def plain_error(error: jsonargparse.ArgumentError, options: type[Any]) -> str:

@@ -23,8 +23,9 @@ from matplotlib.figure import Figure
 
 from fastft.errors import UserError
 from fastft.files import read_json, write_text
+from fastft.ledger import read_ledger
 from fastft.metrics import is_exact
-from fastft.run import read_metrics
+from fastft.run import Run, read_metrics
 from fastft.score import RESPONSES, SCORES, read_responses, responses_sha256
 
 REPORT = "report.html"
@@ -114,7 +115,8 @@ def _context(run: Path) -> dict[str, Any]:
         "charts": _charts(steps, validation),
         "tokens": _token_rows(steps),
         "speed": _speed(steps),
-        "skipped": sum(bool(step.get("skipped")) for step in steps),
+        "skipped": sum(bool(step.get("skipped") and not step.get("rescaled")) for step in steps),
+        "ledger": read_ledger(read_metrics(Run(run).ledger)),
         "summary": None if scores is None else scores["summary"],
         "scores_problem": scores_problem,
         "before": _exact_match_before(run / _DEMO),

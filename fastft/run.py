@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import shutil
@@ -16,7 +17,7 @@ from fastft.config import TrainOptions, from_yaml
 from fastft.encode import EncodedSet, encode
 from fastft.errors import UserError
 from fastft.prompts import TEMPLATES, Template
-from fastft.records import Record, Split, load_records, split
+from fastft.records import BadRecord, Record, Records, Split, load_records, split
 from fastft.tokenizer import gpt2_tokenizer
 
 
@@ -32,9 +33,19 @@ class Run:
         return self.folder / "config.yaml"
 
     @property
+    def data(self) -> Path:
+        """What the training data was, and the rows that something happened to."""
+        return self.folder / "data.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON line a step."""
         return self.folder / "metrics.jsonl"
+
+    @property
+    def ledger(self) -> Path:
+        """One JSON line a step with the loss of each of its examples."""
+        return self.folder / "ledger.jsonl"
 
     @property
     def checkpoints(self) -> Path:
@@ -57,7 +68,16 @@ class Run:
 
     def files(self) -> list[Path]:
         """Everything that fastft writes into the folder."""
-        names = ["config.yaml", "metrics.jsonl", "checkpoints", "model", "tensorboard", "demo.json"]
+        names = [
+            "config.yaml",
+            "data.json",
+            "metrics.jsonl",
+            "ledger.jsonl",
+            "checkpoints",
+            "model",
+            "tensorboard",
+            "demo.json",
+        ]
         for part in ("test", "val", "train"):
             responses = self.responses_of(part)
             names += [responses.name, responses.with_suffix(".made-from.json").name]
@@ -71,7 +91,13 @@ class Run:
 
     def remove_leftovers(self) -> None:
         """Removes what a killed training had half written: hidden files and folders beside their places."""
-        for pattern in (".config.yaml.*.tmp", ".metrics.jsonl.*.tmp", "checkpoints/.*.tmp", "model/.*.tmp"):
+        for pattern in (
+            ".config.yaml.*.tmp",
+            ".data.json.*.tmp",
+            ".metrics.jsonl.*.tmp",
+            "checkpoints/.*.tmp",
+            "model/.*.tmp",
+        ):
             for path in list(self.folder.glob(pattern)):
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
@@ -89,11 +115,24 @@ class Run:
 class Data:
     """The records of a run, split, with the template that makes their text."""
 
+    source: str
     records: list[Record]
-    bad: str | None
-    """The malformed records that were left out, in one line."""
+    bad: list[BadRecord]
+    """The malformed records that were left out."""
     parts: Split
     template: Template
+
+    def describe_bad(self) -> str:
+        """The malformed records in one line."""
+        return Records(self.source, self.records, self.bad).describe_bad()
+
+    def fingerprint(self) -> str:
+        """SHA-256 over all records in their split: another order would put training rows into the test split."""
+        digest = hashlib.sha256()
+        for name in ("train", "test", "val"):
+            entries = [record.as_entry() for record in self.part(name)]
+            digest.update(json.dumps(entries, sort_keys=True).encode())
+        return digest.hexdigest()
 
     def part(self, name: str) -> list[Record]:
         """The records of `train`, `test` or `val`."""
@@ -118,11 +157,28 @@ def load_data(options: TrainOptions) -> Data:
     """Reads and splits the data of a run."""
     records = load_records(options.data, skip_bad_records=options.skip_bad_records)
     return Data(
+        source=records.source,
         records=records.good,
-        bad=records.describe_bad() if records.bad else None,
+        bad=records.bad,
         parts=split(len(records.good), options.split_seed),
         template=TEMPLATES[options.template],
     )
+
+
+def data_of(run: Run) -> Data:
+    """The data that a run was trained on.
+
+    Raises:
+        UserError: it has changed since: its split would no longer keep test records out of training.
+    """
+    data = load_data(run.options())
+    known = files.read_json(run.data, what="the run's data.json") if run.data.is_file() else {}
+    if known.get("records_sha256", data.fingerprint()) != data.fingerprint():
+        raise UserError(
+            f"{data.source} is not what {run.folder} was trained on: its records or their order have changed, so that "
+            "its test split may hold training records; put the file back, or train again"
+        )
+    return data
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:

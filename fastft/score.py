@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastft import metrics
-from fastft.console import meter, say
+from fastft.console import meter, say, warn
 from fastft.errors import FastftError, JudgeUnavailable, UserError
 from fastft.files import read_json, write_json
 from fastft.judge import (
@@ -69,6 +69,8 @@ def score(options: ScoreOptions) -> dict[str, Any]:
     # Made first: a mistyped address is to be heard of at once, not after the metrics.
     judge = OllamaJudge(options.judge_url, options.judge_model) if options.judge == "ollama" else None
     entries = read_responses(options.run)
+    if _are_stale(options.run):
+        warn("the responses are not those of the run's model as it is now; `fastft generate` answers again")
     sheet = _Sheet(options.run, options.judge_model, entries)
     sheet.add(_text_summary(entries))
     sheet.write()
@@ -98,6 +100,16 @@ def read_responses(run: Path) -> list[dict[str, Any]]:
     for row, entry in enumerate(entries, start=1):
         _check_entry(entry, f"{path} row {row}", remedy)
     return [{**entry, "input": entry.get("input", "")} for entry in entries]
+
+
+def _are_stale(run: Path) -> bool:
+    """Whether the run's weights have changed since its responses were generated."""
+    origin, weights = run / "responses.made-from.json", run / "model" / "model.safetensors"
+    if not (origin.is_file() and weights.is_file()):
+        return False
+    made_from = read_json(origin, what="the responses' origin")
+    with weights.open("rb") as file:
+        return bool(made_from.get("weights_sha256") != hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def _check_entry(entry: Any, where: str, remedy: str) -> None:

@@ -14,16 +14,17 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from types import FrameType
 from typing import Any
 
 import psutil
 import torch
+from torch import Tensor
 
 from fastft import files
 from fastft.batch import Batcher
-from fastft.book import SAMPLE_TOKENS, BookOrder
+from fastft.book import SAMPLE_TOKENS, BookMeans, BookOrder
 from fastft.checkpoint import (
     Progress,
     load_best,
@@ -36,11 +37,10 @@ from fastft.checkpoint import (
 from fastft.config import TrainOptions, changed_settings, to_yaml
 from fastft.console import meter, say, warn
 from fastft.encode import name_rows
-from fastft.engine import Engine, choose_device
+from fastft.engine import Engine
 from fastft.errors import TrainingError, UserError
-from fastft.evaluate import BookMeans, TokenMean
+from fastft.evaluate import TokenMean
 from fastft.generation import NO_STOP, greedy
-from fastft.memory import keep_freed_memory
 from fastft.model import GPT2, SIZES, config_for
 from fastft.optim import learning_rate
 from fastft.plan import Cost, Packing, Plan, Step, make_plan
@@ -71,15 +71,15 @@ def train(options: TrainOptions) -> Outcome:
     """
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    if choose_device(options.device).type == "cpu":
-        keep_freed_memory()
     run = Run(options.out)
+    if options.resume and options.dtype == "auto" and run.config.is_file():
+        options = replace(options, dtype=run.options().dtype)  # another machine may find another one fast
     _check_folder(run, options)
     if options.tensorboard:
         _summary_writer()  # that it is missing is said before anything is changed
     data = load_data(options)
     if data.bad:
-        warn(f"left out: {data.bad}")
+        warn(f"left out, and listed in {run.data}: {data.describe_bad()}")
     model = initial_model(options)
     trainer = Trainer(run, options, data, Engine(model, options))
     if options.dry_run:
@@ -107,6 +107,7 @@ class Trainer:
             share_prefix=options.share_prefix,
             round_sizes=engine.device.type == "cuda",
         )
+        self._ledger: MetricsFile | None = None
         self.plan, self.evaluation = self._plan()
         self.progress = Progress(data_fingerprint=self.train_set.fingerprint())
 
@@ -117,10 +118,13 @@ class Trainer:
             _clear(self.run)
         self.run.remove_leftovers()
         self._resume()
-        files.write_text(self.run.config, to_yaml(self.options))
+        files.write_text(self.run.config, to_yaml(replace(self.options, dtype=self.engine.dtype)))
+        files.write_json(self.run.data, self._data_seen())
         self._say_hello()
         metrics = MetricsFile(self.run.metrics, resume_at=self.progress.step)
         with _stop_requests() as stop, _writers(self.run, metrics, tensorboard=self.options.tensorboard) as log:
+            if self.options.ledger:
+                self._ledger = MetricsFile(self.run.ledger, resume_at=self.progress.step)
             self._loop(log, stop)
         if stop.signal is not None and not self._finished():
             self._save()
@@ -142,8 +146,7 @@ class Trainer:
                 line["seconds"] = time.perf_counter() - began
                 log.write(line)
                 shown.advance(f"loss {line['loss']:.3f}, {line['tokens_real'] / line['seconds']:,.0f} tokens/s")
-                if self.evaluation.due(progress.step) or progress.step == total:
-                    self._evaluate(log)
+                self._evaluate(log)
                 if self._save_is_due():
                     self._save()
                 self._check_skipped(step, line)
@@ -151,8 +154,10 @@ class Trainer:
     def _step(self, step: Step) -> dict[str, Any]:
         """One optimizer step; returns its line for the metrics."""
         batches = [self.batcher(self.train_set, examples) for examples in step.packs]
-        losses = [self.engine.accumulate(batch, step.count) for batch in batches]
-        loss = sum(part.item() for part in losses)
+        results = [self.engine.accumulate(batch, step.count) for batch in batches]
+        loss = sum(part.item() for part, _ in results)
+        if self._ledger is not None:
+            self._ledger.append(self._entry(step, [sums for _, sums in results]))
         rate = learning_rate(
             step.index,
             peak=self.options.lr,
@@ -182,6 +187,12 @@ class Trainer:
                 warn(self._why_skipped(step, line))
         return line
 
+    def _entry(self, step: Step, sums: list[Tensor]) -> dict[str, Any]:
+        """The ledger's line of a step: the mean loss of each of its examples before the update."""
+        means = torch.cat(sums).cpu().numpy() / self.train_set.supervised[step.examples]
+        rows = self.train_set.rows[step.examples].tolist()
+        return {"step": step.index + 1, "epoch": step.epoch + 1, "rows": rows, "losses": means.round(6).tolist()}
+
     def _check_skipped(self, step: Step, line: dict[str, Any]) -> None:
         """Stops the run, saved with all that belongs to this step, where too many steps were skipped."""
         if not line.get("skipped") or line["rescaled"] or self.progress.skipped <= self.options.max_skipped:
@@ -193,21 +204,21 @@ class Trainer:
         )
 
     def _why_skipped(self, step: Step, line: dict[str, Any]) -> str:
-        rows = name_rows(self.train_set.rows[step.examples].tolist())
+        rows = name_rows(self.train_set.rows[step.examples].tolist(), most=len(step.examples))
         found = f"loss {line['loss']} and gradient norm {line['grad_norm']}"
         return f"step {line['step']} has {found}: its update is skipped ({rows})"
 
     def _evaluate(self, log: _Log) -> None:
-        """Validation loss, samples and the best weights."""
-        step = self.progress.step
-        if len(self.val_set) and (self.evaluation.due(step) or step == self.plan.total_steps):
+        """Validation loss, samples and the best weights, where they are due."""
+        step, total = self.progress.step, self.plan.total_steps
+        if len(self.val_set) and self.evaluation.due(step, total):
             began = time.perf_counter()
             losses = self.evaluation.losses(self.engine.evaluate, step)
             log.write({"step": step, **losses, "eval_seconds": time.perf_counter() - began})
             say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
             if step:
                 self._note_best(losses["val_loss"])
-        if step and len(self.val_set):
+        if len(self.val_set) and self.evaluation.sample_due(step, total):
             self._sample(log)
 
     def _note_best(self, val_loss: float) -> None:
@@ -223,8 +234,6 @@ class Trainer:
     def _sample(self, log: _Log) -> None:
         """Answers a few validation prompts; the book answers one at each epoch's end, past any end-of-text."""
         book = self.options.recipe == "book"
-        if book and self.progress.step % self.plan.steps_per_epoch:
-            return
         records = self.data.part("val")[: 1 if book else self.options.samples]
         prompts = [self.data.template.prompt(record.instruction, record.input) for record in records]
         if not prompts:
@@ -318,6 +327,17 @@ class Trainer:
             say("exporting the last weights" if best is None else f"exporting the weights of step {best}, the best")
         save_hf(self.engine.model, files.make_folder(self.run.model))
         say(f"trained {self.progress.step} steps; the model is in {self.run.model}")
+
+    def _data_seen(self) -> dict[str, Any]:
+        """What the run's data is, and all rows that something happened to, for `data.json`."""
+        return {
+            "source": self.data.source,
+            "records": len(self.data.records),
+            "records_sha256": self.data.fingerprint(),
+            "left_out": [asdict(bad) for bad in self.data.bad],
+            "train": asdict(self.train_set.report),
+            "val": asdict(self.val_set.report),
+        }
 
     def _say_hello(self) -> None:
         engine, plan = self.engine, self.plan
@@ -429,7 +449,7 @@ def _summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise UserError("--tensorboard needs the package: pip install 'fastft[tensorboard]'") from error
+        raise UserError("--tensorboard needs the package: pip install tensorboard") from error
     return SummaryWriter
 
 

@@ -236,15 +236,17 @@ def test_recipe_follows_the_books_own_training(tmp_path: Path) -> None:
 
     options = recipe_options("book", model="pico", out=tmp_path / "run", device="cpu")
     records = [Record(**{key: e[key] for key in ("instruction", "input", "output")}) for e in entries]
-    data = Data(records, None, split(len(records)), ALPACA)
+    data = Data("sample", records, [], split(len(records)), ALPACA)
     Trainer(Run(options.out), options, data, Engine(model, options)).run_all()
     mine = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "val_loss" in line and line["step"]]
 
+    lines = list(read_metrics(tmp_path / "run" / "metrics.jsonl"))
+    per_epoch = len(split(len(records)).train) // 8
+    assert [line["step"] for line in lines if "sample" in line] == [per_epoch, 2 * per_epoch]
+
     parts = split(len(records))
     train_losses, val_losses = _train_as_the_book(book_model, entries, parts)
-    evaluated_after = [line["step"] for line in mine if (line["step"] - 1) % 5 == 0]
-    assert evaluated_after == [1 + 5 * i for i in range(len(train_losses))]
-    mine = mine[: len(train_losses)]
+    assert [line["step"] for line in mine] == [1 + 5 * i for i in range(len(train_losses))]
     np.testing.assert_allclose([line["train_loss"] for line in mine], train_losses, rtol=2e-6)
     np.testing.assert_allclose([line["val_loss"] for line in mine], val_losses, rtol=2e-6)
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fastft import demo as demo_module
-from fastft.cli import main
+from fastft.checkpoint import Progress
+from fastft.cli import EXIT_INTERRUPTED, main
 from fastft.config import TrainOptions
+from fastft.run import Run
+from fastft.trainer import Outcome
 
 
 def test_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,6 +31,15 @@ def test_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     names = {path.name for path in (tmp_path / "demo").iterdir()}
     assert names >= {"config.yaml", "metrics.jsonl", "checkpoints", "model", "responses.json", "scores.json"}
     assert "<html" in (tmp_path / "demo" / "report.html").read_text()
+
+
+def test_ctrl_c_ends_it_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(options: TrainOptions) -> Outcome:
+        return Outcome(Run(options.out), Progress(), signal.SIGINT)
+
+    monkeypatch.setattr(demo_module, "train", interrupted)
+    monkeypatch.setattr(demo_module, "_exact_match_of", lambda *_: 0.0)
+    assert main(["demo", "--out", str(tmp_path / "demo")]) == EXIT_INTERRUPTED
 
 
 @pytest.mark.long

@@ -79,6 +79,12 @@ class Place:
         config = self.out / "config.yaml"
         config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), **changes}))
 
+    def other_data(self, records: list[Any]) -> None:
+        """As if the run had been trained on these records."""
+        self.run()
+        self.configure(data=str(self.json(records)))
+        (self.out / "data.json").unlink()
+
     def resume(self, *options: object) -> list[str]:
         return ["train", "--resume", "--out", str(self.run()), *map(str, options)]
 
@@ -443,13 +449,18 @@ RUNS = [
     ),
     Case(
         "test prompts that fill the context",
-        lambda p: (p.run(), p.configure(data=str(p.json(long_prompts(300)))))[0] and p.on_run("generate"),
+        lambda p: (p.other_data(long_prompts(300)), p.on_run("generate"))[1],
         ("3 records", "context of 256", "row 26"),
     ),
     Case(
         "no test record",
-        lambda p: (p.run(), p.configure(data=str(p.json(made_records(2)))))[0] and p.on_run("generate"),
+        lambda p: (p.other_data(made_records(2)), p.on_run("generate"))[1],
         ("test split", "too small"),
+    ),
+    Case(
+        "other data than it was trained on",
+        lambda p: (p.run(), p.configure(data=str(p.json(made_records()[::-1]))), p.on_run("generate"))[2],
+        ("is not what", "was trained on", "train again"),
     ),
     Case("generate nothing", lambda p: p.on_run("generate", "--limit", "0"), ("--limit 0", "at least 1")),
     Case("responses not JSON: generate", lambda p: responses(p, "[{", "generate"), ("responses.json", "not JSON")),
@@ -468,7 +479,7 @@ UNWRITABLE = [
         "a folder for the metrics",
         lambda p: folder_for_file(p, "metrics.jsonl", lambda: p.resume("--steps", "4")),
         ("cannot write", "metrics.jsonl"),
-        may_change=("out/config.yaml",),
+        may_change=("out/config.yaml", "out/data.json"),
     ),
     Case(
         "a folder for the responses",
@@ -712,8 +723,7 @@ def test_a_full_disk_behind_standard_output(tmp_path: Path) -> None:
 
 
 def test_half_of_a_surrogate_pair_in_a_further_key_is_written_back(place: Place) -> None:
-    place.run()
-    place.configure(data=str(place.json([{**record, "id": "\ud800"} for record in made_records()])))
+    place.other_data([{**record, "id": "\ud800"} for record in made_records()])
     assert main(place.on_run("generate", *GENERATE)) == 0
     assert [entry["id"] for entry in json.loads((place.out / "responses.json").read_text())] == ["\ud800"] * 3
 

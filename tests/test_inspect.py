@@ -50,10 +50,10 @@ def test_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["inspect", "--data", str(data), "--example", "3"]) == 0
     out = capsys.readouterr().out
     assert "end-of-text supervised in 40 of 40 rows\n" in out
-    assert "3 prompts stand more than once (7 rows): rows 2 = 9 = 36, 5 = 40, 37 = 38" in out
-    assert "1 test prompts also stand in train: rows 36" in out
-    assert "1 validation prompts also stand in train: rows 40" in out
-    assert "1 outputs hold the response header" in out
+    assert "prompts that stand more than once: 3 (7 rows): rows 2 = 9 = 36, 5 = 40, 37 = 38" in out
+    assert "test prompts that also stand in train: 1: rows 36" in out
+    assert "validation prompts that also stand in train: 1: rows 40" in out
+    assert "outputs that hold the response header, lost in extraction: 1: rows" in out
     assert "row 3 in its padded batch of 8:" in out
     assert r"\n\n### Response:\nnumber 2<|endoftext|>" in out
     prompt, supervised = (next(line for line in out.splitlines() if line.strip().startswith(name)) for name in PARTS)
@@ -71,7 +71,7 @@ def test_cut_rows_lose_their_end_of_text(tmp_path: Path, capsys: pytest.CaptureF
     data.write_text(json.dumps(entries))
     assert main(["inspect", "--data", str(data), "--model", "pico"]) == 0
     out = capsys.readouterr().out
-    assert "end-of-text supervised in 38 of 40 rows, cut off in rows 4, 37" in out
+    assert "end-of-text supervised in 38 of 40 rows, not in rows 4, 37" in out
     assert "train: 1 examples longer than 256 tokens and cut" in out
     assert "test: 1 examples longer than 256 tokens and cut" in out
 
@@ -81,7 +81,8 @@ def test_bad_records_are_shown_and_left_out(tmp_path: Path, capsys: pytest.Captu
     data.write_text(json.dumps([*made_records(30), {"instruction": "no output"}]))
     assert main(["inspect", "--data", str(data)]) == 0
     out = capsys.readouterr().out
-    assert "1 of 31 records are malformed: row 31: `output` is missing" in out
+    assert "row 31: `output` is missing, expected text" in out
+    assert "1 of 31 records are malformed: training stops, unless --skip_bad_records" in out
     assert "end-of-text supervised in 30 of 30 rows" in out
 
 
@@ -103,6 +104,6 @@ def test_the_books_file_holds_2_and_4(book_data: Path, capsys: pytest.CaptureFix
 
     assert main(["inspect", "--data", str(book_data)]) == 0
     out = capsys.readouterr().out
-    assert "2 test prompts also stand in train" in out
-    assert "4 validation prompts also stand in train" in out
+    assert "test prompts that also stand in train: 2" in out
+    assert "validation prompts that also stand in train: 4" in out
     assert "end-of-text supervised in 1100 of 1100 rows\n" in out

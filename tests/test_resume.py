@@ -376,7 +376,7 @@ def test_a_torn_last_line_of_the_metrics_is_written_again(
     [
         {"accumulate": 3, "schedule": "cosine", "warmup": 2, "steps": 8},
         {"accumulate": 2, "schedule": "linear", "clip": 0, "steps": 8},
-        {"patience": 2, "lr": 0.05, "eval_every": 2, "keep": 1},
+        {"patience": 2, "lr": 1.0, "eval_every": 2, "keep": 1},
         {"recipe": "book", "eval_every": 5, "steps": 7, "batch_size": 10, "save_every": 2},
     ],
     ids=["cosine", "linear", "early stopping", "book"],
@@ -412,8 +412,9 @@ def test_skipped_steps_are_counted_once(
         now = step.index
         return real_step(self, step)
 
-    def accumulate(self: Engine, batch: Batch, count: int) -> Tensor:
-        return real_accumulate(self, batch, count) * (float("nan") if now in poisoned else 1)
+    def accumulate(self: Engine, batch: Batch, count: int) -> tuple[Tensor, Tensor]:
+        loss, example_losses = real_accumulate(self, batch, count)
+        return loss * (float("nan") if now in poisoned else 1), example_losses
 
     monkeypatch.setattr(Trainer, "_step", step)
     monkeypatch.setattr(Engine, "accumulate", accumulate)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import types
@@ -304,3 +305,18 @@ def test_summary_line_leaves_out_what_is_not_known() -> None:
     assert summary_line(summary) == (
         "4 responses: exact match 50.00%, ROUGE-L 75.00%, judge's mean 82.50 over 3 of 4 responses"
     )
+
+
+def test_responses_of_other_weights_are_scored_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = [{"instruction": "a", "input": "", "output": "b", "model_response": "b"}]
+    (tmp_path / "responses.json").write_text(json.dumps(entries))
+    (tmp_path / "model").mkdir()
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(b"now")
+    origin = tmp_path / "responses.made-from.json"
+    for made_from, stale in ((b"now", False), (b"then", True)):
+        origin.write_text(json.dumps({"weights_sha256": hashlib.sha256(made_from).hexdigest()}))
+        score(ScoreOptions(run=tmp_path, judge="none"))
+        assert ("`fastft generate` answers again" in " ".join(capsys.readouterr().err.split())) is stale

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-LARGEST_SQUARE = 256
+LARGEST_SQUARE = 512
 LARGEST_RECTANGLE = (1024, 1024)
 """Queries and keys of a rectangle: what bounds the memory of its scores."""
 
