@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -115,7 +116,7 @@ def inspect(options: InspectOptions) -> None:
     parts = split(len(records.good), options.split_seed)
     limit = options.max_length or config_for(options.model).n_ctx
     sets = {name: _encoded([records.good[i] for i in getattr(parts, name)], options, limit) for name in _PARTS}
-    out.print(_statistics(sets, options.batch_size))
+    out.print(_lengths(sets), _positions(sets, options.batch_size))
     _print_end_of_text(out, sets)
     for name, encoded in sets.items():
         for line in encoded.report.lines(limit):
@@ -135,22 +136,30 @@ def _encoded(records: Sequence[Record], options: InspectOptions, limit: int) -> 
     )
 
 
-def _statistics(sets: dict[str, EncodedSet], batch_size: int) -> Table:
-    table = Table(
-        title=f"tokens of an example with its end-of-text, and inputs of all (padded: in batches of {batch_size})"
-    )
-    for column in ("split", "examples", "min", "median", "mean", "max", "inputs", "supervised", "", "padded", "real"):
-        table.add_column(column, justify="left" if column == "split" else "right")
+def _lengths(sets: dict[str, EncodedSet]) -> Table:
+    table = _table("tokens of an example, its end-of-text included", ("examples", "min", "median", "mean", "max"))
     for name, encoded in sets.items():
-        if not len(encoded):
-            table.add_row(name, "0")
-            continue
         ids = encoded.lengths + 1
-        real, supervised = int(encoded.lengths.sum()), int(encoded.supervised.sum())
+        figures = (ids.min(), int(np.median(ids)), f"{ids.mean():.2f}", ids.max()) if len(ids) else ()
+        table.add_row(name, str(len(ids)), *map(str, figures))
+    return table
+
+
+def _positions(sets: dict[str, EncodedSet], batch_size: int) -> Table:
+    columns = ("inputs", "supervised", "of inputs", f"padded by {batch_size}", "inputs of padded")
+    table = _table("positions of a split", columns)
+    for name, encoded in sets.items():
+        inputs, supervised = int(encoded.lengths.sum()), int(encoded.supervised.sum())
         padded = padded_positions(encoded.lengths.tolist(), batch_size)
-        figures = (len(encoded), ids.min(), int(np.median(ids)), f"{ids.mean():.2f}", ids.max(), f"{real:,}")
-        shares = (f"{supervised:,}", f"{supervised / real:.1%}", f"{padded:,}", f"{real / padded:.1%}")
-        table.add_row(name, *map(str, figures), *shares)
+        shares = (f"{supervised / max(1, inputs):.1%}", f"{padded:,}", f"{inputs / max(1, padded):.1%}")
+        table.add_row(name, f"{inputs:,}", f"{supervised:,}", *shares)
+    return table
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table("split", title=title, title_justify="left", box=SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
     return table
 
 

@@ -56,7 +56,7 @@ def test_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "outputs that hold the response header, lost in extraction: 1: rows" in out
     assert "row 3 in its padded batch of 8:" in out
     assert r"\n\n### Response:\nnumber 2<|endoftext|>" in out
-    prompt, supervised = (next(line for line in out.splitlines() if line.strip().startswith(name)) for name in PARTS)
+    prompt, supervised = (next(line for line in out.splitlines() if line.startswith(f"  {name} ")) for name in PARTS)
     assert "### Instruction:" in prompt
     assert "### Instruction:" not in supervised
 
