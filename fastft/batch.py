@@ -229,8 +229,8 @@ def pack(
         examples=len(examples),
         tokens_real=int(lengths.sum()),
         tokens_padded=len(examples) * int(lengths.max()),
-        blocks=tuple(plan_blocks(visible_until)),
-        row_blocks=tuple(plan_blocks(visible_until, rows)),
+        blocks=tuple(plan_blocks(torch.from_numpy(visible_until))),
+        row_blocks=tuple(plan_blocks(torch.from_numpy(visible_until), torch.from_numpy(rows))),
     )
 
 

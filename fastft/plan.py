@@ -113,13 +113,18 @@ class Plan:
         return Step(index=index, epoch=epoch, packs=self._cut(examples), count=int(self.supervised[examples].sum()))
 
     def largest_step(self) -> Step:
-        """The step of the first epoch with the most tokens in a pack, were it padded: what memory must suffice for."""
-        steps = min(self.steps_per_epoch, self.total_steps)
+        """The step with the dearest pack of the run, by tokens and loss rows: what memory must suffice for."""
 
-        def size(index: int) -> int:
-            return max(len(pack) * int(self.lengths[pack].max()) for pack in self.step(index).packs if len(pack))
+        def size(index: int) -> float:
+            return max(self._size(pack) for pack in self.step(index).packs if len(pack))
 
-        return self.step(max(range(steps), key=size))
+        return self.step(max(range(self.total_steps), key=size))
+
+    def _size(self, pack: Indices) -> float:
+        lengths, cost = self.lengths[pack], self.packing.cost
+        packed = int(lengths.sum()) - (len(pack) - 1) * self.packing.shared
+        tokens = len(pack) * int(lengths.max()) if self.packing.pack_tokens is None else packed
+        return cost.token * tokens + cost.row * float(self.supervised[pack].sum())
 
     def _cut(self, examples: Indices) -> list[Indices]:
         ranks, budget, shared = self.packing.ranks, self.packing.pack_tokens, self.packing.shared

@@ -283,14 +283,12 @@ class Trainer:
         )
 
     def _packing(self) -> Packing:
-        if self.options.batching != "packed":
-            return Packing()
         config = self.engine.model.config
-        return Packing(
-            pack_tokens=self.options.pack_tokens,
-            shared=self.train_set.common_prefix() if self.options.share_prefix else 0,
-            cost=Cost.of_gpt2(config.n_layer, config.n_embd, config.vocab_size),
-        )
+        cost = Cost.of_gpt2(config.n_layer, config.n_embd, config.vocab_size)
+        if self.options.batching != "packed":
+            return Packing(cost=cost)
+        shared = self.train_set.common_prefix() if self.options.share_prefix else 0
+        return Packing(pack_tokens=self.options.pack_tokens, shared=shared, cost=cost)
 
     def _finished(self) -> bool:
         patience = self.options.patience

@@ -132,7 +132,7 @@ def test_blocks_cover_each_visible_pair_once(
     drawn: tuple[Examples, list[int]], of_rows: bool, square: int, rectangle: int
 ) -> None:
     batch = pack(*drawn, least_shared=1)
-    visible_until, rows = batch.visible_until.numpy(), batch.rows.numpy()
+    visible_until, rows = batch.visible_until, batch.rows
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "LARGEST_SQUARE", square)
         patch.setattr(blocks, "LARGEST_RECTANGLE", (rectangle, rectangle))

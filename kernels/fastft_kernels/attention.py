@@ -147,7 +147,7 @@ def attention(
         q, k, v = (x.transpose(0, 1) for x in (q, k, v))
         return _reference(q, k, v, visible_mask(visible_until, q_rows), scale).transpose(0, 1)
     if blocks is None:
-        blocks = plan_blocks(visible_until.cpu().numpy(), None if q_rows is None else q_rows.cpu().numpy())
+        blocks = plan_blocks(visible_until.cpu(), None if q_rows is None else q_rows.cpu())
         blocks = [block.to(q.device) for block in blocks]
     apply: Callable[..., Tensor] = _Blockwise.apply
     return apply(q, k, v, blocks, scale)

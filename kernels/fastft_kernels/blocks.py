@@ -8,11 +8,10 @@ each other, where a dense mask computes all T^2.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -43,25 +42,26 @@ class Block:
         return Block(self.q0, self.q1, self.k0, self.k1, mask)
 
 
-def plan_blocks(visible_until: npt.NDArray[np.int32], q_rows: npt.NDArray[np.int64] | None = None) -> list[Block]:
-    """The blocks of an interval mask; together they cover each visible pair exactly once.
+def plan_blocks(visible_until: Tensor, q_rows: Tensor | None = None) -> list[Block]:
+    """The blocks of an interval mask, on the CPU; together they cover each visible pair exactly once.
 
     Args:
-        visible_until: `[T]`; key k is visible to query q exactly when `k <= q < visible_until[k]`. The intervals must
-            nest, as those of a tree in depth-first order do.
+        visible_until: `[T]` integers on the CPU; key k is visible to query q exactly when `k <= q < visible_until[k]`.
+            The intervals must nest, as those of a tree in depth-first order do.
         q_rows: `[R]` sorted tokens that ask; all T where it is not given.
     """
-    T = len(visible_until)
-    rows = np.arange(T) if q_rows is None else q_rows
+    until = visible_until.tolist()
+    rows = torch.arange(len(until)) if q_rows is None else q_rows
+    asked = rows.tolist()
     blocks = []
-    for q0, q1, k0, k1, masked in _forest(visible_until, 0, T):
-        r0, r1 = np.searchsorted(rows, (q0, q1)).tolist()
+    for q0, q1, k0, k1, masked in _forest(until, 0, len(until)):
+        r0, r1 = bisect_left(asked, q0), bisect_left(asked, q1)
         if r0 == r1:
             continue
         mask = None
         if masked:
-            q, k = rows[r0:r1, None], np.arange(k0, k1)[None, :]
-            mask = torch.from_numpy((k <= q) & (q < visible_until[None, k0:k1]))
+            q, k = rows[r0:r1, None], torch.arange(k0, k1)[None, :]
+            mask = (k <= q) & (q < visible_until[None, k0:k1])
         blocks.append(Block(r0, r1, k0, k1, mask))
     return blocks
 
@@ -70,21 +70,20 @@ _Range = tuple[int, int, int, int, bool]
 """q0, q1, k0, k1, and whether a mask is needed."""
 
 
-def _forest(visible_until: npt.NDArray[np.int32], begin: int, end: int) -> Iterator[_Range]:
+def _forest(until: list[int], begin: int, end: int) -> Iterator[_Range]:
     """The blocks of the sibling subtrees that fill `begin:end`."""
     while begin < end:
-        stop = int(visible_until[begin])
-        while stop < end and int(visible_until[stop]) - begin <= LARGEST_SQUARE:
-            stop = int(visible_until[stop])  # small neighbours share one masked square
+        stop = until[begin]
+        while stop < end and until[stop] - begin <= LARGEST_SQUARE:
+            stop = until[stop]  # small neighbours share one masked square
         if stop - begin <= LARGEST_SQUARE:
             yield begin, stop, begin, stop, True
         else:
-            stop = int(visible_until[begin])
-            below = np.flatnonzero(visible_until[begin:stop] != stop)
-            head = begin + int(below[0]) if len(below) else stop
+            stop = until[begin]
+            head = next((at for at in range(begin, stop) if until[at] != stop), stop)
             yield from _causal(begin, head)
             yield from _rectangle(head, stop, begin, head)
-            yield from _forest(visible_until, head, stop)
+            yield from _forest(until, head, stop)
         begin = stop
 
 
