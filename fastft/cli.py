@@ -54,7 +54,7 @@ def _demo(options: DemoOptions) -> int:
 
 def _generate(options: GenerateOptions) -> None:
     entries = generate(options)
-    print(f"the first {len(entries)} responses are in {Run(options.run).responses_of(options.split)}")
+    print(f"answered {len(entries)} prompts: {Run(options.run).responses_of(options.split)}")
 
 
 def _score(options: ScoreOptions) -> None:
