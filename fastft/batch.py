@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from fastft_kernels import Block, plan_blocks
+from fastft_kernels import TileGroup, plan_tiles
 from torch import Tensor
 
 from fastft.encode import EncodedSet
@@ -39,8 +39,8 @@ class Batch:
         tokens_real: inputs of all examples, each example's counted by itself.
         tokens_padded: positions that the same examples would take as rows of equal length.
         row_length: `W` where the batch is padded: it lets attention run on `[B, W]`. None elsewhere.
-        blocks, row_blocks: the parts of the score matrix that attention computes, of all queries and of the loss
-            rows' (`fastft_kernels.plan_blocks`); None leaves finding them to the kernel.
+        tiles, row_tiles: the parts of the score matrix that attention computes, of all queries and of the loss
+            rows' (`fastft_kernels.plan_tiles`); None leaves finding them to the kernel.
     """
 
     tokens: Tensor
@@ -55,8 +55,8 @@ class Batch:
     tokens_real: int
     tokens_padded: int
     row_length: int | None = None
-    blocks: tuple[Block, ...] | None = None
-    row_blocks: tuple[Block, ...] | None = None
+    tiles: tuple[TileGroup, ...] | None = None
+    row_tiles: tuple[TileGroup, ...] | None = None
 
     @property
     def count(self) -> int:
@@ -70,9 +70,9 @@ class Batch:
             for f in fields(self)
             if isinstance(value := getattr(self, f.name), Tensor)
         }
-        for name in ("blocks", "row_blocks"):
-            if (blocks := getattr(self, name)) is not None:
-                moved[name] = tuple(block.to(device) for block in blocks)
+        for name in ("tiles", "row_tiles"):
+            if (groups := getattr(self, name)) is not None:
+                moved[name] = tuple(group.to(device) for group in groups)
         return replace(self, **moved)
 
     def example_losses(self, row_losses: Tensor) -> Tensor:
@@ -229,8 +229,8 @@ def pack(
         examples=len(examples),
         tokens_real=int(lengths.sum()),
         tokens_padded=len(examples) * int(lengths.max()),
-        blocks=tuple(plan_blocks(torch.from_numpy(visible_until))),
-        row_blocks=tuple(plan_blocks(torch.from_numpy(visible_until), torch.from_numpy(rows))),
+        tiles=plan_tiles(torch.from_numpy(visible_until)),
+        row_tiles=plan_tiles(torch.from_numpy(visible_until), torch.from_numpy(rows)),
     )
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from fastft import files
 from fastft.config import TrainOptions
 from fastft.console import say
-from fastft.engine import choose_device
 from fastft.generation import GenerateOptions, generate, greedy
 from fastft.metrics import exact_match
 from fastft.model import GPT2
+from fastft.precision import choose_device
 from fastft.report import ReportOptions, report
 from fastft.run import load_data
 from fastft.score import ScoreOptions, score

@@ -4,54 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastft.batch import Batch
-from fastft.config import Device, DType, TrainOptions
-from fastft.errors import UserError
+from fastft.config import TrainOptions
 from fastft.model import GPT2
-from fastft.optim import adamw
-
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def choose_device(device: Device) -> torch.device:
-    """The device that `--device` names; `auto` takes CUDA, else MPS, else the CPU.
-
-    Raises:
-        UserError: the device is not there.
-    """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
-        return torch.device(next(name for name, there in available.items() if there))
-    if not available[device]:
-        raise UserError(f"got --device {device}, which torch does not find here; expected auto or cpu")
-    return torch.device(device)
-
-
-def choose_dtype(dtype: DType, device: torch.device) -> DType:
-    """The arithmetic that `--dtype` names; `auto` takes what the hardware does fast.
-
-    bf16 on a GPU that has it and on a CPU with bf16 instructions; fp16 on a GPU without bf16; else fp32.
-    """
-    if dtype != "auto":
-        return dtype
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if device.type == "cpu":
-        cpu = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        return "bf16" if cpu.get("avx512_bf16") or cpu.get("amx_bf16") else "fp32"
-    return "fp32"
-
-
-def autocast(dtype: DType, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """The autocast context of a dtype; none for fp32 and fp64."""
-    if dtype not in _AUTOCAST:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=_AUTOCAST[dtype])
+from fastft.optim import MixedAdamW, adamw
+from fastft.precision import BF16Copies, autocast, choose_device, choose_dtype, total_norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +38,14 @@ class Engine:
         self.clip = options.clip or math.inf
         torch.backends.cuda.matmul.allow_tf32 = options.tf32
         self.model = model.to(self.device, torch.float64 if self.dtype == "fp64" else torch.float32)
+        # On a GPU autocast's casts are cheap beside the products; there the weights stay as they are.
+        self.copies = BF16Copies(self.model) if self.dtype == "bf16" and self.device.type == "cpu" else None
         self.optimizer = adamw(
-            self.model, lr=options.lr, weight_decay=options.weight_decay, decay_all=options.decay_all
+            self.model,
+            lr=options.lr,
+            weight_decay=options.weight_decay,
+            decay_all=options.decay_all,
+            copies=self.copies,
         )
         # fp16's range is too small for raw gradients. Other dtypes need no scaling, and the scaler passes through.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == "fp16")
@@ -92,8 +62,9 @@ class Engine:
             both without gradient, on the device.
         """
         batch = batch.to(self.device)
-        with autocast(self.dtype, self.device):
-            loss, row_losses = self.model(batch, row_weights=batch.weights / count, impl=self.impl)
+        if self.copies is not None:
+            self.copies.sum_up()  # of the step's earlier batches
+        loss, row_losses = self._forward(batch, row_weights=batch.weights / count)
         torch.autograd.backward(self.scaler.scale(loss))
         return loss.detach(), batch.example_losses(row_losses)
 
@@ -105,29 +76,49 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.scaler.unscale_(self.optimizer)
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        grad_norm = norm.item()
+        gradients = self.gradients()
+        grad_norm = total_norm(gradients).item()
         applied = loss_is_finite and math.isfinite(grad_norm)
-        if applied and grad_norm > self.clip:  # below it, clipping would be a pass over memory for nothing
-            nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
         if applied:
+            self._scale_gradients(gradients, min(1.0, self.clip / (grad_norm + 1e-6)))
             self.scaler.step(self.optimizer)
         scale = self.scaler.get_scale()
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._clear_gradients()
         return Update(grad_norm, applied, rescaled=loss_is_finite and not applied and scale > 1)
 
+    @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[float, int]:
         """The sum of the losses of a batch's supervised targets, and their count."""
-        return evaluate_batch(self.model, batch, dtype=self.dtype, impl=self.impl)
+        loss, _ = self._forward(batch.to(self.device))
+        return loss.item(), batch.count
+
+    def gradients(self) -> list[Tensor]:
+        """The gradients of the step so far, before clipping."""
+        if self.copies is not None:
+            return list(self.copies.gradients().values())
+        return [p.grad for p in self.model.parameters() if p.grad is not None]
+
+    def _forward(self, batch: Batch, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """`GPT2.forward` in the engine's arithmetic."""
+        with contextlib.nullcontext() if self.copies is not None else autocast(self.dtype, self.device):
+            call: Callable[..., tuple[Tensor, Tensor]] = self.model if self.copies is None else self.copies
+            return call(batch, impl=self.impl, **kwargs)
+
+    def _scale_gradients(self, gradients: list[Tensor], factor: float) -> None:
+        if isinstance(self.optimizer, MixedAdamW):
+            self.optimizer.scale = factor
+        elif factor < 1:  # at 1 it would be a pass over memory for nothing
+            torch._foreach_mul_(gradients, factor)
+
+    def _clear_gradients(self) -> None:
+        if self.copies is not None:
+            self.copies.clear_gradients()
+        self.optimizer.zero_grad(set_to_none=True)
 
 
 @torch.no_grad()
-def evaluate_batch(model: GPT2, batch: Batch, *, dtype: DType = "fp32", impl: str = "auto") -> tuple[float, int]:
-    """The sum of the losses of a batch's supervised targets, and their count, without gradients."""
-    device = model.wte.weight.device
-    batch = batch.to(device)
-    with autocast(dtype, device):
-        loss, _ = model(batch, impl=impl)
+def evaluate_batch(model: GPT2, batch: Batch) -> tuple[float, int]:
+    """The sum of the losses of a batch's supervised targets, and their count, as the model is."""
+    loss, _ = model(batch.to(model.wte.weight.device))
     return loss.item(), batch.count

@@ -17,10 +17,10 @@ from fastft import files
 from fastft.batch import from_padded
 from fastft.config import Device
 from fastft.console import meter, say
-from fastft.engine import choose_device
 from fastft.errors import UserError
 from fastft.model import GPT2
 from fastft.options import check_choices
+from fastft.precision import choose_device
 from fastft.records import Record
 from fastft.run import Run, data_of
 from fastft.tokenizer import END_OF_TEXT, gpt2_tokenizer

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from fastft import ops
 from fastft.batch import Batch
 from fastft.errors import UserError
+from fastft.tied import Tie
 from fastft.tokenizer import VOCAB_SIZE
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -84,13 +85,14 @@ class Attention(nn.Module):
         self, x: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor], rows: Tensor | None = None
     ) -> Tensor:
         """`[T, C]` -> `[T, C]`, or `[R, C]` with the tokens `rows` `[R]` that alone have queries."""
+        x = x.to(self.c_attn.weight.dtype)
         if rows is None:
             q, k, v = self.c_attn(x).unflatten(1, (3, self.n_head, -1)).unbind(1)  # [T, H, D] each
         else:
             C = x.shape[1]
-            weight, bias = self.c_attn.weight, self.c_attn.bias
-            q = F.linear(x.index_select(0, rows), weight[:C], bias[:C]).unflatten(1, (self.n_head, -1))
-            k, v = F.linear(x, weight[C:], bias[C:]).unflatten(1, (2, self.n_head, -1)).unbind(1)
+            (w_q, w_kv), (b_q, b_kv) = (t.split([C, 2 * C]) for t in (self.c_attn.weight, self.c_attn.bias))
+            q = F.linear(x.index_select(0, rows), w_q, b_q).unflatten(1, (self.n_head, -1))
+            k, v = F.linear(x, w_kv, b_kv).unflatten(1, (2, self.n_head, -1)).unbind(1)
         projected: Tensor = self.c_proj(attend(q, k, v).flatten(1))
         return projected
 
@@ -105,7 +107,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[T, C]` -> `[T, C]`."""
-        projected: Tensor = self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+        projected: Tensor = self.c_proj(F.gelu(self.c_fc(x.to(self.c_fc.weight.dtype)), approximate="tanh"))
         return projected
 
 
@@ -166,7 +168,9 @@ class GPT2(nn.Module):
         With `rows` `[R]` only these tokens' states are asked for, `[R, C]`: the last block then computes keys and
         values for all tokens, and all else for these.
         """
-        x = self.wte(tokens) + self.wpe(positions)
+        return self._through_blocks(self.wte(tokens) + self.wpe(positions), attend, rows)
+
+    def _through_blocks(self, x: Tensor, attend: Attend, rows: Tensor | None) -> Tensor:
         for block in self.h:
             asked = rows if block.layer == self.config.n_layer - 1 else None
             if self.checkpoint_activations and torch.is_grad_enabled():
@@ -192,13 +196,21 @@ class GPT2(nn.Module):
         row_weights = batch.weights if row_weights is None else row_weights
         rows_only = impl != "reference" and batch.row_length is None
         attend = _attend(batch, impl, self.config.n_layer - 1 if rows_only else None)
-        hidden = self.hidden(batch.tokens, batch.positions, attend, batch.rows if rows_only else None)
-        return ops.linear_cross_entropy(hidden, self.head, batch, row_weights, impl, rows_only=rows_only)
+        rows = batch.rows if rows_only else None
+        if self.lm_head is None and impl != "reference":
+            tie = Tie(self.wte.weight)
+            hidden = self._through_blocks(tie.lookup(batch.tokens) + self.wpe(batch.positions), attend, rows)
+            head = tie.head()
+        else:
+            hidden = self.hidden(batch.tokens, batch.positions, attend, rows)
+            head = self.head
+        hidden = hidden.to(head.dtype)
+        return ops.linear_cross_entropy(hidden, head, batch, row_weights, impl, rows_only=rows_only)
 
     def logits(self, batch: Batch, *, impl: str = "auto") -> Tensor:
         """The logits of every token of the batch: `[T, V]`."""
         hidden = self.hidden(batch.tokens, batch.positions, _attend(batch, impl, None))
-        return F.linear(hidden, self.head)
+        return F.linear(hidden.to(self.head.dtype), self.head)
 
 
 def _attend(batch: Batch, impl: str, layer_of_rows: int | None) -> Attend:

@@ -35,7 +35,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, batch: Batch, impl: str) -> Tenso
         v,
         batch.visible_until,
         row_length=batch.row_length,
-        blocks=batch.blocks,
+        tiles=batch.tiles,
         impl=kernel_impl(impl),
     )
 
@@ -43,7 +43,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, batch: Batch, impl: str) -> Tenso
 def attention_of_rows(q: Tensor, k: Tensor, v: Tensor, batch: Batch, impl: str) -> Tensor:
     """The same for the queries of the loss rows alone: q is `[R, H, D]`, of the tokens `batch.rows`."""
     return fastft_kernels.attention(
-        q, k, v, batch.visible_until, q_rows=batch.rows, blocks=batch.row_blocks, impl=kernel_impl(impl)
+        q, k, v, batch.visible_until, q_rows=batch.rows, tiles=batch.row_tiles, impl=kernel_impl(impl)
     )
 
 

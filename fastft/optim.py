@@ -1,19 +1,30 @@
-"""AdamW's parameter groups and the learning rate's course."""
+"""AdamW, its parameter groups, and the learning rate's course."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.adamw import adamw as adamw_update
 
 from fastft.config import Schedule
+from fastft.precision import BF16Copies
+
+_BLOCK = 1 << 20
+"""Elements that are updated at a time: casting the gradient, the update and the copy find them in the cache."""
 
 
-def adamw(model: nn.Module, *, lr: float, weight_decay: float, decay_all: bool) -> torch.optim.AdamW:
+def adamw(
+    model: nn.Module, *, lr: float, weight_decay: float, decay_all: bool, copies: BF16Copies | None = None
+) -> torch.optim.AdamW:
     """AdamW with torch's default betas and epsilon, fused.
 
-    Weight matrices decay; biases, layer norms and embeddings do only with `decay_all`.
+    Weight matrices decay; biases, layer norms and embeddings do only with `decay_all`. With `copies` the gradients
+    are theirs, and an update refreshes them.
     """
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
@@ -21,7 +32,102 @@ def adamw(model: nn.Module, *, lr: float, weight_decay: float, decay_all: bool) 
         is_matrix = parameter.ndim >= 2 and not name.startswith(("wte.", "wpe."))
         (decayed if decay_all or is_matrix else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, fused=True)
+    groups = [group for group in groups if group["params"]]
+    if copies is None:
+        return torch.optim.AdamW(groups, lr=lr, fused=True)
+    return MixedAdamW(groups, copies, lr=lr)
+
+
+class MixedAdamW(torch.optim.AdamW):
+    """AdamW of float32 weights from the gradients of their bf16 copies, which it refreshes.
+
+    An update is bound by memory: what belongs together is done block by block, while it is in the cache. State as in
+    torch's own AdamW.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], copies: BF16Copies, *, lr: float) -> None:
+        super().__init__(groups, lr=lr, fused=True)
+        self.copies = copies
+        self.scale = 1.0
+        """Factor of the gradients in the next step, such as clipping gives."""
+        self._scratch = torch.empty(_BLOCK, device=groups[0]["params"][0].device)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Updates the weights that have a gradient, and their copies."""
+        del closure
+        pairs = {weight: (gradient, copy) for weight, gradient, copy in self.copies.pairs()}
+        for group in self.param_groups:
+            slices = [piece for p in group["params"] if p in pairs for piece in self._slices(p, *pairs[p])]
+            for block in _blocks(slices):
+                self._update(block, group)
+            for p in group["params"]:
+                if p in pairs:
+                    self.state[p]["step"] += 1
+        self.copies.refreshed()
+
+    def _slices(self, weight: Tensor, gradient: Tensor, copy: Tensor | None) -> Iterator[_Slice]:
+        state = self.state[weight]
+        if not state:
+            state["step"] = torch.zeros((), device=weight.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
+        pieces = [x.view(-1).split(_BLOCK) for x in (weight, gradient, state["exp_avg"], state["exp_avg_sq"])]
+        copies = [None] * len(pieces[0]) if copy is None else copy.view(-1).split(_BLOCK)
+        for w, g, m, v, c in zip(*pieces, copies, strict=True):
+            yield _Slice(w, g, m, v, c, state["step"])
+
+    def _update(self, block: list[_Slice], group: dict[str, Any]) -> None:
+        sizes = [part.gradient.numel() for part in block]
+        gradients = list(self._scratch[: sum(sizes)].split(sizes))
+        torch._foreach_copy_(gradients, [part.gradient for part in block])
+        if self.scale != 1:
+            torch._foreach_mul_(gradients, self.scale)
+        beta1, beta2 = group["betas"]
+        adamw_update(
+            [part.weight for part in block],
+            gradients,
+            [part.exp_avg for part in block],
+            [part.exp_avg_sq for part in block],
+            [],
+            [part.step.clone() for part in block],  # the update counts them up, and a weight has several slices
+            fused=True,
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
+        for part in block:
+            if part.copy is not None:
+                part.copy.copy_(part.weight)
+
+
+@dataclass(slots=True)
+class _Slice:
+    """A piece of a weight with all that belongs to it, each `[n]`; its gradient and its copy may be bf16."""
+
+    weight: Tensor
+    gradient: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    copy: Tensor | None
+    step: Tensor
+
+
+def _blocks(slices: list[_Slice]) -> Iterator[list[_Slice]]:
+    """Slices put together up to a block's size: a model has many small weights."""
+    block: list[_Slice] = []
+    size = 0
+    for part in slices:
+        if block and size + part.weight.numel() > _BLOCK:
+            yield block
+            block, size = [], 0
+        block.append(part)
+        size += part.weight.numel()
+    if block:
+        yield block
 
 
 def learning_rate(step: int, *, peak: float, schedule: Schedule, warmup: int, total_steps: int) -> float:

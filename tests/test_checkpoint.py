@@ -43,9 +43,8 @@ def do_steps(engine: Engine, *seeds: int) -> None:
 def overflow(engine: Engine) -> None:
     """A step whose gradient is infinite."""
     engine.accumulate(batch(0), batch(0).count)
-    for parameter in engine.model.parameters():
-        assert parameter.grad is not None
-        parameter.grad.fill_(float("inf"))
+    for gradient in engine.gradients():
+        gradient.fill_(float("inf"))
     assert not engine.update(1e-2).applied
 
 

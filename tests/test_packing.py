@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 
 import numpy as np
 import pytest
 import torch
-from fastft_kernels import attention, blocks, plan_blocks
+from fastft_kernels import attention, plan_tiles, tiles
 from fastft_kernels.attention import visible_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -127,27 +128,36 @@ def test_example_losses(drawn: tuple[Examples, list[int]]) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(example_sets(), st.booleans(), st.sampled_from([2, 5, 256]), st.sampled_from([1, 4, 1024]))
-def test_blocks_cover_each_visible_pair_once(
-    drawn: tuple[Examples, list[int]], of_rows: bool, square: int, rectangle: int
+@given(example_sets(), st.booleans(), st.sampled_from([1, 3, 32]), st.sampled_from([1, 100, 1 << 19]), st.booleans())
+def test_tiles_cover_each_visible_pair_once(
+    drawn: tuple[Examples, list[int]], of_rows: bool, size: int, largest: int, keep: bool
 ) -> None:
     batch = pack(*drawn, least_shared=1)
-    visible_until, rows = batch.visible_until, batch.rows
+    visible_until, q_rows = batch.visible_until, batch.rows if of_rows else None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "LARGEST_SQUARE", square)
-        patch.setattr(blocks, "LARGEST_RECTANGLE", (rectangle, rectangle))
-        planned = plan_blocks(visible_until, rows if of_rows else None)
-        covered = torch.zeros(len(rows) if of_rows else len(visible_until), len(visible_until), dtype=torch.int64)
-        for block in planned:
-            part = covered[block.q0 : block.q1, block.k0 : block.k1]
-            part += 1 if block.mask is None else block.mask.long()
-        expected = visible_mask(batch.visible_until, batch.rows if of_rows else None)
+        patch.setattr(tiles, "TILE_QUERIES", (size,))
+        patch.setattr(tiles, "LARGEST_GROUP", largest)
+        patch.setattr(tiles, "WORTH_PADDING", largest)
+        patch.setattr(import_module("fastft_kernels.attention"), "KEPT_PAIRS", 1 << 17 if keep else 0)
+        planned = plan_tiles(visible_until, q_rows)
+        expected = visible_mask(visible_until, q_rows)
+        covered = torch.zeros_like(expected, dtype=torch.int64)
+        for group in planned:
+            for queries, keys, mask in zip(group.queries, group.keys, group.mask, strict=True):
+                real = queries < len(covered)
+                covered.index_put_((queries[real][:, None], keys[None, :]), mask[real].long(), accumulate=True)
         assert torch.equal(covered, expected.long())
-        q = torch.randn(len(covered), 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        k, v = torch.randn(2, len(visible_until), 2, 4, dtype=torch.float64).unbind(0)
-        kwargs = {"q_rows": batch.rows if of_rows else None}
-        got = attention(q, k, v, batch.visible_until, blocks=planned, **kwargs)
-        assert error([got], [attention(q, k, v, batch.visible_until, impl="reference", **kwargs)]) < FLOAT64
+        q, k, v = (
+            torch.randn(n, 2, 4, dtype=torch.float64, requires_grad=True)
+            for n in (len(covered), len(visible_until), len(visible_until))
+        )
+        grad = torch.randn_like(q)
+
+        def attended(**kwargs) -> list[Tensor]:
+            out = attention(q, k, v, visible_until, q_rows=q_rows, **kwargs)
+            return [out, *torch.autograd.grad(out, (q, k, v), grad)]
+
+        assert error(attended(tiles=planned), attended(impl="reference")) < FLOAT64
 
 
 def test_no_example_sees_another_by_a_single_bit() -> None:
@@ -183,12 +193,12 @@ class TestMutations:
         batch = pack(BRANCHING, STARTS)
         until = batch.visible_until.clone()
         until[13] += 1  # a segment's last key, seen by one query too many
-        assert self._error(replace(batch, visible_until=until, blocks=None, row_blocks=None)) > 1e-4
+        assert self._error(replace(batch, visible_until=until, tiles=None, row_tiles=None)) > 1e-4
 
     def test_dropped_row(self) -> None:
         batch = pack(BRANCHING, STARTS)
         fewer = {name: getattr(batch, name)[1:] for name in ("rows", "targets", "weights")}
-        assert self._error(replace(batch, **fewer, row_blocks=None)) > 1e-4
+        assert self._error(replace(batch, **fewer, row_tiles=None)) > 1e-4
 
     def test_missing_weight(self) -> None:
         batch = pack(BRANCHING, STARTS)

@@ -13,11 +13,12 @@ import torch
 
 import fastft
 from fastft.config import TrainOptions, changed_settings, from_yaml, to_yaml
-from fastft.engine import Engine, choose_dtype
+from fastft.engine import Engine
 from fastft.errors import TrainingError, UserError
 from fastft.generation import GenerateOptions, generate
 from fastft.model import GPT2, config_for
 from fastft.optim import adamw, learning_rate
+from fastft.precision import choose_dtype
 from fastft.run import Run, load_data, read_metrics
 from fastft.trainer import Trainer, train
 

@@ -5,7 +5,7 @@ against.
 """
 
 from fastft_kernels.attention import attention
-from fastft_kernels.blocks import Block, plan_blocks
 from fastft_kernels.cross_entropy import linear_cross_entropy
+from fastft_kernels.tiles import TileGroup, plan_tiles
 
-__all__ = ["Block", "attention", "linear_cross_entropy", "plan_blocks"]
+__all__ = ["TileGroup", "attention", "linear_cross_entropy", "plan_tiles"]

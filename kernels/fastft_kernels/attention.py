@@ -15,11 +15,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from fastft_kernels.blocks import Block, plan_blocks
+from fastft_kernels.tiles import TileGroup, plan_tiles
 
 Impl = Literal["auto", "torch", "reference"]
+
+KEPT_PAIRS = 1 << 17
+"""Pairs, of all tiles of a call, up to which their probabilities are kept for the backward pass."""
 
 
 def visible_mask(visible_until: Tensor, q_rows: Tensor | None = None) -> Tensor:
@@ -35,75 +39,80 @@ def _reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> T
     return scores.masked_fill(~mask, -math.inf).softmax(dim=-1) @ v
 
 
-def _blockwise_forward(q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block], scale: float) -> tuple[Tensor, Tensor]:
-    """Online softmax over the blocks (Milakov and Gimelshein 2018, arXiv:1805.02867).
+class _Tiled(torch.autograd.Function):
+    """Attention over the tiles of `plan_tiles`; q `[R, H, D]`, k and v `[T, H, D]` -> `[R, H, D]`.
 
-    Takes q `[H, R, D]`, k and v `[H, T, D]`; gives the output `[H, R, D]` and the log-sum-exp `[H, R]`, both in at
-    least float32.
+    Probabilities are kept for the backward pass where they are small, and else computed again, tile by tile: their
+    memory would grow with the number of pairs.
     """
-    H, R, D = q.shape
-    wide = torch.promote_types(q.dtype, torch.float32)
-    out = q.new_zeros(H, R, D, dtype=wide)
-    largest = q.new_full((H, R, 1), -math.inf, dtype=wide)
-    total = q.new_zeros(H, R, 1, dtype=wide)
-    for block in blocks:
-        rows = slice(block.q0, block.q1)
-        scores = _scores(q, k, block, scale, wide)
-        new_largest = torch.maximum(largest[:, rows], scores.amax(dim=-1, keepdim=True))
-        shift = new_largest.clamp_min(torch.finfo(wide).min)  # a row that sees nothing here: exp(-inf - min) is 0
-        correction = (largest[:, rows] - shift).exp_()
-        weights = scores.sub_(shift).exp_()
-        total[:, rows] = total[:, rows] * correction + weights.sum(dim=-1, keepdim=True)
-        product = torch.bmm(weights.to(v.dtype), v[:, block.k0 : block.k1])
-        out[:, rows] = out[:, rows] * correction + product
-        largest[:, rows] = new_largest
-    return out / total, (largest + total.log()).squeeze(-1)
-
-
-def _blockwise_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, blocks: Sequence[Block], scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of `_blockwise_forward`, with the probabilities computed again from the log-sum-exp (Dao et al. 2022,
-    "FlashAttention", algorithm 4, arXiv:2205.14135)."""
-    wide = lse.dtype
-    dq, dk, dv = (torch.zeros_like(x, dtype=wide, memory_format=torch.contiguous_format) for x in (q, k, v))
-    delta = (grad.to(wide) * out).sum(dim=-1, keepdim=True)
-    for block in blocks:
-        rows, keys = slice(block.q0, block.q1), slice(block.k0, block.k1)
-        weights = _scores(q, k, block, scale, wide).sub_(lse[:, rows, None]).exp_()
-        d_weights = torch.bmm(grad[:, rows], v[:, keys].transpose(1, 2)).to(wide)
-        d_scores = d_weights.sub_(delta[:, rows]).mul_(weights).mul_(scale).to(q.dtype)
-        dv[:, keys] += torch.bmm(weights.to(grad.dtype).transpose(1, 2), grad[:, rows])
-        dq[:, rows] += torch.bmm(d_scores, k[:, keys])
-        dk[:, keys] += torch.bmm(d_scores.transpose(1, 2), q[:, rows])
-    return dq, dk, dv
-
-
-def _scores(q: Tensor, k: Tensor, block: Block, scale: float, wide: torch.dtype) -> Tensor:
-    """The scores of a block, `[H, queries, keys]`, minus infinity where a key is not visible."""
-    product = torch.bmm(q[:, block.q0 : block.q1], k[:, block.k0 : block.k1].transpose(1, 2))
-    scores = product.to(wide).mul_(scale)
-    return scores if block.mask is None else scores.masked_fill_(~block.mask, -math.inf)
-
-
-class _Blockwise(torch.autograd.Function):
-    """Blockwise attention on `[R, H, D]` and `[T, H, D]`; saves no probabilities."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, blocks: Sequence[Block], scale: float) -> Tensor:
-        q, k, v = (x.transpose(0, 1) for x in (q, k, v))  # [H, R or T, D]
-        out, lse = _blockwise_forward(q, k, v, blocks, scale)
-        ctx.save_for_backward(q, k, v, out, lse)
-        ctx.blocks, ctx.scale = blocks, scale
-        return out.to(q.dtype).transpose(0, 1)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, groups: Sequence[TileGroup], scale: float) -> Tensor:
+        R, H, D = q.shape
+        whole = sum(group.queries.numel() for group in groups)
+        q = F.pad(q * scale, (0, 0, 0, 0, 0, whole - R)).transpose(0, 1)  # [H, whole, D]
+        k, v = k.transpose(0, 1), v.transpose(0, 1)  # [H, T, D]
+        keep = sum(group.mask.numel() for group in groups) <= KEPT_PAIRS
+        out = k.new_empty(whole, H, D)
+        kept = []
+        for group in groups:
+            weights = _weights(_take(q, group.queries), _take(k, group.keys), group.mask)
+            _put(out, group, len(groups), torch.bmm(weights, _take(v, group.keys)))
+            if keep:
+                kept.append(weights)
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.groups, ctx.scale = groups, scale
+        return out[:R]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, lse = ctx.saved_tensors
-        grad = grads[0].transpose(0, 1)
-        d_qkv = _blockwise_backward(grad, q, k, v, out, lse, ctx.blocks, ctx.scale)
-        dq, dk, dv = (d.to(q.dtype).transpose(0, 1) for d in d_qkv)
-        return dq, dk, dv, None, None
+        q, k, v, *kept = ctx.saved_tensors
+        grad = grads[0]
+        R, (H, whole, D) = grad.shape[0], q.shape
+        grad = F.pad(grad, (0, 0, 0, 0, 0, whole - R)).transpose(0, 1)
+        wide = torch.promote_types(q.dtype, torch.float32)  # a shared key's gradient is a sum over all that see it
+        dq = q.new_empty(whole, H, D)
+        dk, dv = (q.new_zeros(k.shape[1], H, D, dtype=wide) for _ in range(2))
+        for index, group in enumerate(ctx.groups):
+            q_tile, k_tile, v_tile = _take(q, group.queries), _take(k, group.keys), _take(v, group.keys)
+            d_out = _take(grad, group.queries)
+            weights = kept[index] if kept else _weights(q_tile, k_tile, group.mask)
+            d_weights = torch.bmm(d_out, v_tile.transpose(1, 2))
+            d_scores = torch._softmax_backward_data(d_weights, weights, -1, weights.dtype)
+            _put(dq, group, len(ctx.groups), torch.bmm(d_scores, k_tile))
+            _add(dk, group, torch.bmm(d_scores.transpose(1, 2), q_tile))
+            _add(dv, group, torch.bmm(weights.transpose(1, 2), d_out))
+        return dq[:R] * ctx.scale, dk.to(q.dtype), dv.to(q.dtype), None, None
+
+
+def _take(x: Tensor, indices: Tensor) -> Tensor:
+    """The tiles of x `[H, N, D]` at indices `[G, n]`: `[H G, n, D]`."""
+    return x.index_select(1, indices.flatten()).view(-1, indices.shape[1], x.shape[2])
+
+
+def _put(into: Tensor, group: TileGroup, n_groups: int, tiles: Tensor) -> None:
+    """Writes tiles `[H G, t, D]` to their queries' places in `[N, H, D]`; a single group has them all, in order."""
+    rows = tiles.view(into.shape[1], -1, into.shape[2]).transpose(0, 1)
+    if n_groups == 1:
+        into.copy_(rows)
+    else:
+        into.index_copy_(0, group.queries.flatten(), rows)
+
+
+def _add(into: Tensor, group: TileGroup, tiles: Tensor) -> None:
+    """Adds tiles `[H G, m, D]` to their keys' places in `[T, H, D]`."""
+    rows = tiles.view(into.shape[1], -1, into.shape[2]).transpose(0, 1)
+    into.index_add_(0, group.keys.flatten(), rows.to(into.dtype, memory_format=torch.contiguous_format))
+
+
+def _weights(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+    """The probabilities of tiles: q `[H G, t, D]`, scaled, k `[H G, m, D]`, mask `[G, t, m]` -> `[H G, t, m]`."""
+    scores = torch.bmm(q, k.transpose(1, 2))
+    # Adding is several times faster than filling through a broadcast mask.
+    bias = torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, -math.inf)
+    scores.view(-1, *mask.shape).add_(bias)
+    return scores.softmax(dim=-1)
 
 
 def attention(
@@ -115,7 +124,7 @@ def attention(
     q_rows: Tensor | None = None,
     scale: float | None = None,
     row_length: int | None = None,
-    blocks: Sequence[Block] | None = None,
+    tiles: Sequence[TileGroup] | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     """Attention of packed tokens over the keys that each one sees.
@@ -128,9 +137,9 @@ def attention(
         scale: factor of the scores; `1 / sqrt(D)` where it is not given.
         row_length: W where the tokens are `T / W` rows of W tokens each that see only their own row causally
             (`visible_until` says the same): attention then runs on `[T / W, W]`.
-        blocks: what `plan_blocks(visible_until, q_rows)` gives; computed here where it is not given, which waits for
+        tiles: what `plan_tiles(visible_until, q_rows)` gives; computed here where it is not given, which waits for
             the device.
-        impl: `reference` computes the equation above step by step, over all T x T scores; `torch` computes the blocks
+        impl: `reference` computes the equation above step by step, over all T x T scores; `torch` computes the tiles
             that are needed, or calls torch's fused attention on rows of equal length; `auto` is `torch`.
 
     Returns:
@@ -146,11 +155,8 @@ def attention(
     if impl == "reference":
         q, k, v = (x.transpose(0, 1) for x in (q, k, v))
         return _reference(q, k, v, visible_mask(visible_until, q_rows), scale).transpose(0, 1)
-    if blocks is None:
-        blocks = plan_blocks(visible_until.cpu(), None if q_rows is None else q_rows.cpu())
-        blocks = [block.to(q.device) for block in blocks]
-    apply: Callable[..., Tensor] = _Blockwise.apply
-    return apply(q, k, v, blocks, scale)
+    apply: Callable[..., Tensor] = _Tiled.apply
+    return apply(q, k, v, plan_tiles(visible_until, q_rows) if tiles is None else tiles, scale)
 
 
 def _rows_of_equal_length(q: Tensor, k: Tensor, v: Tensor, W: int, scale: float, impl: Impl) -> Tensor:

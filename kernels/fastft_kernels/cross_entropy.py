@@ -13,12 +13,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 Impl = Literal["auto", "torch", "reference"]
 
 LOGIT_CHUNK_BYTES = 64 << 20
 """Bytes of logits that exist at a time."""
+CACHED_BYTES = 4 << 20
+"""Bytes of logits that the softmax works on at a time: about what stays in a CPU's caches."""
 
 
 def linear_cross_entropy(
@@ -67,7 +70,7 @@ def linear_cross_entropy(
     if impl == "reference":
         return _reference(hidden, weight, targets, rows, row_weights)
     picked = hidden if rows is None else hidden.index_select(0, rows)
-    chunk = max(1, logit_chunk_bytes // (weight.shape[0] * row_weights.element_size()))
+    chunk = max(1, logit_chunk_bytes // (weight.shape[0] * weight.element_size()))
     apply: Callable[..., tuple[Tensor, Tensor]] = _Chunked.apply
     return apply(picked, weight, targets, row_weights, chunk)
 
@@ -83,7 +86,12 @@ def _reference(
 
 class _Chunked(torch.autograd.Function):
     """Forward and backward of a chunk of rows at once, as its logits exist only then. The gradient of the sum is thus
-    ready after the forward pass; the backward pass multiplies it by what flows in."""
+    ready after the forward pass; the backward pass multiplies it by what flows in.
+
+    With p = softmax(z) and e the target's unit vector, the gradient of a row's loss to its logits is p - e, so that
+    d hidden[r] = w[r] (p - e) @ weight and d weight = (p - e).T @ (w[r] hidden[r]): the row weights w are applied to
+    what is C wide, not V.
+    """
 
     @staticmethod
     def forward(
@@ -96,29 +104,49 @@ class _Chunked(torch.autograd.Function):
         d_weight = None if R or not needs_weight else torch.zeros_like(weight)
         for begin in range(0, R, chunk):
             rows = slice(begin, begin + chunk)
-            logits = F.linear(hidden[rows], weight).to(row_weights.dtype)  # [rows, V]
-            each = torch.arange(logits.shape[0], device=logits.device)
-            lse = logits.logsumexp(dim=-1)
-            losses[rows] = lse - logits[each, targets[rows]]
-            if not (needs_hidden or needs_weight):
-                continue
-            d_logits = logits.sub_(lse[:, None]).exp_()  # in place: nobody else has these logits
-            d_logits[each, targets[rows]] -= 1
-            d_logits = d_logits.mul_(row_weights[rows, None]).to(weight.dtype)
+            logits = F.linear(hidden[rows], weight)  # [rows, V]
+            _to_gradient(logits, targets[rows], losses[rows], needs_gradient=needs_hidden or needs_weight)
             if d_hidden is not None:
-                torch.mm(d_logits, weight, out=d_hidden[rows])
+                torch.mm(logits, weight, out=d_hidden[rows])
             if needs_weight:
-                part = d_logits.t() @ hidden[rows]
-                d_weight = part if d_weight is None else d_weight.add_(part)
-        ctx.save_for_backward(d_hidden, d_weight)
+                weighted = (hidden[rows] * row_weights[rows, None]).to(weight.dtype)
+                if d_weight is None:
+                    d_weight = logits.t() @ weighted
+                else:
+                    d_weight.addmm_(logits.t(), weighted)
+        if d_hidden is not None:
+            d_hidden.mul_(row_weights[:, None])
+        ctx.gradients = d_hidden, d_weight
         ctx.mark_non_differentiable(losses)
         return (losses * row_weights).sum(), losses
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        d_hidden, d_weight = ctx.saved_tensors
+        # Given away, not kept: autograd makes a gradient that nobody else holds the parameter's own, without a copy.
+        if ctx.gradients is None:
+            raise RuntimeError("linear_cross_entropy: its backward pass ran a second time, expected once")
+        (d_hidden, d_weight), ctx.gradients = ctx.gradients, None
         scale = grads[0]
         if scale.device.type == "cpu" and scale.item() == 1:  # the usual case; elsewhere looking would wait
             return d_hidden, d_weight, None, None, None
         scaled = (None if d is None else d * scale for d in (d_hidden, d_weight))
         return (*scaled, None, None, None)
+
+
+def _to_gradient(logits: Tensor, targets: Tensor, losses: Tensor, *, needs_gradient: bool) -> None:
+    """Writes each row's loss into `losses` `[R]`, and p - e over the logits `[R, V]` if asked to.
+
+    Some rows at a time, so that all passes but the first find them in the cache; in `losses`' dtype, as sums over V
+    need it.
+    """
+    at_a_time = max(1, CACHED_BYTES // (logits.shape[1] * losses.element_size()))
+    for begin in range(0, logits.shape[0], at_a_time):
+        rows = slice(begin, begin + at_a_time)
+        wanted = targets[rows, None]
+        log_p = logits[rows].to(losses.dtype).log_softmax(dim=-1)
+        losses[rows] = -log_p.gather(1, wanted).squeeze(1)
+        if needs_gradient:
+            p = log_p.exp_()
+            p.scatter_add_(1, wanted, p.new_full(wanted.shape, -1.0))
+            logits[rows] = p
