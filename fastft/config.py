@@ -55,6 +55,9 @@ class TrainOptions:
     """Leave malformed records out, naming them, rather than stop."""
     split_seed: int | None = None
     """Shuffle the records before the 85/10/5 split; not given: file order, as in the book."""
+    token_cache: str = "auto"
+    """Where the token ids of a large data file are kept, memory-mapped, so that memory does not grow with it.
+    auto: for files from 32 MiB on, in $FASTFT_CACHE or ~/.cache/fastft; none; or a folder, for files of any size."""
 
     batching: Literal["padded", "bucketed", "packed"] = "packed"
     """packed: end to end, no padding, equal beginnings once; padded: rows of equal length; bucketed: padded, and
@@ -94,7 +97,7 @@ class TrainOptions:
     tie_head: bool = True
     """Read the head from the token embedding. The book trains it apart."""
     dtype: DType = "auto"
-    """Arithmetic: bf16 and fp16 by autocast over fp32 weights. auto: what the hardware does fast."""
+    """Arithmetic; weights and their update are fp32 under bf16 and fp16 too. auto: what the hardware does fast."""
     tf32: bool = False
     """Let a CUDA GPU round fp32 matrix products to TF32."""
     device: Device = "auto"
@@ -150,6 +153,8 @@ class TrainOptions:
             value = getattr(self, name)
             if value is not None and value > most:
                 raise UserError(f"got --{name} {value}, expected at most {most}")
+        if not self.token_cache:
+            raise UserError("got an empty --token_cache, expected auto, none or a folder")
         if self.out == Path():
             raise UserError("got an empty --out, expected a folder for the run")
         if not 0 < self.lr < float("inf"):
@@ -193,7 +198,7 @@ RECIPES = {"book": BOOK_RECIPE}
 # What a resumed run may change: how far and how it runs, never what it computes.
 _MAY_CHANGE = {
     "out", "epochs", "steps", "resume", "overwrite", "dry_run", "device", "threads", "save_every", "keep",
-    "tensorboard", "max_skipped", "samples", "ledger",
+    "tensorboard", "max_skipped", "samples", "ledger", "token_cache",
 }  # fmt: skip
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw as adamw_update
 
 from fastft.config import Schedule
 from fastft.precision import BF16Copies
@@ -58,55 +57,58 @@ class MixedAdamW(torch.optim.AdamW):
         del closure
         pairs = {weight: (gradient, copy) for weight, gradient, copy in self.copies.pairs()}
         for group in self.param_groups:
-            slices = [piece for p in group["params"] if p in pairs for piece in self._slices(p, *pairs[p])]
-            for block in _blocks(slices):
+            weights = [weight for weight in group["params"] if weight in pairs]
+            for weight in weights:
+                self._begin(weight)
+            for block in _blocks(piece for weight in weights for piece in self._pieces(weight, *pairs[weight])):
                 self._update(block, group)
-            for p in group["params"]:
-                if p in pairs:
-                    self.state[p]["step"] += 1
         self.copies.refreshed()
 
-    def _slices(self, weight: Tensor, gradient: Tensor, copy: Tensor | None) -> Iterator[_Slice]:
+    def _begin(self, weight: Tensor) -> None:
+        """Counts the step; makes the state in the first one."""
         state = self.state[weight]
         if not state:
             state["step"] = torch.zeros((), device=weight.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
-        pieces = [x.view(-1).split(_BLOCK) for x in (weight, gradient, state["exp_avg"], state["exp_avg_sq"])]
-        copies = [None] * len(pieces[0]) if copy is None else copy.view(-1).split(_BLOCK)
-        for w, g, m, v, c in zip(*pieces, copies, strict=True):
-            yield _Slice(w, g, m, v, c, state["step"])
+        state["step"] += 1
 
-    def _update(self, block: list[_Slice], group: dict[str, Any]) -> None:
-        sizes = [part.gradient.numel() for part in block]
+    def _pieces(self, weight: Tensor, gradient: Tensor, copy: Tensor | None) -> Iterator[_Piece]:
+        state = self.state[weight]
+        flat = [x.view(-1).split(_BLOCK) for x in (weight, gradient, state["exp_avg"], state["exp_avg_sq"])]
+        copies = [None] * len(flat[0]) if copy is None else copy.view(-1).split(_BLOCK)
+        for w, g, m, v, c in zip(*flat, copies, strict=True):
+            yield _Piece(w, g, m, v, c, state["step"])
+
+    def _update(self, block: list[_Piece], group: dict[str, Any]) -> None:
+        sizes = [piece.gradient.numel() for piece in block]
         gradients = list(self._scratch[: sum(sizes)].split(sizes))
-        torch._foreach_copy_(gradients, [part.gradient for part in block])
+        torch._foreach_copy_(gradients, [piece.gradient for piece in block])
         if self.scale != 1:
             torch._foreach_mul_(gradients, self.scale)
         beta1, beta2 = group["betas"]
-        adamw_update(
-            [part.weight for part in block],
+        torch._fused_adamw_(  # what torch.optim.AdamW(fused=True) calls, for all of a weight at once
+            [piece.weight for piece in block],
             gradients,
-            [part.exp_avg for part in block],
-            [part.exp_avg_sq for part in block],
+            [piece.exp_avg for piece in block],
+            [piece.exp_avg_sq for piece in block],
             [],
-            [part.step.clone() for part in block],  # the update counts them up, and a weight has several slices
-            fused=True,
-            amsgrad=False,
+            [piece.step for piece in block],
+            lr=group["lr"],
             beta1=beta1,
             beta2=beta2,
-            lr=group["lr"],
             weight_decay=group["weight_decay"],
             eps=group["eps"],
+            amsgrad=False,
             maximize=False,
         )
-        for part in block:
-            if part.copy is not None:
-                part.copy.copy_(part.weight)
+        for piece in block:
+            if piece.copy is not None:
+                piece.copy.copy_(piece.weight)
 
 
 @dataclass(slots=True)
-class _Slice:
-    """A piece of a weight with all that belongs to it, each `[n]`; its gradient and its copy may be bf16."""
+class _Piece:
+    """Of a weight and all that belongs to it, each `[n]`; its gradient and its copy may be bf16."""
 
     weight: Tensor
     gradient: Tensor
@@ -116,16 +118,16 @@ class _Slice:
     step: Tensor
 
 
-def _blocks(slices: list[_Slice]) -> Iterator[list[_Slice]]:
-    """Slices put together up to a block's size: a model has many small weights."""
-    block: list[_Slice] = []
+def _blocks(pieces: Iterable[_Piece]) -> Iterator[list[_Piece]]:
+    """Pieces put together up to a block's size: a model has many small weights."""
+    block: list[_Piece] = []
     size = 0
-    for part in slices:
-        if block and size + part.weight.numel() > _BLOCK:
+    for piece in pieces:
+        if block and size + piece.weight.numel() > _BLOCK:
             yield block
             block, size = [], 0
-        block.append(part)
-        size += part.weight.numel()
+        block.append(piece)
+        size += piece.weight.numel()
     if block:
         yield block
 

@@ -137,23 +137,41 @@ class Plan:
         if n_packs == 1:
             return [examples]
         costs = self.packing.cost(self.lengths[examples], shared, self.supervised[examples])
-        while True:
-            packs = balanced(costs, n_packs)
-            fits = all(len(pack) <= 1 or int(own[pack].sum()) + shared <= budget for pack in packs)
-            if fits or n_packs >= len(examples):
+        in_order = _dearest_first(costs, own)
+        while n_packs < len(examples):
+            packs = _assign(in_order, n_packs, room=budget - shared)
+            if packs is not None:
                 return [examples[pack] for pack in packs]
             n_packs += ranks
+        return [examples[pack] for pack in balanced(costs, n_packs)]
 
 
 def balanced(costs: npt.NDArray[np.float64], n_packs: int) -> list[Indices]:
     """Assigns each item to one of `n_packs` so that their costs are nearly equal: the dearest item first, each to the
     cheapest pack so far (Graham 1969, "Bounds on multiprocessing timing anomalies": at most 4/3 of the best)."""
+    packs = _assign(_dearest_first(costs, np.zeros(len(costs), dtype=np.int64)), n_packs, room=0)
+    assert packs is not None  # items without a size fit
+    return packs
+
+
+def _dearest_first(costs: npt.NDArray[np.float64], sizes: Indices) -> list[tuple[int, float, int]]:
+    """(item, its cost, its size), the dearest first. Plain numbers: the loop over them is what planning takes."""
+    order = np.argsort(-costs, kind="stable")
+    return list(zip(order.tolist(), costs[order].tolist(), sizes[order].tolist(), strict=True))
+
+
+def _assign(in_order: list[tuple[int, float, int]], n_packs: int, *, room: int) -> list[Indices] | None:
+    """The packs of `balanced`; None as soon as one of several items is larger than `room`."""
     packs: list[list[int]] = [[] for _ in range(n_packs)]
+    sizes = [0] * n_packs
     cheapest = [(0.0, pack) for pack in range(n_packs)]
-    for item in np.argsort(-costs, kind="stable").tolist():
-        cost, pack = heapq.heappop(cheapest)
+    for item, cost, size in in_order:
+        so_far, pack = cheapest[0]
+        sizes[pack] += size
+        if packs[pack] and sizes[pack] > room:
+            return None
         packs[pack].append(item)
-        heapq.heappush(cheapest, (cost + float(costs[item]), pack))
+        heapq.heapreplace(cheapest, (so_far + cost, pack))
     return [np.array(sorted(pack), dtype=np.int64) for pack in packs]
 
 

@@ -6,12 +6,14 @@ are kept and written back. Files are a JSON array (`.json`) or one object a line
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import hashlib
+import io
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,10 @@ BOOK_SHA256 = "7e09a9af353722ca15c18bc580f093f9c39d3178335a75177319cb1e1d163944"
 
 _BAD_RECORDS_SHOWN = 10
 _DOWNLOAD_TIMEOUT_S = 30.0
+_READ_BYTES = 1 << 20
+_WHITE_SPACE = " \t\n\r"
+_LONGEST_LITERAL = len("-Infinity") + 1
+_DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +74,8 @@ class Records:
     bad: list[BadRecord]
 
     def describe_bad(self) -> str:
-        """`FILE: N of M records are malformed: row 3: ...; row 9: ...` in one line."""
-        shown = "; ".join(str(bad) for bad in self.bad[:_BAD_RECORDS_SHOWN])
-        more = len(self.bad) - _BAD_RECORDS_SHOWN
-        total = len(self.good) + len(self.bad)
-        tail = f"; and {more} more" if more > 0 else ""
-        return f"{self.source}: {len(self.bad)} of {total} records are malformed: {shown}{tail}"
+        """The malformed records in one line."""
+        return describe_bad(self.source, len(self.good), self.bad)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +94,70 @@ def load_records(source: str, *, skip_bad_records: bool = False) -> Records:
         UserError: the file is missing, not JSON, holds no usable record, or holds a malformed one and
             `skip_bad_records` is off; every malformed record is named by file and row.
     """
-    if source == "sample":
-        rows: Iterator[tuple[int, Any]] = enumerate(sample_records(), start=1)
-        records = _check_all("sample", rows)
-    else:
-        path = book_file() if source == "book" else Path(source)
-        records = _check_all(str(path), _rows(path))
-    if records.bad and not skip_bad_records:
-        raise UserError(f"{records.describe_bad()}; mend them, or leave them out with --skip_bad_records")
-    if not records.good:
-        raise UserError(f"{records.source}: no usable record; expected objects with `instruction`, `input`, `output`")
+    path = data_path(source)
+    found = checked(enumerate(sample_records(), start=1)) if path is None else stream_records(path)
+    records = Records(source if path is None else str(path), [], [])
+    for record in found:
+        if isinstance(record, BadRecord):
+            records.bad.append(record)
+        else:
+            records.good.append(record)
+    check_usable(records.source, len(records.good), records.bad, skip_bad_records=skip_bad_records)
     return records
+
+
+def data_path(source: str) -> Path | None:
+    """The file that a source names; None for `sample`, which is embedded.
+
+    Raises:
+        UserError: the book's file cannot be downloaded.
+    """
+    if source == "sample":
+        return None
+    return book_file() if source == "book" else Path(source)
+
+
+def check_usable(source: str, n_good: int, bad: Sequence[BadRecord], *, skip_bad_records: bool) -> None:
+    """Refuses malformed records, unless they are to be skipped, and a source without a usable one.
+
+    Raises:
+        UserError: what is wrong, with every malformed record by file and row.
+    """
+    if bad and not skip_bad_records:
+        problem = describe_bad(source, n_good, bad)
+        raise UserError(f"{problem}; mend them, or leave them out with --skip_bad_records")
+    if not n_good:
+        raise UserError(f"{source}: no usable record; expected objects with `instruction`, `input`, `output`")
+
+
+def describe_bad(source: str, n_good: int, bad: Sequence[BadRecord]) -> str:
+    """`FILE: N of M records are malformed: row 3: ...; row 9: ...` in one line."""
+    shown = "; ".join(str(one) for one in bad[:_BAD_RECORDS_SHOWN])
+    more = len(bad) - _BAD_RECORDS_SHOWN
+    tail = f"; and {more} more" if more > 0 else ""
+    return f"{source}: {len(bad)} of {n_good + len(bad)} records are malformed: {shown}{tail}"
+
+
+def stream_records(path: Path, read: Callable[[int], None] | None = None) -> Iterator[Record | BadRecord]:
+    """Yields the records of a data file one by one: memory does not grow with the file.
+
+    Args:
+        path: the file.
+        read: is told the number of bytes after each read of the file.
+
+    Raises:
+        UserError: while iterating, where the file cannot be read or is not JSON.
+    """
+    return checked(_rows(path, read or (lambda _: None)))
+
+
+def digest_of(records: Iterable[Record]) -> str:
+    """SHA-256 over records in their order."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(json.dumps(record.as_entry(), sort_keys=True).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
 
 
 def split(n: int, seed: int | None = None) -> Split:
@@ -118,12 +173,10 @@ def split(n: int, seed: int | None = None) -> Split:
 def book_file() -> Path:
     """The book's `instruction-data.json` in the cache folder, downloaded and checked where it is not there yet.
 
-    The cache is `$FASTFT_CACHE`, else `$XDG_CACHE_HOME/fastft`, else `~/.cache/fastft`.
-
     Raises:
         UserError: no network, or the bytes are not the book's (SHA-256).
     """
-    folder = files.make_folder(_cache_folder(), remedy="choose another with the environment variable FASTFT_CACHE")
+    folder = files.make_folder(cache_folder(), remedy="choose another with the environment variable FASTFT_CACHE")
     path = folder / "instruction-data.json"
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == BOOK_SHA256:
         return path
@@ -139,7 +192,8 @@ def book_file() -> Path:
     return path
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """`$FASTFT_CACHE`, else `$XDG_CACHE_HOME/fastft`, else `~/.cache/fastft`."""
     if own := os.environ.get("FASTFT_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastft"
@@ -157,25 +211,20 @@ def _download(url: str) -> bytes:
     return reply.content
 
 
-def _check_all(source: str, rows: Iterator[tuple[int, Any]]) -> Records:
-    good: list[Record] = []
-    bad: list[BadRecord] = []
+def checked(rows: Iterable[tuple[int, Any]]) -> Iterator[Record | BadRecord]:
+    """Turns (row, JSON value or BadRecord) into records, or says what is wrong with them."""
     for row, value in rows:
         reason = value.reason if isinstance(value, BadRecord) else _fault(value)
         if reason is not None:
-            bad.append(BadRecord(row, reason))
+            yield BadRecord(row, reason)
             continue
-        extra = {key: item for key, item in value.items() if key not in ("instruction", "input", "output")}
-        good.append(
-            Record(
-                instruction=value["instruction"],
-                input=value.get("input") or "",
-                output=value["output"],
-                row=row,
-                extra=extra,
-            )
+        yield Record(
+            instruction=value["instruction"],
+            input=value.get("input") or "",
+            output=value["output"],
+            row=row,
+            extra={key: item for key, item in value.items() if key not in ("instruction", "input", "output")},
         )
-    return Records(source, good, bad)
 
 
 def _fault(value: Any) -> str | None:
@@ -211,38 +260,42 @@ def _kind(value: Any) -> str:
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+def _rows(path: Path, read: Callable[[int], None]) -> Iterator[tuple[int, Any]]:
     """Yields (row, JSON value or BadRecord) of a data file; rows count from 1."""
     name = path.name.removesuffix(".gz")
-    if name.endswith(".jsonl"):
-        yield from _json_lines(path)
-    elif name.endswith(".json"):
-        yield from _json_array(path)
-    else:
+    if not name.endswith((".json", ".jsonl")):
         raise UserError(f"{path}: unknown kind of file; expected .json, .jsonl, .json.gz or .jsonl.gz")
-
-
-def _json_array(path: Path) -> Iterator[tuple[int, Any]]:
-    content = _read(path)
     try:
-        value = json.loads(content.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8: byte {error.start} cannot be decoded; save it as UTF-8") from error
-    except RecursionError as error:
-        raise UserError(f"{path} is nested too deeply; expected an array of flat objects") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}; expected an array of objects") from error
-    if not isinstance(value, list):
-        raise UserError(f"{path}: got {_kind(value)} at the top, expected an array of objects (or rename it to .jsonl)")
-    yield from enumerate(value, start=1)
+        with io.BufferedReader(_Counted(path, read), _READ_BYTES) as plain:
+            file = gzip.GzipFile(fileobj=plain) if path.suffix == ".gz" else plain
+            yield from _json_lines(file) if name.endswith(".jsonl") else _json_array(_Window(file), path)
+    except FileNotFoundError:
+        raise UserError(f"data file not found: {path}; --data takes a file, `book` or `sample`") from None
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{path} is not a whole gzip file: {error}; fetch or compress it again") from error
+    except OSError as error:
+        raise UserError(f"cannot read the data file {path}: {error.strerror or error}; check the path") from error
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    for row, line in enumerate(_read(path).split(b"\n"), start=1):
+class _Counted(io.FileIO):
+    """A file that tells `read` how many bytes each reading of it gave."""
+
+    def __init__(self, path: Path, read: Callable[[int], None]) -> None:
+        super().__init__(path)
+        self._read = read
+
+    def readinto(self, buffer: Any) -> int | None:
+        n = super().readinto(buffer)
+        self._read(n or 0)
+        return n
+
+
+def _json_lines(file: io.BufferedIOBase) -> Iterator[tuple[int, Any]]:
+    for row, line in enumerate(file, start=1):
         if not line.strip():
             continue
         try:
-            yield row, json.loads(line.decode("utf-8-sig"))
+            yield row, json.loads(line.removesuffix(b"\n").decode("utf-8-sig"))
         except UnicodeDecodeError as error:
             yield row, BadRecord(row, f"not UTF-8 (byte {error.start} of the line), expected UTF-8 JSON")
         except ValueError as error:
@@ -251,15 +304,121 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Any]]:
             yield row, BadRecord(row, "nested too deeply, expected a flat object")
 
 
-def _read(path: Path) -> bytes:
+def _json_array(text: _Window, path: Path) -> Iterator[tuple[int, Any]]:
+    """Parses the elements of an array one by one."""
     try:
-        if path.suffix == ".gz":
-            with gzip.open(path, "rb") as file:
-                return file.read()
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise UserError(f"data file not found: {path}; --data takes a file, `book` or `sample`") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is not a whole gzip file: {error}; fetch or compress it again") from error
-    except OSError as error:
-        raise UserError(f"cannot read the data file {path}: {error.strerror or error}; check the path") from error
+        if text.next() != "[":
+            kind = _kind(text.rest())
+            raise UserError(f"{path}: got {kind} at the top, expected an array of objects (or rename it to .jsonl)")
+        text.skip()
+        row, separator = 0, text.next()
+        if separator == "]":
+            text.skip()
+        while separator != "]":
+            row += 1
+            value = text.value()
+            separator = text.next()
+            if separator not in (",", "]"):
+                raise text.error("Expecting ',' delimiter")
+            text.skip()
+            yield row, value
+        if text.next():
+            raise text.error("Extra data")
+    except UnicodeDecodeError as error:
+        byte = text.bytes_before + error.start
+        raise UserError(f"{path} is not UTF-8: byte {byte} cannot be decoded; save it as UTF-8") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deeply; expected an array of flat objects") from error
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}; expected an array of objects") from error
+
+
+class _Window:
+    """The part of a JSON text that is being parsed, moving forward through a file."""
+
+    def __init__(self, file: io.BufferedIOBase) -> None:
+        self.bytes_before = 0
+        """Bytes of the file before those that are being decoded."""
+        self._file = file
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self._text = ""
+        self._at = 0
+        self._ended = False
+        self._chars_before = 0
+        self._lines_before = 0
+        self._line_begin = 0
+        """Where in the whole text the line began that the window begins in."""
+
+    def next(self) -> str:
+        """The next character that is not white space, "" at the end; it is not consumed."""
+        while True:
+            while self._at < len(self._text) and self._text[self._at] in _WHITE_SPACE:
+                self._at += 1
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._more(_READ_BYTES):
+                return ""
+
+    def skip(self) -> None:
+        """Consumes one character."""
+        self._at += 1
+
+    def value(self) -> Any:
+        """Consumes one JSON value.
+
+        Raises:
+            ValueError: it is not JSON; line, column and character are those of the whole text.
+        """
+        self.next()
+        size = _READ_BYTES
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self._text, self._at)
+                # At the window's end a number may go on (`1|.5e-3`) in what has not been read.
+                if end < len(self._text) - _LONGEST_LITERAL or not self._more(size):
+                    self._at = end
+                    return value
+            except json.JSONDecodeError as error:
+                # The window cuts the value there; a fault elsewhere is the text's own.
+                cut = error.msg.startswith("Unterminated string") or error.pos > len(self._text) - _LONGEST_LITERAL
+                if not (cut and self._more(size)):
+                    raise self.error(error.msg, error.pos) from None
+            size *= 2  # so that a value of n characters is not parsed n times
+
+    def rest(self) -> Any:
+        """The one value that the text is."""
+        value = self.value()
+        if self.next():
+            raise self.error("Extra data")
+        return value
+
+    def error(self, message: str, at: int | None = None) -> ValueError:
+        """What `json` would say of a fault at a character of the window, the current one where it is not given."""
+        end = self._at if at is None else at
+        lines = self._text.count("\n", 0, end)
+        begin = self._chars_before + self._text.rfind("\n", 0, end) + 1 if lines else self._line_begin
+        char = self._chars_before + end
+        return ValueError(f"{message}: line {self._lines_before + lines + 1} column {char - begin + 1} (char {char})")
+
+    def _more(self, size: int) -> bool:
+        """Drops what is consumed and reads on; whether there was anything more."""
+        if self._ended:
+            return False
+        content = self._file.read(size)
+        self._ended = not content
+        pending = len(self._decoder.getstate()[0])
+        self.bytes_before -= pending  # those are decoded with the new ones
+        more = self._decoder.decode(content, final=self._ended)
+        self.bytes_before += pending + len(content)
+        if not more:
+            return not self._ended
+        lines = self._text.count("\n", 0, self._at)
+        if lines:
+            self._lines_before += lines
+            self._line_begin = self._chars_before + self._text.rfind("\n", 0, self._at) + 1
+        self._chars_before += self._at
+        self._text = self._text[self._at :] + more
+        self._at = 0
+        return True

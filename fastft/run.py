@@ -8,16 +8,27 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from fastft import files
 from fastft.config import TrainOptions, from_yaml
-from fastft.encode import EncodedSet, encode
+from fastft.encode import EncodedSet, EncodingRules, encode
 from fastft.errors import UserError
 from fastft.prompts import TEMPLATES, Template
-from fastft.records import BadRecord, Record, Records, Split, load_records, split
+from fastft.records import (
+    BadRecord,
+    Record,
+    Split,
+    check_usable,
+    data_path,
+    describe_bad,
+    digest_of,
+    load_records,
+    split,
+)
+from fastft.token_cache import RecordFile, cache_for, pick
 from fastft.tokenizer import gpt2_tokenizer
 
 
@@ -116,7 +127,8 @@ class Data:
     """The records of a run, split, with the template that makes their text."""
 
     source: str
-    records: list[Record]
+    records: list[Record] | RecordFile
+    """In memory, or in a large file that is read anew for each use."""
     bad: list[BadRecord]
     """The malformed records that were left out."""
     parts: Split
@@ -124,45 +136,47 @@ class Data:
 
     def describe_bad(self) -> str:
         """The malformed records in one line."""
-        return Records(self.source, self.records, self.bad).describe_bad()
+        return describe_bad(self.source, len(self.records), self.bad)
 
     def fingerprint(self) -> str:
-        """SHA-256 over all records in their split: another order would put training rows into the test split."""
-        digest = hashlib.sha256()
-        for name in ("train", "test", "val"):
-            entries = [record.as_entry() for record in self.part(name)]
-            digest.update(json.dumps(entries, sort_keys=True).encode())
+        """SHA-256 over all records and their split: another order would put training rows into the test split."""
+        records = self.records
+        digest = hashlib.sha256((records.digest if isinstance(records, RecordFile) else digest_of(records)).encode())
+        for indices in (self.parts.train, self.parts.test, self.parts.val):
+            digest.update(b"split" + indices.tobytes())
         return digest.hexdigest()
 
-    def part(self, name: str) -> list[Record]:
-        """The records of `train`, `test` or `val`."""
-        return [self.records[index] for index in getattr(self.parts, name)]
+    def part(self, name: str, most: int | None = None) -> list[Record]:
+        """The records of `train`, `test` or `val`, or the first `most` of them."""
+        indices = getattr(self.parts, name)[:most]
+        return self.records.pick(indices) if isinstance(self.records, RecordFile) else pick(self.records, indices)
 
     def encode(self, name: str, options: TrainOptions, n_ctx: int) -> EncodedSet:
-        """A part's examples as token ids."""
+        """A part's examples as token ids; those of a large file are memory-mapped."""
         limit = options.max_length or n_ctx
         if limit > n_ctx:
             raise UserError(f"got --max_length {limit}, expected at most the model's context of {n_ctx}")
-        return encode(
-            self.part(name),
-            self.template,
-            gpt2_tokenizer(),
-            mask_prompt=options.mask_prompt,
-            max_length=limit,
-            too_long=options.too_long,
-        )
+        rules = EncodingRules(options.mask_prompt, limit, options.too_long)
+        if isinstance(self.records, RecordFile):
+            indices = getattr(self.parts, name)
+            return self.records.encode(indices, self.template, gpt2_tokenizer(), rules, name=f"{name} examples")
+        return encode(self.part(name), self.template, gpt2_tokenizer(), **asdict(rules))
 
 
 def load_data(options: TrainOptions) -> Data:
-    """Reads and splits the data of a run."""
-    records = load_records(options.data, skip_bad_records=options.skip_bad_records)
-    return Data(
-        source=records.source,
-        records=records.good,
-        bad=records.bad,
-        parts=split(len(records.good), options.split_seed),
-        template=TEMPLATES[options.template],
-    )
+    """Reads and splits the data of a run; a large file's records stay in the file (see `fastft.token_cache`)."""
+    path = data_path(options.data)
+    cache = cache_for(path, options.token_cache) if path is not None else None
+    if path is None or cache is None:
+        held = load_records(options.data, skip_bad_records=options.skip_bad_records)
+        return _split(held.source, held.good, held.bad, options)
+    file = RecordFile.open(path, cache)
+    check_usable(str(path), len(file), file.bad, skip_bad_records=options.skip_bad_records)
+    return _split(str(path), file, file.bad, options)
+
+
+def _split(source: str, records: list[Record] | RecordFile, bad: list[BadRecord], options: TrainOptions) -> Data:
+    return Data(source, records, bad, split(len(records), options.split_seed), TEMPLATES[options.template])
 
 
 def data_of(run: Run) -> Data:
@@ -173,7 +187,8 @@ def data_of(run: Run) -> Data:
     """
     data = load_data(run.options())
     known = files.read_json(run.data, what="the run's data.json") if run.data.is_file() else {}
-    if known.get("records_sha256", data.fingerprint()) != data.fingerprint():
+    fingerprint = data.fingerprint()
+    if known.get("split_sha256", fingerprint) != fingerprint:
         raise UserError(
             f"{data.source} is not what {run.folder} was trained on: its records or their order have changed, so that "
             "its test split may hold training records; put the file back, or train again"

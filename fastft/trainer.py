@@ -189,7 +189,7 @@ class Trainer:
 
     def _entry(self, step: Step, sums: list[Tensor]) -> dict[str, Any]:
         """The ledger's line of a step: the mean loss of each of its examples before the update."""
-        means = torch.cat(sums).cpu().numpy() / self.train_set.supervised[step.examples]
+        means = torch.cat(sums).cpu().numpy() / self.plan.supervised[step.examples]
         rows = self.train_set.rows[step.examples].tolist()
         return {"step": step.index + 1, "epoch": step.epoch + 1, "rows": rows, "losses": means.round(6).tolist()}
 
@@ -234,7 +234,7 @@ class Trainer:
     def _sample(self, log: _Log) -> None:
         """Answers a few validation prompts; the book answers one at each epoch's end, past any end-of-text."""
         book = self.options.recipe == "book"
-        records = self.data.part("val")[: 1 if book else self.options.samples]
+        records = self.data.part("val", 1 if book else self.options.samples)
         prompts = [self.data.template.prompt(record.instruction, record.input) for record in records]
         if not prompts:
             return
@@ -331,7 +331,7 @@ class Trainer:
         return {
             "source": self.data.source,
             "records": len(self.data.records),
-            "records_sha256": self.data.fingerprint(),
+            "split_sha256": self.data.fingerprint(),
             "left_out": [asdict(bad) for bad in self.data.bad],
             "train": asdict(self.train_set.report),
             "val": asdict(self.val_set.report),

@@ -303,6 +303,17 @@ RECORDS = [
     Case("another file for the book's data", another_book, ("SHA-256", "expected 7e09", "--data")),
     Case("cache that cannot be made", unwritable_cache, ("cannot create the folder", "FASTFT_CACHE")),
     Case(
+        "token cache that cannot be made",
+        lambda p: p.train("--token_cache", p.text("file", "") / "cache"),
+        ("cannot create the folder", "--token_cache"),
+    ),
+    Case("token cache without a name", lambda p: p.train("--token_cache", ""), ("empty --token_cache", "auto, none")),
+    Case(
+        "cached: no such file",
+        lambda p: p.train("--token_cache", p.tmp / "cache", data="nowhere.json"),
+        ("nowhere.json", "not found", "--data"),
+    ),
+    Case(
         "prompts longer than the context",
         lambda p: p.train("--too_long", "raise", data=p.json(long_prompts(300))),
         ("longer than 256 tokens", "rows 1, 2", "--too_long drop"),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+import tracemalloc
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -114,6 +118,81 @@ def test_packs_hold_each_example_once_within_the_budget(
         assert len(step.packs) >= min(accumulate, len(step.examples))
         for pack in step.packs:
             assert len(pack) <= 1 or (encoded.lengths[pack] - shared).sum() + shared <= pack_tokens
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.integers(1, 50), min_size=2, max_size=60),
+    st.integers(1, 3),
+    st.integers(2, 120),
+    st.integers(0, 20),
+)
+def test_a_step_is_cut_into_the_fewest_balanced_packs_that_fit(
+    lengths: list[int], ranks: int, pack_tokens: int, shared: int
+) -> None:
+    """As trying one number of packs after the other does, each to its end."""
+    shared = min(shared, *lengths)
+    packing = Packing(pack_tokens=pack_tokens, shared=shared, ranks=ranks, cost=Cost(token=1.0, pair=0.01, row=5.0))
+    encoded = encoded_set(lengths)
+    step = make_plan(encoded, batch_size=len(lengths), packing=packing).step(0)
+    examples = make_plan(encoded, batch_size=len(lengths)).step(0).examples
+    own = encoded.lengths[examples] - shared
+    costs = packing.cost(encoded.lengths[examples], shared, encoded.supervised[examples])
+    n_packs = -(-min(max(1, -(-int(own.sum()) // max(1, pack_tokens - shared))), len(lengths)) // ranks) * ranks
+    while True:
+        packs = balanced(costs, n_packs)
+        if n_packs >= len(lengths) or all(len(p) <= 1 or own[p].sum() + shared <= pack_tokens for p in packs):
+            break
+        n_packs += ranks
+    expected = [examples] if n_packs == 1 else [examples[pack] for pack in packs]
+    assert [pack.tolist() for pack in step.packs] == [pack.tolist() for pack in expected]
+
+
+def million() -> EncodedSet:
+    """A million examples as instruction data has them: 30 to 1,000 tokens, most of them short."""
+    lengths = np.random.default_rng(0).lognormal(4.2, 0.5, 1_000_000).astype(np.int64).clip(30, 1000)
+    return EncodedSet(
+        ids=np.zeros(0, dtype=np.int32),
+        offsets=np.concatenate([[0], np.cumsum(lengths + 1)]),
+        first_target=lengths // 2,
+        rows=np.arange(1, 1_000_001),
+    )
+
+
+MILLION_PLANS: dict[str, dict[str, Any]] = {
+    "one pack a step": {"batch_size": 8, "packing": Packing(pack_tokens=16384, shared=24)},
+    "packs": {"batch_size": 128, "packing": Packing(pack_tokens=4096, shared=24, ranks=8)},
+    "bucketed": {"batch_size": 128, "bucketed": True},
+}
+
+
+@pytest.mark.parametrize("options", MILLION_PLANS.values(), ids=MILLION_PLANS)
+def test_a_million_examples_are_planned_in_little_memory(options: dict[str, Any]) -> None:
+    """Every step of an epoch with its packs, in less than 200 MB beyond the lengths; each example once."""
+    encoded = million()
+    seen = np.zeros(len(encoded), dtype=np.int8)
+    tracemalloc.start()
+    plan = make_plan(encoded, **options)
+    few = range(0, plan.steps_per_epoch, max(1, plan.steps_per_epoch // 2000))
+    for index in few:
+        seen[plan.step(index).examples] += 1
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 200e6
+    for index in set(range(plan.steps_per_epoch)) - set(few):
+        seen[plan.step(index).examples] += 1
+    assert (seen == 1).all()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("options", MILLION_PLANS.values(), ids=MILLION_PLANS)
+def test_a_million_examples_are_planned_in_seconds(options: dict[str, Any]) -> None:
+    encoded = million()
+    began = time.perf_counter()
+    plan = make_plan(encoded, **options)
+    for index in range(plan.steps_per_epoch):
+        plan.step(index)
+    assert time.perf_counter() - began < 10
 
 
 def test_ranks_get_nearly_equal_cost() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_records import made_records
 
-from fastft import files
+from fastft import files, records
 from fastft.errors import UserError
 from fastft.records import Record, load_records, split
 
@@ -36,10 +36,62 @@ BOM = b"\xef\xbb\xbf"
 def test_every_kind_of_file_gives_the_same_records(name: str, content: bytes, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    records = load_records(str(path))
-    assert [record.as_entry() for record in records.good] == RECORDS
-    assert [record.row for record in records.good] == [1, 2, 3, 4, 5]
-    assert records.bad == []
+    found = load_records(str(path))
+    assert [record.as_entry() for record in found.good] == RECORDS
+    assert [record.row for record in found.good] == [1, 2, 3, 4, 5]
+    assert found.bad == []
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def parsed_whole(content: bytes) -> str:
+    try:
+        return repr(json.loads(content.decode()))
+    except ValueError as error:
+        return str(error)
+
+
+def parsed_by_parts(path: Path) -> str:
+    try:
+        rows = list(records._rows(path, lambda _: None))
+    except UserError as error:
+        return str(error).removeprefix(f"{path} is not JSON: ").removesuffix("; expected an array of objects")
+    assert [row for row, _ in rows] == list(range(1, len(rows) + 1))
+    return repr([value for _, value in rows])
+
+
+@given(
+    values=st.lists(JSON, max_size=4),
+    indent=st.sampled_from([None, 1]),
+    ascii=st.booleans(),
+    spoil=st.none() | st.tuples(st.integers(0, 200), st.sampled_from(["", "x", "]", "\n", '"', ",", "\u00e9"])),
+    read_bytes=st.integers(1, 40),
+)
+def test_an_array_read_by_parts_is_the_array_read_whole(
+    values: list[Any],
+    indent: int | None,
+    ascii: bool,
+    spoil: tuple[int, str] | None,
+    read_bytes: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Values and, where the text is spoilt, the fault with its line and column, wherever the parts end."""
+    text = json.dumps(values, indent=indent, ensure_ascii=ascii).replace("\n", "\r\n ")
+    if spoil is not None:
+        at = 1 + spoil[0] % len(text)  # the array's own bracket stays
+        text = text[:at] + spoil[1] + text[at + 1 :]
+    content = text.encode(errors="replace")
+    path = tmp_path_factory.getbasetemp() / "parts.json"
+    path.write_bytes(content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "_READ_BYTES", read_bytes)
+        got, expected = parsed_by_parts(path), parsed_whole(content)
+    assert got.replace("Expecting value", "Illegal trailing comma before end of array") == expected or got == expected
 
 
 def test_lines_that_json_or_unicode_could_split_are_one_record(tmp_path: Path) -> None:
