@@ -1,0 +1,1 @@
+"""What fastft costs, and what it saves: see README.md in this folder."""

@@ -1,0 +1,103 @@
+"""transformers' GPT2LMHeadModel in an ordinary PyTorch loop: torch's fused attention (SDPA), autocast, fused AdamW.
+
+`padded` leaves the attention mask out: padding stands at the end of each row, behind everything that is asked for, so
+causal attention hides it already, and torch's faster causal path is open. `masked` passes it, as a collator does.
+`flat` is transformers' own DataCollatorWithFlattening: no padding, one row, positions that start again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DataCollatorWithFlattening, GPT2LMHeadModel
+from transformers import GPT2Config as HFConfig
+
+from benchmarks import common
+from benchmarks.peers import shared
+from fastft.model import GPT2Config, config_for
+
+KINDS = ("padded", "masked", "flat")
+PAD = 50256
+
+
+def hf_config(config: GPT2Config) -> HFConfig:
+    """transformers' configuration of this size, without dropout."""
+    return HFConfig(
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        n_embd=config.n_embd,
+        n_positions=config.n_ctx,
+        vocab_size=config.vocab_size,
+        attn_pdrop=0.0,
+        embd_pdrop=0.0,
+        resid_pdrop=0.0,
+        bos_token_id=PAD,
+        eos_token_id=PAD,
+    )
+
+
+def new_model(config: GPT2Config) -> GPT2LMHeadModel:
+    """A GPT2LMHeadModel with the weights that all peers start from."""
+    model = GPT2LMHeadModel._from_config(hf_config(config), attn_implementation="sdpa")
+    shared.initialise(model.transformer.named_parameters(), config, transposed=True)
+    return model
+
+
+def collate(kind: str, examples: list[tuple[list[int], int]]) -> dict[str, Tensor]:
+    """What the model is given: ids and labels, -100 where nothing is asked for."""
+    labelled = [{"input_ids": ids, "labels": [-100] * start + ids[start:]} for ids, start in examples]
+    if kind == "flat":
+        flat: dict[str, Tensor] = DataCollatorWithFlattening()(labelled)
+        return flat
+    width = max(len(ids) for ids, _ in examples)
+    batch = {
+        key: torch.tensor([each[key] + [filler] * (width - len(each[key])) for each in labelled])
+        for key, filler in (("input_ids", PAD), ("labels", -100))
+    }
+    if kind == "masked":
+        lengths = torch.tensor([len(ids) for ids, _ in examples])
+        batch["attention_mask"] = (torch.arange(width) < lengths[:, None]).long()
+    return batch
+
+
+def steps_of(options: argparse.Namespace) -> Iterator[Callable[[], float]]:
+    """The steps of an ordinary loop."""
+    device = common.chosen_device(options.device)
+    model = new_model(config_for(options.size)).to(device)
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=shared.RATE, weight_decay=shared.WEIGHT_DECAY, fused=True)
+    narrow = options.dtype == "bf16"
+
+    def step(examples: list[tuple[list[int], int]]) -> float:
+        batch = {key: value.to(device) for key, value in collate(options.kind, examples).items()}
+        with torch.autocast(device, dtype=torch.bfloat16) if narrow else contextlib.nullcontext():
+            loss = model(**batch, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    for examples in shared.batches_of(options):
+        yield lambda examples=examples: step(examples)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Runs and times the steps."""
+    torch.set_num_threads(options.threads)
+    seconds, losses = shared.in_steps(steps_of(options))
+    name = f"transformers, {options.kind}, {options.dtype}"
+    return shared.report(options, name, seconds, losses, packages=("transformers",))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    common.say(measure(shared.arguments(__doc__, KINDS).parse_args(argv)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""fastft's own step: packed, prefixes shared, as `fastft train` runs it by default."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from benchmarks import common
+from benchmarks.peers import shared
+from fastft.batch import Batcher
+from fastft.config import TrainOptions
+from fastft.engine import Engine
+from fastft.model import GPT2, config_for
+
+
+def steps_of(options: argparse.Namespace) -> Iterator[Callable[[], float]]:
+    """The steps; a batch is made within its step."""
+    model = GPT2(config_for(options.size))
+    shared.initialise(model.named_parameters(), model.config)
+    device = common.chosen_device(options.device)
+    engine = Engine(model, TrainOptions(dtype=options.dtype, device=device, weight_decay=shared.WEIGHT_DECAY))
+    encoded, n = shared.encoded_of(options), options.batch_size
+    batcher = Batcher(round_sizes=device == "cuda")
+
+    def step(begin: int) -> float:
+        batch = batcher(encoded, np.arange(begin, begin + n))
+        loss, _ = engine.accumulate(batch, batch.count)
+        engine.update(shared.RATE)
+        return loss.item()
+
+    for begin in range(0, len(encoded), n):
+        yield lambda begin=begin: step(begin)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Runs and times the steps."""
+    common.begin(options.threads)
+    seconds, losses = shared.in_steps(steps_of(options))
+    return shared.report(options, f"fastft, {options.dtype}", seconds, losses, packages=("fastft",))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    common.say(measure(shared.arguments(__doc__).parse_args(argv)))
+
+
+if __name__ == "__main__":
+    main()
