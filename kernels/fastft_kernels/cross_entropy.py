@@ -88,9 +88,9 @@ class _Chunked(torch.autograd.Function):
     """Forward and backward of a chunk of rows at once, as its logits exist only then. The gradient of the sum is thus
     ready after the forward pass; the backward pass multiplies it by what flows in.
 
-    With p = softmax(z) and e the target's unit vector, the gradient of a row's loss to its logits is p - e, so that
-    d hidden[r] = w[r] (p - e) @ weight and d weight = (p - e).T @ (w[r] hidden[r]): the row weights w are applied to
-    what is C wide, not V.
+    With p = softmax(z), e the target's unit vector and w the row's weight, the gradient of the sum to the row's logits
+    is w (p - e). The weight is applied there, as the reference does, while the logits are in the cache: applied to the
+    products of (p - e) it rounds otherwise, and p - e is a cancellation.
     """
 
     @staticmethod
@@ -105,17 +105,15 @@ class _Chunked(torch.autograd.Function):
         for begin in range(0, R, chunk):
             rows = slice(begin, begin + chunk)
             logits = F.linear(hidden[rows], weight)  # [rows, V]
-            _to_gradient(logits, targets[rows], losses[rows], needs_gradient=needs_hidden or needs_weight)
+            wanted = row_weights[rows] if needs_hidden or needs_weight else None
+            _to_gradient(logits, targets[rows], losses[rows], wanted)
             if d_hidden is not None:
                 torch.mm(logits, weight, out=d_hidden[rows])
             if needs_weight:
-                weighted = (hidden[rows] * row_weights[rows, None]).to(weight.dtype)
                 if d_weight is None:
-                    d_weight = logits.t() @ weighted
+                    d_weight = logits.t() @ hidden[rows]
                 else:
-                    d_weight.addmm_(logits.t(), weighted)
-        if d_hidden is not None:
-            d_hidden.mul_(row_weights[:, None])
+                    d_weight.addmm_(logits.t(), hidden[rows])
         ctx.gradients = d_hidden, d_weight
         ctx.mark_non_differentiable(losses)
         return (losses * row_weights).sum(), losses
@@ -134,8 +132,8 @@ class _Chunked(torch.autograd.Function):
         return (*scaled, None, None, None)
 
 
-def _to_gradient(logits: Tensor, targets: Tensor, losses: Tensor, *, needs_gradient: bool) -> None:
-    """Writes each row's loss into `losses` `[R]`, and p - e over the logits `[R, V]` if asked to.
+def _to_gradient(logits: Tensor, targets: Tensor, losses: Tensor, row_weights: Tensor | None) -> None:
+    """Writes each row's loss into `losses` `[R]`, and w (p - e) over the logits `[R, V]` where weights `[R]` are given.
 
     Some rows at a time, so that all passes but the first find them in the cache; in `losses`' dtype, as sums over V
     need it.
@@ -143,10 +141,10 @@ def _to_gradient(logits: Tensor, targets: Tensor, losses: Tensor, *, needs_gradi
     at_a_time = max(1, CACHED_BYTES // (logits.shape[1] * losses.element_size()))
     for begin in range(0, logits.shape[0], at_a_time):
         rows = slice(begin, begin + at_a_time)
-        wanted = targets[rows, None]
+        target = targets[rows, None]
         log_p = logits[rows].to(losses.dtype).log_softmax(dim=-1)
-        losses[rows] = -log_p.gather(1, wanted).squeeze(1)
-        if needs_gradient:
+        losses[rows] = -log_p.gather(1, target).squeeze(1)
+        if row_weights is not None:
             p = log_p.exp_()
-            p.scatter_add_(1, wanted, p.new_full(wanted.shape, -1.0))
-            logits[rows] = p
+            p.scatter_add_(1, target, p.new_full(target.shape, -1.0))
+            logits[rows] = p.mul_(row_weights[rows, None])
