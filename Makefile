@@ -8,7 +8,17 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # One thread a test process: two processes of two threads on two cores would wait for each other at every product.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
-.PHONY: demo test test-long lint format clean
+# The benchmarks have a venv of their own: what the peers ask for shall not decide what fastft is tested with.
+BENCH_VENV := .venv-bench
+BENCH := $(BENCH_VENV)/bin/python
+BENCH_SIZE ?= gpt2
+BENCH_ROUNDS ?= 5
+BENCH_STEPS ?= 7
+BENCH_THREADS ?= 2
+BENCH_RESULTS ?= benchmarks/results
+BENCH_SHARED := --size $(BENCH_SIZE) --threads $(BENCH_THREADS) --results $(BENCH_RESULTS)
+
+.PHONY: demo test test-long lint format bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastft demo
@@ -28,8 +38,18 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: $(BENCH_VENV)/.installed
+	mkdir -p $(BENCH_RESULTS)
+	$(BENCH) -m benchmarks.peers.compare $(BENCH_SHARED) --steps $(BENCH_STEPS) --rounds $(BENCH_ROUNDS)
+	$(BENCH) -m benchmarks.bare $(BENCH_SHARED) --steps $(BENCH_STEPS)
+	$(BENCH) -m benchmarks.ablation $(BENCH_SHARED) --steps $(BENCH_STEPS) --rounds $(BENCH_ROUNDS)
+	$(BENCH) -m benchmarks.sharing $(BENCH_SHARED)
+	$(BENCH) -m benchmarks.scaling $(BENCH_SHARED)
+	BENCH_SUITE_SIZE=$(BENCH_SIZE) BENCH_THREADS=$(BENCH_THREADS) $(BENCH) -m pytest benchmarks \
+	  --benchmark-json=$(BENCH_RESULTS)/suites.json
+
 clean:
-	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -43,4 +63,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable '.[dev]'
 	$(PIP) --no-deps llms-from-scratch
+	touch $@
+
+$(BENCH_VENV)/.installed: pyproject.toml constraints.txt benchmarks/requirements.txt
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \
+	  --editable . --requirement benchmarks/requirements.txt
+	$(BENCH_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt \
+	  --no-deps llms-from-scratch
 	touch $@
