@@ -1,0 +1,115 @@
+"""What the kernels share: Triton where it is installed, and the choice of an implementation.
+
+Kernel files take `triton` and `tl` from here, so that the package also imports where Triton does not exist (macOS,
+Windows): the torch implementations run there.
+"""
+
+import contextlib
+import os
+import warnings
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+
+    HAS_TRITON = True
+except ImportError:
+
+    class _Missing:
+        """Stands in for Triton's modules while kernel files are imported; nothing of it ever runs."""
+
+        def __getattr__(self, name: str) -> Any:
+            return _Missing()
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return args[0] if args else self
+
+    triton = tl = _Missing()
+    HAS_TRITON = False
+
+Impl = Literal["auto", "triton", "torch", "reference"]
+IMPLS = ("auto", "triton", "torch", "reference")
+
+INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether the kernels run in Triton's interpreter, on CPU tensors: fixed when they are decorated."""
+
+OLDEST_CUDA = (8, 0)
+"""The compute capability from which on the kernels are built: below, bf16 and asynchronous copies are missing."""
+
+INTERPRETED_ARCH = "sm_80"
+"""The architecture whose tiles the interpreter uses."""
+
+_offline_arch: str | None = None
+
+
+@contextlib.contextmanager
+def offline(arch: str) -> Iterator[None]:
+    """Within it, launches on CPU tensors are for the architecture `arch`: `fastft_kernels.static` compiles them and
+    launches nothing."""
+    global _offline_arch
+    before, _offline_arch = _offline_arch, arch
+    try:
+        yield
+    finally:
+        _offline_arch = before
+
+
+@cache
+def _arch_of_gpu(index: int) -> str:
+    if torch.version.hip:
+        return str(torch.cuda.get_device_properties(index).gcnArchName).split(":")[0]
+    major, minor = torch.cuda.get_device_capability(index)
+    return f"sm_{major}{minor}"
+
+
+def arch_of(x: Tensor) -> str:
+    """The architecture that a launch on `x` is for, as the tile tables name it: `sm_80`, ..., `gfx942`."""
+    if _offline_arch is not None:
+        return _offline_arch
+    return INTERPRETED_ARCH if x.device.type != "cuda" else _arch_of_gpu(x.device.index or 0)
+
+
+def why_not_triton(x: Tensor) -> str | None:
+    """Why Triton kernels cannot run on `x`; None where they can."""
+    if not HAS_TRITON:
+        return "Triton is not installed"
+    if _offline_arch is not None or (INTERPRETED and x.device.type == "cpu"):
+        return None
+    if x.device.type != "cuda":
+        return f"the tensors are on {x.device}, and Triton needs a GPU (or TRITON_INTERPRET=1 set before the import)"
+    if INTERPRETED:
+        return "TRITON_INTERPRET=1 is set, and the interpreter takes CPU tensors"
+    if torch.version.hip is None and (capability := torch.cuda.get_device_capability(x.device)) < OLDEST_CUDA:
+        return f"the GPU has compute capability {'{}.{}'.format(*capability)}, and the kernels need 8.0"
+    return None
+
+
+@cache
+def _say_once(message: str) -> None:
+    warnings.warn(message, stacklevel=4)
+
+
+def choose(impl: str, x: Tensor) -> Impl:
+    """The implementation that runs on `x`: `auto` is `triton` on a supported GPU and `torch` elsewhere.
+
+    Raises:
+        ValueError: no such implementation, or `triton` where it cannot run.
+    """
+    if impl == "auto":
+        if x.device.type != "cuda":
+            return "torch"
+        if (why := why_not_triton(x)) is not None:
+            _say_once(f"fastft_kernels runs its torch implementations: {why}")
+            return "torch"
+        return "triton"
+    if impl == "triton" and (why := why_not_triton(x)) is not None:
+        raise ValueError(f'got impl="triton", which cannot run here: {why}; expected impl="auto" or "torch"')
+    if impl in ("triton", "torch", "reference"):
+        return impl  # type: ignore[return-value]
+    raise ValueError(f"got impl={impl!r}, expected one of {', '.join(IMPLS)}")
