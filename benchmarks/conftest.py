@@ -24,6 +24,13 @@ def device() -> str:
     return common.chosen_device("auto")
 
 
+@pytest.fixture
+def gpu() -> None:
+    """Skips where torch finds no GPU."""
+    if not torch.cuda.is_available():
+        pytest.skip("torch finds no GPU here: the kernels' speeds are measured on one alone")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_generate_machine_info() -> dict[str, Any]:
     """The machine without its name, in place of pytest-benchmark's own description."""

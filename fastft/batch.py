@@ -6,20 +6,25 @@ tokens, `T = B W`, laid end to end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from fastft_kernels import TileGroup, plan_tiles
+from fastft_kernels import AttentionPlan, TileGroup, plan_tiles
 from torch import Tensor
 
 from fastft.encode import EncodedSet
 from fastft.tokenizer import END_OF_TEXT
 
 IGNORE_INDEX = -100
+
+Tiles = tuple[TileGroup, ...] | AttentionPlan
+"""The parts of the score matrix that attention computes: those of the torch path, or of the Triton kernels."""
+Planner = Callable[..., Tiles]
+"""Finds them for `visible_until` `[T]`, and for the queries of `rows` `[R]` alone (`fastft.ops.planner`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +45,7 @@ class Batch:
         tokens_padded: positions that the same examples would take as rows of equal length.
         row_length: `W` where the batch is padded: it lets attention run on `[B, W]`. None elsewhere.
         tiles, row_tiles: the parts of the score matrix that attention computes, of all queries and of the loss
-            rows' (`fastft_kernels.plan_tiles`); None leaves finding them to the kernel.
+            rows'; None leaves finding them to the kernel.
     """
 
     tokens: Tensor
@@ -55,8 +60,8 @@ class Batch:
     tokens_real: int
     tokens_padded: int
     row_length: int | None = None
-    tiles: tuple[TileGroup, ...] | None = None
-    row_tiles: tuple[TileGroup, ...] | None = None
+    tiles: Tiles | None = None
+    row_tiles: Tiles | None = None
 
     @property
     def count(self) -> int:
@@ -71,8 +76,9 @@ class Batch:
             if isinstance(value := getattr(self, f.name), Tensor)
         }
         for name in ("tiles", "row_tiles"):
-            if (groups := getattr(self, name)) is not None:
-                moved[name] = tuple(group.to(device) for group in groups)
+            if (tiles := getattr(self, name)) is not None:
+                of_torch = isinstance(tiles, tuple)
+                moved[name] = tuple(group.to(device) for group in tiles) if of_torch else tiles.to(device)
         return replace(self, **moved)
 
     def example_losses(self, row_losses: Tensor) -> Tensor:
@@ -142,6 +148,7 @@ class Batcher:
     packed: bool = True
     share_prefix: bool = True
     round_sizes: bool = False
+    planner: Planner = plan_tiles
 
     def __call__(self, encoded: EncodedSet, examples: npt.NDArray[np.int64]) -> Batch:
         """The batch of the examples with the given indices; of none, a batch without a loss row."""
@@ -150,7 +157,13 @@ class Batcher:
         if not ids:
             return nothing()
         if self.packed:
-            return pack(ids, first_target, share_prefix=self.share_prefix, round_sizes=self.round_sizes)
+            return pack(
+                ids,
+                first_target,
+                share_prefix=self.share_prefix,
+                round_sizes=self.round_sizes,
+                planner=self.planner,
+            )
         return padded_batch(ids, first_target)
 
 
@@ -171,6 +184,7 @@ def pack(
     share_prefix: bool = True,
     least_shared: int = LEAST_SHARED,
     round_sizes: bool = False,
+    planner: Planner = plan_tiles,
 ) -> Batch:
     """Examples laid end to end with no padding, equal beginnings once.
 
@@ -185,6 +199,7 @@ def pack(
         least_shared: shorter equal beginnings are not shared.
         round_sizes: pad T and R up to few sizes, so that what was compiled or captured for one pack fits others.
             Padding sees itself alone, and its loss rows weigh nothing.
+        planner: finds the parts of the score matrix that attention computes.
 
     Raises:
         ValueError: there is no example.
@@ -229,8 +244,8 @@ def pack(
         examples=len(examples),
         tokens_real=int(lengths.sum()),
         tokens_padded=len(examples) * int(lengths.max()),
-        tiles=plan_tiles(torch.from_numpy(visible_until)),
-        row_tiles=plan_tiles(torch.from_numpy(visible_until), torch.from_numpy(rows)),
+        tiles=planner(torch.from_numpy(visible_until)),
+        row_tiles=planner(torch.from_numpy(visible_until), torch.from_numpy(rows)),
     )
 
 

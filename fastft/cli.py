@@ -25,6 +25,7 @@ from fastft import __version__
 from fastft.config import RECIPES, TrainOptions
 from fastft.console import console
 from fastft.demo import DemoOptions, demo
+from fastft.doctor import DoctorOptions, doctor
 from fastft.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR, FastftError, UserError
 from fastft.generation import GenerateOptions, generate
 from fastft.inspect import InspectOptions, inspect
@@ -82,6 +83,7 @@ COMMANDS = {
     "generate": Command("answer the test prompts with a run's model", GenerateOptions, _generate),
     "score": Command("score a run's responses by a judge and by text metrics", ScoreOptions, _score),
     "report": Command("make a run's report page", ReportOptions, _report),
+    "doctor": Command("examine this machine: versions, kernels against float64, speeds", DoctorOptions, doctor),
 }
 
 

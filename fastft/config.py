@@ -102,8 +102,11 @@ class TrainOptions:
     """Let a CUDA GPU round fp32 matrix products to TF32."""
     device: Device = "auto"
     """Where to train."""
-    impl: Literal["auto", "cpu", "reference"] = "auto"
-    """cpu: the torch path, head on supervised rows alone; reference: no saving at all."""
+    impl: Literal["auto", "triton", "cpu", "reference"] = "auto"
+    """triton: the Triton kernels, on a GPU; cpu: the torch path, on any device; reference: no saving at all."""
+    compile: bool | None = None
+    """Compile the model's step with torch.compile, which takes a minute and pays over many steps; where it is not
+    given: on CUDA with the Triton kernels."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, a third more time."""
     threads: int | None = None
@@ -198,7 +201,7 @@ RECIPES = {"book": BOOK_RECIPE}
 # What a resumed run may change: how far and how it runs, never what it computes.
 _MAY_CHANGE = {
     "out", "epochs", "steps", "resume", "overwrite", "dry_run", "device", "threads", "save_every", "keep",
-    "tensorboard", "max_skipped", "samples", "ledger", "token_cache",
+    "tensorboard", "max_skipped", "samples", "ledger", "token_cache", "compile",
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastft import ops
 from fastft.batch import Batch
 from fastft.config import TrainOptions
 from fastft.model import GPT2
@@ -34,7 +35,7 @@ class Engine:
     def __init__(self, model: GPT2, options: TrainOptions) -> None:
         self.device = choose_device(options.device)
         self.dtype = choose_dtype(options.dtype, self.device)
-        self.impl = options.impl
+        self.impl = ops.resolve(options.impl, self.device)
         self.clip = options.clip or math.inf
         torch.backends.cuda.matmul.allow_tf32 = options.tf32
         self.model = model.to(self.device, torch.float64 if self.dtype == "fp64" else torch.float32)
@@ -47,6 +48,9 @@ class Engine:
             decay_all=options.decay_all,
             copies=self.copies,
         )
+        if self._to_be_compiled(options):
+            # Sizes are rounded to few (`Batcher.round_sizes`), and from the second one on they are symbols.
+            self.model.compile(fullgraph=True)
         # fp16's range is too small for raw gradients. Other dtypes need no scaling, and the scaler passes through.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == "fp16")
 
@@ -104,6 +108,11 @@ class Engine:
         with contextlib.nullcontext() if self.copies is not None else autocast(self.dtype, self.device):
             call: Callable[..., tuple[Tensor, Tensor]] = self.model if self.copies is None else self.copies
             return call(batch, impl=self.impl, **kwargs)
+
+    def _to_be_compiled(self, options: TrainOptions) -> bool:
+        if options.compile is None:
+            return self.impl == "triton" and self.device.type == "cuda"
+        return options.compile
 
     def _scale_gradients(self, gradients: list[Tensor], factor: float) -> None:
         if isinstance(self.optimizer, MixedAdamW):

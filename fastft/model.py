@@ -82,16 +82,15 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
     def forward(
-        self, x: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor], rows: Tensor | None = None
+        self, x: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor], rows: Tensor | None, impl: str
     ) -> Tensor:
         """`[T, C]` -> `[T, C]`, or `[R, C]` with the tokens `rows` `[R]` that alone have queries."""
-        x = x.to(self.c_attn.weight.dtype)
         if rows is None:
             q, k, v = self.c_attn(x).unflatten(1, (3, self.n_head, -1)).unbind(1)  # [T, H, D] each
         else:
             C = x.shape[1]
             (w_q, w_kv), (b_q, b_kv) = (t.split([C, 2 * C]) for t in (self.c_attn.weight, self.c_attn.bias))
-            q = F.linear(x.index_select(0, rows), w_q, b_q).unflatten(1, (self.n_head, -1))
+            q = F.linear(ops.take_rows(x, rows, impl), w_q, b_q).unflatten(1, (self.n_head, -1))
             k, v = F.linear(x, w_kv, b_kv).unflatten(1, (2, self.n_head, -1)).unbind(1)
         projected: Tensor = self.c_proj(attend(q, k, v).flatten(1))
         return projected
@@ -105,14 +104,17 @@ class MLP(nn.Module):
         self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, impl: str) -> Tensor:
         """`[T, C]` -> `[T, C]`."""
-        projected: Tensor = self.c_proj(F.gelu(self.c_fc(x.to(self.c_fc.weight.dtype)), approximate="tanh"))
+        projected: Tensor = self.c_proj(ops.linear_gelu(x, self.c_fc, impl))
         return projected
 
 
 class Block(nn.Module):
-    """Attention and MLP, each behind a layer norm and beside a residual."""
+    """Attention and MLP, each behind a layer norm and beside a residual stream.
+
+    What the MLP adds to the stream is given on by itself: the next layer norm adds it in the same pass over memory.
+    """
 
     def __init__(self, config: GPT2Config, layer: int) -> None:
         super().__init__()
@@ -122,12 +124,18 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
-        """`[T, C]` -> `[T, C]`; with `rows` `[R]`, the result of these tokens alone: `[R, C]`."""
-        attended = self.attn(self.ln_1(x), lambda q, k, v: attend(self.layer, q, k, v), rows)
-        x = (x if rows is None else x.index_select(0, rows)) + attended
-        y: Tensor = x + self.mlp(self.ln_2(x))
-        return y
+    def forward(
+        self, stream: Tensor, branch: Tensor | None, attend: Attend, rows: Tensor | None, impl: str
+    ) -> tuple[Tensor, Tensor]:
+        """The stream and what is still to be added to it, `[T, C]` each (no branch before the first block) -> the same.
+
+        With `rows` `[R]`, the results of these tokens alone: `[R, C]`.
+        """
+        x, stream = ops.add_layer_norm(stream, branch, self.ln_1, self.attn.c_attn.weight.dtype, impl)
+        attended = self.attn(x, lambda q, k, v: attend(self.layer, q, k, v), rows, impl)
+        stream = stream if rows is None else ops.take_rows(stream, rows, impl)
+        x, stream = ops.add_layer_norm(stream, attended, self.ln_2, self.mlp.c_fc.weight.dtype, impl)
+        return stream, self.mlp(x, impl)
 
 
 class GPT2(nn.Module):
@@ -162,23 +170,26 @@ class GPT2(nn.Module):
         """`[V, C]`: the weight of the head, the token embedding where they are tied."""
         return self.wte.weight if self.lm_head is None else self.lm_head.weight
 
-    def hidden(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None, impl: str = "auto"
+    ) -> Tensor:
         """The final hidden states, layer-normed: `[T]` int64 tokens and positions -> `[T, C]`.
 
         With `rows` `[R]` only these tokens' states are asked for, `[R, C]`: the last block then computes keys and
         values for all tokens, and all else for these.
         """
-        return self._through_blocks(self.wte(tokens) + self.wpe(positions), attend, rows)
+        impl = ops.resolve(impl, tokens.device)
+        return self._through_blocks(self.wte(tokens) + self.wpe(positions), attend, rows, impl)
 
-    def _through_blocks(self, x: Tensor, attend: Attend, rows: Tensor | None) -> Tensor:
+    def _through_blocks(self, stream: Tensor, attend: Attend, rows: Tensor | None, impl: str) -> Tensor:
+        branch: Tensor | None = None
         for block in self.h:
             asked = rows if block.layer == self.config.n_layer - 1 else None
             if self.checkpoint_activations and torch.is_grad_enabled():
-                x = checkpoint(block, x, attend, asked, use_reentrant=False)
+                stream, branch = checkpoint(block, stream, branch, attend, asked, impl, use_reentrant=False)
             else:
-                x = block(x, attend, asked)
-        normed: Tensor = self.ln_f(x)
-        return normed
+                stream, branch = block(stream, branch, attend, asked, impl)
+        return ops.add_layer_norm(stream, branch, self.ln_f, self.head.dtype, impl)[0]
 
     def forward(self, batch: Batch, *, row_weights: Tensor | None = None, impl: str = "auto") -> tuple[Tensor, Tensor]:
         """The loss of the batch, and of each of its rows.
@@ -193,24 +204,25 @@ class GPT2(nn.Module):
             The sum of the rows' losses by their weights, a scalar, and the losses themselves, `[R]` without gradient;
             float32 (float64 in a float64 model).
         """
+        impl = ops.resolve(impl, batch.tokens.device)
         row_weights = batch.weights if row_weights is None else row_weights
         rows_only = impl != "reference" and batch.row_length is None
         attend = _attend(batch, impl, self.config.n_layer - 1 if rows_only else None)
         rows = batch.rows if rows_only else None
         if self.lm_head is None and impl != "reference":
             tie = Tie(self.wte.weight)
-            hidden = self._through_blocks(tie.lookup(batch.tokens) + self.wpe(batch.positions), attend, rows)
+            hidden = self._through_blocks(tie.lookup(batch.tokens) + self.wpe(batch.positions), attend, rows, impl)
             head = tie.head()
         else:
-            hidden = self.hidden(batch.tokens, batch.positions, attend, rows)
+            hidden = self.hidden(batch.tokens, batch.positions, attend, rows, impl)
             head = self.head
-        hidden = hidden.to(head.dtype)
         return ops.linear_cross_entropy(hidden, head, batch, row_weights, impl, rows_only=rows_only)
 
     def logits(self, batch: Batch, *, impl: str = "auto") -> Tensor:
         """The logits of every token of the batch: `[T, V]`."""
-        hidden = self.hidden(batch.tokens, batch.positions, _attend(batch, impl, None))
-        return F.linear(hidden.to(self.head.dtype), self.head)
+        impl = ops.resolve(impl, batch.tokens.device)
+        hidden = self.hidden(batch.tokens, batch.positions, _attend(batch, impl, None), impl=impl)
+        return F.linear(hidden, self.head)
 
 
 def _attend(batch: Batch, impl: str, layer_of_rows: int | None) -> Attend:

@@ -1,49 +1,89 @@
-"""The one file of fastft that imports kernels, and chooses which implementation runs.
+"""The one file of fastft that runs kernels, and chooses which implementation of them.
 
 `reference` has none of the savings: it is what everything else is held against. `cpu` is the torch path with them
-(it runs on every device). `auto` is the fastest that runs here.
+(it runs on every device). `triton` runs the Triton kernels, on a GPU. `auto` is the fastest that runs here.
 """
 
 from __future__ import annotations
 
-import fastft_kernels
-from fastft_kernels.attention import Impl as KernelImpl
-from torch import Tensor
+import functools
 
-from fastft.batch import Batch
+import fastft_kernels
+import torch
+from fastft_kernels import AttentionPlan
+from fastft_kernels.support import Impl as KernelImpl
+from fastft_kernels.support import why_not_triton
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastft.batch import Batch, Planner
 from fastft.errors import UserError
 
-IMPLS = ("auto", "cpu", "reference")
+IMPLS = ("auto", "triton", "cpu", "reference")
+_KERNEL_IMPL: dict[str, KernelImpl] = {"triton": "triton", "cpu": "torch", "reference": "reference"}
 
 
-def kernel_impl(impl: str) -> KernelImpl:
-    """What `--impl` means to the kernels.
+def resolve(impl: str, device: torch.device) -> str:
+    """What `--impl` means on a device: `auto` is `triton` on a GPU that runs the kernels, and `cpu` elsewhere.
 
     Raises:
-        UserError: no such implementation.
+        UserError: no such implementation, or `triton` where it cannot run.
     """
     if impl not in IMPLS:
         raise UserError(f"got --impl {impl}, expected one of {', '.join(IMPLS)}")
-    return "reference" if impl == "reference" else "torch"
+    if impl not in ("auto", "triton"):
+        return impl
+    if impl == "auto" and device.type != "cuda":
+        return "cpu"
+    why_not = why_not_triton(torch.empty(0, device=device))
+    if impl == "triton" and why_not is not None:
+        raise UserError(f"got --impl triton, which cannot run here: {why_not}; expected auto or cpu")
+    return "triton" if why_not is None else "cpu"
+
+
+def kernel_impl(impl: str) -> KernelImpl:
+    """What a resolved `--impl` is called in `fastft_kernels`."""
+    return _KERNEL_IMPL[impl]
+
+
+def planner(impl: str, *, round_sizes: bool = False) -> Planner:
+    """What finds, for a batch on the host, the parts of the score matrix that attention computes under `impl`."""
+    if impl == "triton":
+        return functools.partial(fastft_kernels.plan_attention, round_sizes=round_sizes)
+    return fastft_kernels.plan_tiles
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, batch: Batch, impl: str) -> Tensor:
     """Attention of the batch's tokens, `[T, H, D]` each, over what `batch.visible_until` lets them see."""
+    return _attention(q, k, v, batch, batch.tiles, impl, row_length=batch.row_length)
+
+
+def attention_of_rows(q: Tensor, k: Tensor, v: Tensor, batch: Batch, impl: str) -> Tensor:
+    """The same for the queries of the loss rows alone: q is `[R, H, D]`, of the tokens `batch.rows`."""
+    return _attention(q, k, v, batch, batch.row_tiles, impl, q_rows=batch.rows)
+
+
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    batch: Batch,
+    tiles: object,
+    impl: str,
+    *,
+    q_rows: Tensor | None = None,
+    row_length: int | None = None,
+) -> Tensor:
     return fastft_kernels.attention(
         q,
         k,
         v,
         batch.visible_until,
-        row_length=batch.row_length,
-        tiles=batch.tiles,
+        q_rows=q_rows,
+        row_length=row_length,
+        tiles=tiles if isinstance(tiles, tuple) else None,
+        plan=tiles if isinstance(tiles, AttentionPlan) else None,
         impl=kernel_impl(impl),
-    )
-
-
-def attention_of_rows(q: Tensor, k: Tensor, v: Tensor, batch: Batch, impl: str) -> Tensor:
-    """The same for the queries of the loss rows alone: q is `[R, H, D]`, of the tokens `batch.rows`."""
-    return fastft_kernels.attention(
-        q, k, v, batch.visible_until, q_rows=batch.rows, tiles=batch.row_tiles, impl=kernel_impl(impl)
     )
 
 
@@ -54,7 +94,7 @@ def linear_cross_entropy(
 
     `hidden` is `[T, C]`, or `[R, C]` of the loss rows with `rows_only`.
     """
-    return fastft_kernels.linear_cross_entropy(
+    return fastft_kernels.linear_cross_entropy_with_losses(
         hidden,
         weight,
         batch.targets,
@@ -62,3 +102,49 @@ def linear_cross_entropy(
         row_weights=row_weights,
         impl=kernel_impl(impl),
     )
+
+
+def add_layer_norm(
+    stream: Tensor, branch: Tensor | None, norm: nn.LayerNorm, dtype: torch.dtype, impl: str
+) -> tuple[Tensor, Tensor]:
+    """Adds a branch to the residual stream, `[T, C]` each, and normalises the sum.
+
+    Args:
+        stream: in the dtype of the sums.
+        branch: what is added; None before the first block.
+        norm: holds weight, bias and eps.
+        dtype: of the product that reads the normalised rows, where autocast does not say another one.
+        impl: see above.
+
+    Returns:
+        The normalised rows in that dtype, and the sum.
+    """
+    if impl == "triton":
+        if torch.is_autocast_enabled(stream.device.type):
+            dtype = torch.get_autocast_dtype(stream.device.type)
+        if branch is None:
+            alone = fastft_kernels.layer_norm(
+                stream, norm.weight, norm.bias, eps=norm.eps, out_dtype=dtype, impl="triton"
+            )
+            return alone, stream
+        return fastft_kernels.layer_norm(
+            branch, norm.weight, norm.bias, eps=norm.eps, residual=stream, out_dtype=dtype, impl="triton"
+        )
+    if branch is not None:
+        stream = stream + branch
+    return norm(stream).to(dtype), stream
+
+
+def take_rows(x: Tensor, rows: Tensor, impl: str) -> Tensor:
+    """`x[rows]`: `[T, C]` and `[R]` -> `[R, C]`; a row may be taken several times."""
+    if impl == "triton":
+        # The gradient of index_select adds atomically on a GPU, in any order; an embedding's sorts the rows first.
+        return F.embedding(rows, x)
+    return x.index_select(0, rows)
+
+
+def linear_gelu(x: Tensor, linear: nn.Linear, impl: str) -> Tensor:
+    """`gelu(linear(x))`, `[T, C]` -> `[T, 4C]`: GELU in its tanh form."""
+    if impl == "triton":
+        return fastft_kernels.gelu(F.linear(x, linear.weight), linear.bias, impl="triton")
+    return F.gelu(linear(x), approximate="tanh")

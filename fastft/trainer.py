@@ -22,7 +22,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from fastft import files
+from fastft import files, ops
 from fastft.batch import Batcher
 from fastft.book import SAMPLE_TOKENS, BookMeans, BookOrder
 from fastft.checkpoint import (
@@ -102,10 +102,12 @@ class Trainer:
         for name, encoded in (("training", self.train_set), ("validation", self.val_set)):
             for line in encoded.report.lines(options.max_length or n_ctx):
                 warn(f"{name}: {line}")
+        round_sizes = engine.device.type == "cuda"
         self.batcher = Batcher(
             packed=options.batching == "packed",
             share_prefix=options.share_prefix,
-            round_sizes=engine.device.type == "cuda",
+            round_sizes=round_sizes,
+            planner=ops.planner(engine.impl, round_sizes=round_sizes),
         )
         self._ledger: MetricsFile | None = None
         self.plan, self.evaluation = self._plan()

@@ -1,11 +1,27 @@
-"""The operations at fastft's heart, usable with torch alone: interval attention and linear cross-entropy.
+"""The operations at fastft's heart, usable with torch and Triton alone: interval attention, linear cross-entropy, and
+the small fusions beside them.
 
 Every operation has `impl="reference"`: plain PyTorch, written from the equation, which everything faster is held
 against.
 """
 
 from fastft_kernels.attention import attention
-from fastft_kernels.cross_entropy import linear_cross_entropy
+from fastft_kernels.attention_plan import AttentionPlan, plan_attention
+from fastft_kernels.cross_entropy import cross_entropy
+from fastft_kernels.gelu import gelu
+from fastft_kernels.layer_norm import layer_norm
+from fastft_kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_with_losses
 from fastft_kernels.tiles import TileGroup, plan_tiles
 
-__all__ = ["TileGroup", "attention", "linear_cross_entropy", "plan_tiles"]
+__all__ = [
+    "AttentionPlan",
+    "TileGroup",
+    "attention",
+    "cross_entropy",
+    "gelu",
+    "layer_norm",
+    "linear_cross_entropy",
+    "linear_cross_entropy_with_losses",
+    "plan_attention",
+    "plan_tiles",
+]

@@ -1,150 +1,197 @@
-"""Linear cross-entropy: F.cross_entropy(hidden @ weight.T, targets), for the rows that a loss asks for.
+"""Cross-entropy of logits, with torch's signature: F.cross_entropy(logits, targets).
 
-losses[r] = logsumexp(z[r]) - z[r, targets[r]],   z[r] = weight @ hidden[rows[r]]
-loss = sum_r row_weights[r] losses[r]
+    losses[n] = logsumexp(logits[n]) - logits[n, targets[n]],   d logits[n] = (softmax(logits[n]) - e[targets[n]]) d losses[n]
 
-Shapes: T tokens, C width, V vocab, R loss rows.
+A row that is ignored costs one look at its target: its logits are not read, and its gradient is written as zeros.
+
+Letters: N rows, V vocab; a program goes through a row by BV columns.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-Impl = Literal["auto", "torch", "reference"]
+from fastft_kernels import support, tables
+from fastft_kernels.support import Impl, tl, triton
 
-LOGIT_CHUNK_BYTES = 64 << 20
-"""Bytes of logits that exist at a time."""
-CACHED_BYTES = 4 << 20
-"""Bytes of logits that the softmax works on at a time: about what stays in a CPU's caches."""
+Reduction = Literal["mean", "sum", "none"]
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LOWEST = tl.constexpr(-1e30)
+"""Below every logit, and finite: the difference of two infinities is no number."""
+ALIGNED = 64
+"""Elements that a row of the gradient is a multiple of: whole 16-byte stores at any vocabulary."""
+
+_ROWS = {"BV": 4096, "num_warps": 8, "num_stages": 1}
+tables.TABLE["cross_entropy_forward"] = {"default": {None: _ROWS}}
+tables.TABLE["cross_entropy_backward"] = {"default": {None: _ROWS}}
 
 
-def linear_cross_entropy(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
+def reference(logits: Tensor, targets: Tensor, *, ignore_index: int = -100) -> Tensor:
+    """The equation, in at least float32: losses `[N]`, 0 where ignored."""
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    ignored = targets == ignore_index
+    own = z.gather(1, targets.masked_fill(ignored, 0)[:, None]).squeeze(1)
+    return (z.logsumexp(dim=1) - own).masked_fill(ignored, 0)
+
+
+@triton.jit
+def cross_entropy_forward(LOGITS, TARGETS, LOSSES, LSE, V, stride, IGNORE: tl.constexpr, BV: tl.constexpr):
+    """One program a row: its loss, and its log-sum-exp to base 2."""
+    row = tl.program_id(0).to(tl.int64)
+    target = tl.load(TARGETS + row)
+    loss = 0.0
+    lse = 0.0
+    if target != IGNORE:
+        largest = tl.full([BV], LOWEST, tl.float32)
+        total = tl.zeros([BV], tl.float32)
+        for begin in range(0, V, BV):  # each of the BV lanes by itself: one reduction at the end
+            v = begin + tl.arange(0, BV)
+            z = tl.load(LOGITS + row * stride + v, mask=v < V, other=0.0).to(tl.float32) * LOG2E
+            z = tl.where(v < V, z, LOWEST)
+            both = tl.maximum(largest, z)
+            total = total * tl.exp2(largest - both) + tl.exp2(z - both)
+            largest = both
+        top = tl.max(largest, 0)
+        lse = top + tl.log2(tl.sum(total * tl.exp2(largest - top), 0))
+        loss = lse / LOG2E - tl.load(LOGITS + row * stride + target).to(tl.float32)
+    tl.store(LOSSES + row, loss)
+    tl.store(LSE + row, lse)
+
+
+@triton.jit
+def cross_entropy_backward(
+    FLOWING, LOGITS, TARGETS, LSE, OUT, V, stride, stride_out, IGNORE: tl.constexpr, BV: tl.constexpr
+):
+    """One program for BV columns of a row; OUT's rows are wider than V, and what is beyond becomes 0."""
+    row = tl.program_id(0).to(tl.int64)
+    v = tl.program_id(1) * BV + tl.arange(0, BV)
+    target = tl.load(TARGETS + row)
+    gradient = tl.zeros([BV], tl.float32)
+    if target != IGNORE:
+        z = tl.load(LOGITS + row * stride + v, mask=v < V, other=0.0).to(tl.float32)
+        p = tl.exp2(tl.where(v < V, z * LOG2E - tl.load(LSE + row), LOWEST))
+        gradient = tl.where(v == target, p - 1.0, p) * tl.load(FLOWING + row)
+    tl.store(OUT + row * stride_out + v, gradient.to(OUT.dtype.element_ty), mask=v < stride_out)
+
+
+@torch.library.custom_op("fastft_kernels::cross_entropy_forward", mutates_args=())
+def _forward(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """`[N, V]` and `[N]` -> losses and log-sum-exps (to base 2), `[N]` float32, 0 where ignored."""
+    N, V = logits.shape
+    losses, lse = (torch.empty(N, dtype=torch.float32, device=logits.device) for _ in range(2))
+    if N:
+        config = tables.tiles("cross_entropy_forward", support.arch_of(logits))
+        cross_entropy_forward[(N,)](logits, targets, losses, lse, V, logits.stride(0), IGNORE=ignore_index, **config)
+    return losses, lse
+
+
+@_forward.register_fake
+def _(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    return tuple(torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device) for _ in range(2))
+
+
+@torch.library.custom_op("fastft_kernels::cross_entropy_backward", mutates_args=())
+def _backward(flowing: Tensor, logits: Tensor, targets: Tensor, lse: Tensor, ignore_index: int) -> Tensor:
+    """What flows into the losses, `[N]` -> the gradient of the logits, `[N, V]` in their dtype."""
+    N, V = logits.shape
+    out = _padded(logits)
+    if N:
+        config = tables.tiles("cross_entropy_backward", support.arch_of(logits))
+        cross_entropy_backward[(N, triton.cdiv(out.stride(0), config["BV"]))](
+            flowing, logits, targets, lse, out, V, logits.stride(0), out.stride(0), IGNORE=ignore_index, **config
+        )
+    return out[:, :V]
+
+
+def _padded(logits: Tensor) -> Tensor:
+    """Room for a gradient of `[N, V]`, its rows a multiple of `ALIGNED` wide."""
+    N, V = logits.shape
+    return torch.empty(N, -(-V // ALIGNED) * ALIGNED, dtype=logits.dtype, device=logits.device)
+
+
+@_backward.register_fake
+def _(flowing: Tensor, logits: Tensor, targets: Tensor, lse: Tensor, ignore_index: int) -> Tensor:
+    return _padded(logits)[:, : logits.shape[1]]
+
+
+def _save(ctx, inputs, output):
+    logits, targets, ctx.ignore_index = inputs
+    ctx.save_for_backward(logits, targets, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx, flowing, _):
+    logits, targets, lse = ctx.saved_tensors
+    return _backward(flowing.contiguous(), logits, targets, lse, ctx.ignore_index), None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: None = None,
+    ignore_index: int = -100,
+    reduce: None = None,
+    reduction: Reduction = "mean",
+    label_smoothing: float = 0.0,
     *,
-    rows: Tensor | None = None,
-    row_weights: Tensor | None = None,
-    logit_chunk_bytes: int = LOGIT_CHUNK_BYTES,
     impl: Impl = "auto",
-) -> tuple[Tensor, Tensor]:
-    """The weighted sum of the rows' cross-entropies, and each row's own.
+) -> Tensor:
+    """Cross-entropy of logits: `torch.nn.functional.cross_entropy` for `[N, V]`, ignored rows at no cost.
+
+    It differs from torch's in two points: sums and losses are float32 for narrow logits, and the mean over no row is 0
+    (torch: NaN), with zero gradients.
 
     Args:
-        hidden: `[T, C]`, floating.
-        weight: `[V, C]`, the head; it has no bias.
-        targets: `[R]` int64, the right id of each row.
-        rows: `[R]` int64, the token that each row reads its hidden state from; a token may be read by several rows.
-            Row r reads token r where it is not given.
-        row_weights: `[R]` floating; all 1 where they are not given.
-        logit_chunk_bytes: the most bytes of logits that exist at a time (at least one row's).
-        impl: `reference` computes the logits of all T tokens, then picks; `torch` picks the rows first, and goes
-            through them in chunks whose gradient is computed while their logits are there, so that a token without a
-            target costs nothing and the full logits never exist; `auto` is `torch`.
+        input: `[N, V]` logits, floating; they are not overwritten.
+        target: `[N]` int64.
+        weight, size_average, reduce, label_smoothing: as in torch's signature; only their defaults are supported.
+        ignore_index: target of a row that counts nothing.
+        reduction: `mean` over the rows that are not ignored, `sum`, or `none`.
+        impl: `reference` computes the equation, `torch` calls torch's own, `triton` the kernels; `auto` is `triton` on
+            a supported GPU, else `torch`.
 
     Returns:
-        The sum, a scalar, and the losses `[R]`, both float32 (float64 where the logits are). Gradients flow through
-        the sum alone. With no row the sum is 0 and still connected to `hidden` and `weight`.
+        A scalar, or losses `[N]` with `none`; float32 (float64 where the logits are).
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes or options that do not fit, or `triton` where it cannot run.
     """
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(f"got hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, expected [T, C] and [V, C]")
-    n_rows = hidden.shape[0] if rows is None else rows.numel()
-    if targets.shape != (n_rows,) or (row_weights is not None and row_weights.shape != (n_rows,)):
-        weights_shape = None if row_weights is None else tuple(row_weights.shape)
-        raise ValueError(f"got targets {tuple(targets.shape)}, row_weights {weights_shape}, expected both [{n_rows}]")
-    if torch.is_autocast_enabled(hidden.device.type):
-        dtype = torch.get_autocast_dtype(hidden.device.type)
-        hidden, weight = hidden.to(dtype), weight.to(dtype)
-    if row_weights is None:
-        row_weights = torch.ones(n_rows, device=hidden.device)
-    row_weights = row_weights.to(torch.promote_types(hidden.dtype, torch.float32))
+    _check(input, target, reduction)
+    if weight is not None or label_smoothing or size_average is not None or reduce is not None:
+        raise ValueError(
+            "got weight, label_smoothing, size_average or reduce, expected their defaults; "
+            "torch.nn.functional.cross_entropy takes them"
+        )
+    impl = support.choose(impl, input)
     if impl == "reference":
-        return _reference(hidden, weight, targets, rows, row_weights)
-    picked = hidden if rows is None else hidden.index_select(0, rows)
-    chunk = max(1, logit_chunk_bytes // (weight.shape[0] * weight.element_size()))
-    apply: Callable[..., tuple[Tensor, Tensor]] = _Chunked.apply
-    return apply(picked, weight, targets, row_weights, chunk)
+        losses = reference(input, target, ignore_index=ignore_index)
+    elif impl == "torch":
+        wide = input.to(torch.promote_types(input.dtype, torch.float32))
+        losses = F.cross_entropy(wide, target, ignore_index=ignore_index, reduction="none")
+    else:
+        support.check_dtype(input)
+        logits = input if input.stride(1) == 1 else input.contiguous()
+        losses, _ = _forward(logits, target.contiguous(), ignore_index)
+    if reduction == "none":
+        return losses
+    total = losses.sum()
+    return total if reduction == "sum" else total / (target != ignore_index).sum().clamp_min(1)
 
 
-def _reference(
-    hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor | None, row_weights: Tensor
-) -> tuple[Tensor, Tensor]:
-    logits = F.linear(hidden, weight)  # [T, V]
-    logits = logits if rows is None else logits.index_select(0, rows)  # [R, V]
-    losses = F.cross_entropy(logits.to(row_weights.dtype), targets, reduction="none")
-    return (losses * row_weights).sum(), losses.detach()
-
-
-class _Chunked(torch.autograd.Function):
-    """Forward and backward of a chunk of rows at once, as its logits exist only then. The gradient of the sum is thus
-    ready after the forward pass; the backward pass multiplies it by what flows in.
-
-    With p = softmax(z), e the target's unit vector and w the row's weight, the gradient of the sum to the row's logits
-    is w (p - e). The weight is applied there, as the reference does, while the logits are in the cache: applied to the
-    products of (p - e) it rounds otherwise, and p - e is a cancellation.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, row_weights: Tensor, chunk: int
-    ) -> tuple[Tensor, Tensor]:
-        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        R = hidden.shape[0]
-        losses = row_weights.new_empty(R)
-        d_hidden = torch.empty_like(hidden) if needs_hidden else None
-        d_weight = None if R or not needs_weight else torch.zeros_like(weight)
-        for begin in range(0, R, chunk):
-            rows = slice(begin, begin + chunk)
-            logits = F.linear(hidden[rows], weight)  # [rows, V]
-            wanted = row_weights[rows] if needs_hidden or needs_weight else None
-            _to_gradient(logits, targets[rows], losses[rows], wanted)
-            if d_hidden is not None:
-                torch.mm(logits, weight, out=d_hidden[rows])
-            if needs_weight:
-                if d_weight is None:
-                    d_weight = logits.t() @ hidden[rows]
-                else:
-                    d_weight.addmm_(logits.t(), hidden[rows])
-        ctx.gradients = d_hidden, d_weight
-        ctx.mark_non_differentiable(losses)
-        return (losses * row_weights).sum(), losses
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        # Given away, not kept: autograd makes a gradient that nobody else holds the parameter's own, without a copy.
-        if ctx.gradients is None:
-            raise RuntimeError("linear_cross_entropy: its backward pass ran a second time, expected once")
-        (d_hidden, d_weight), ctx.gradients = ctx.gradients, None
-        scale = grads[0]
-        if scale.device.type == "cpu" and scale.item() == 1:  # the usual case; elsewhere looking would wait
-            return d_hidden, d_weight, None, None, None
-        scaled = (None if d is None else d * scale for d in (d_hidden, d_weight))
-        return (*scaled, None, None, None)
-
-
-def _to_gradient(logits: Tensor, targets: Tensor, losses: Tensor, row_weights: Tensor | None) -> None:
-    """Writes each row's loss into `losses` `[R]`, and w (p - e) over the logits `[R, V]` where weights `[R]` are given.
-
-    Some rows at a time, so that all passes but the first find them in the cache; in `losses`' dtype, as sums over V
-    need it.
-    """
-    at_a_time = max(1, CACHED_BYTES // (logits.shape[1] * losses.element_size()))
-    for begin in range(0, logits.shape[0], at_a_time):
-        rows = slice(begin, begin + at_a_time)
-        target = targets[rows, None]
-        log_p = logits[rows].to(losses.dtype).log_softmax(dim=-1)
-        losses[rows] = -log_p.gather(1, target).squeeze(1)
-        if row_weights is not None:
-            p = log_p.exp_()
-            p.scatter_add_(1, target, p.new_full(target.shape, -1.0))
-            logits[rows] = p.mul_(row_weights[rows, None])
+def _check(logits: Tensor, targets: Tensor, reduction: str) -> None:
+    if logits.ndim != 2 or not logits.is_floating_point() or targets.shape != logits.shape[:1]:
+        raise ValueError(
+            f"got input {tuple(logits.shape)} {logits.dtype}, target {tuple(targets.shape)}, expected floating [N, V] "
+            "and [N]; flatten other axes first"
+        )
+    if targets.device != logits.device:
+        raise ValueError(f"got target on {targets.device}, expected input's device, {logits.device}")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"got reduction={reduction!r}, expected mean, sum or none")

@@ -27,7 +27,7 @@ except ImportError:
         def __getattr__(self, name: str) -> Any:
             return _Missing()
 
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        def __call__(self, *args: Any, **_: Any) -> Any:
             return args[0] if args else self
 
     triton = tl = _Missing()
@@ -113,3 +113,20 @@ def choose(impl: str, x: Tensor) -> Impl:
     if impl in ("triton", "torch", "reference"):
         return impl  # type: ignore[return-value]
     raise ValueError(f"got impl={impl!r}, expected one of {', '.join(IMPLS)}")
+
+
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def check_dtype(*tensors: Tensor | None) -> None:
+    """Sees to it that Triton kernels take these tensors' dtypes.
+
+    Raises:
+        ValueError: one that they do not take, float64 for example.
+    """
+    for x in tensors:
+        if x is not None and x.dtype not in TRITON_DTYPES:
+            raise ValueError(
+                f'got {x.dtype}, expected float32, float16 or bfloat16 with impl="triton"; '
+                'impl="torch" and "reference" take float64 too'
+            )

@@ -108,5 +108,5 @@ def test_the_budget_refuses_what_is_worse_than_plain() -> None:
         assert_within_budget("off", plain * 1.02, plain, exact)
     with pytest.raises(AssertionError, match="allowed"):
         assert_within_budget("nan", plain * torch.nan, plain, exact)
-    with pytest.raises(AssertionError, match="expected torch.bfloat16"):
+    with pytest.raises(AssertionError, match=r"expected torch\.bfloat16"):
         assert_within_budget("wide", exact, plain, exact)

@@ -1,0 +1,19 @@
+"""Interval attention of a pack behind a shared prefix, forward and backward on a GPU, beside their peers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from benchmarks import kernels
+from benchmarks.device_clock import DeviceClock
+
+NAMES = ("attention",)
+
+
+@pytest.mark.benchmark(timer=DeviceClock())
+@pytest.mark.parametrize(("name", "impl"), [(name, impl) for name in NAMES for impl in kernels.implementations(name)])
+def bench_attention(gpu: None, benchmark: Any, name: str, impl: str) -> None:
+    """One operation by one implementation."""
+    kernels.measure(benchmark, name, impl)

@@ -1,0 +1,235 @@
+"""What proves the kernels on a user's machine: each against float64, isolation, and determinism.
+
+The same cases serve the kernels' speeds (`fastft.kernel_speeds`): a case is what one operation computes at the shapes
+of a real step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import fastft_kernels
+import torch
+from torch import Tensor
+
+Inputs = dict[str, Tensor]
+Run = Callable[[Inputs, str], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The shapes of the cases: documents behind a shared prefix, and a model's width.
+
+    Attributes:
+        prefix, documents, length: tokens of the shared prefix, how many documents follow it, tokens of each.
+        H, D: heads and their dim; `H * D` is the width C.
+        R, V: loss rows and vocabulary.
+    """
+
+    prefix: int = 32
+    documents: int = 60
+    length: int = 33
+    H: int = 16
+    D: int = 64
+    R: int = 1024
+    V: int = 50257
+
+    @property
+    def T(self) -> int:
+        """Tokens of the pack."""
+        return self.prefix + self.documents * self.length
+
+    @property
+    def C(self) -> int:
+        """The model's width."""
+        return self.H * self.D
+
+    def visible_until(self) -> Tensor:
+        """`[T]` int32: the prefix is visible to all, a document to itself."""
+        ends = self.prefix + self.length * torch.arange(1, self.documents + 1, dtype=torch.int32)
+        return torch.cat([torch.full((self.prefix,), self.T, dtype=torch.int32), ends.repeat_interleave(self.length)])
+
+
+GPU_SIZES = Sizes()
+"""A pack of the book's examples, at gpt2-medium's width."""
+CPU_SIZES = Sizes(documents=8, H=4, R=96)
+"""The same, smaller: float64 at full size would take a CPU minutes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One operation: `make` draws its inputs in float32 on the host, `run` computes it by an implementation.
+
+    Floating inputs are given in the dtype under test, but for those named in `keep`, and get gradients.
+    """
+
+    name: str
+    make: Callable[[Sizes, torch.Generator], Inputs]
+    run: Run
+    keep: tuple[str, ...] = ()
+
+
+def _attention_inputs(sizes: Sizes, generator: torch.Generator) -> Inputs:
+    q, k, v = (torch.randn(sizes.T, sizes.H, sizes.D, generator=generator) for _ in range(3))
+    return {"q": q, "k": k, "v": v, "visible_until": sizes.visible_until()}
+
+
+def _linear_cross_entropy_inputs(sizes: Sizes, generator: torch.Generator) -> Inputs:
+    return {
+        "hidden": torch.randn(sizes.T, sizes.C, generator=generator),
+        "weight": torch.randn(sizes.V, sizes.C, generator=generator) * 0.02,
+        "targets": torch.randint(sizes.V, (sizes.R,), generator=generator),
+        "rows": torch.randint(sizes.T, (sizes.R,), generator=generator).sort().values,
+        "row_weights": torch.randint(1, 4, (sizes.R,), generator=generator) / (2 * sizes.R),
+    }
+
+
+def _cross_entropy_inputs(sizes: Sizes, generator: torch.Generator) -> Inputs:
+    targets = torch.randint(sizes.V, (sizes.R,), generator=generator)
+    targets[::3] = -100
+    return {"logits": torch.randn(sizes.R, sizes.V, generator=generator), "targets": targets}
+
+
+def _layer_norm_inputs(sizes: Sizes, generator: torch.Generator) -> Inputs:
+    return {
+        "x": torch.randn(sizes.T, sizes.C, generator=generator),
+        "residual": torch.randn(sizes.T, sizes.C, generator=generator),
+        "weight": 1 + 0.1 * torch.randn(sizes.C, generator=generator),
+        "bias": 0.1 * torch.randn(sizes.C, generator=generator),
+    }
+
+
+def _gelu_inputs(sizes: Sizes, generator: torch.Generator) -> Inputs:
+    return {
+        "x": torch.randn(sizes.T, 4 * sizes.C, generator=generator),
+        "bias": torch.randn(4 * sizes.C, generator=generator),
+    }
+
+
+def _layer_norm(x: Inputs, impl: Any) -> Tensor:
+    normed, summed = fastft_kernels.layer_norm(x["x"], x["weight"], x["bias"], residual=x["residual"], impl=impl)
+    return torch.cat([normed, summed])
+
+
+def _linear_cross_entropy(x: Inputs, impl: Any) -> Tensor:
+    return fastft_kernels.linear_cross_entropy(
+        x["hidden"],
+        x["weight"],
+        x["targets"],
+        rows=x["rows"],
+        row_weights=x["row_weights"],
+        reduction="sum",
+        impl=impl,
+    )
+
+
+CASES = (
+    Case(
+        "attention",
+        _attention_inputs,
+        lambda x, impl: fastft_kernels.attention(x["q"], x["k"], x["v"], x["visible_until"], impl=impl),  # type: ignore[arg-type]
+    ),
+    Case("linear_cross_entropy", _linear_cross_entropy_inputs, _linear_cross_entropy, keep=("row_weights",)),
+    Case(
+        "cross_entropy",
+        _cross_entropy_inputs,
+        lambda x, impl: fastft_kernels.cross_entropy(x["logits"], x["targets"], impl=impl),  # type: ignore[arg-type]
+    ),
+    Case("layer_norm", _layer_norm_inputs, _layer_norm),
+    Case("gelu", _gelu_inputs, lambda x, impl: fastft_kernels.gelu(x["x"], x["bias"], impl=impl)),  # type: ignore[arg-type]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """The outcome of one comparison.
+
+    Attributes:
+        name: the operation, and what of it: `attention`, `d q`.
+        dtype: of inputs and outputs.
+        error: relative error against float64, `max|a - b| / max|b|` over the whole tensor.
+        plain: the same of plain PyTorch in the same dtype.
+        limit: what `error` may be.
+    """
+
+    name: str
+    dtype: str
+    error: float
+    plain: float
+    limit: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the error is within its limit; NaN is not."""
+        return self.error <= self.limit
+
+
+def inputs_of(case: Case, sizes: Sizes, dtype: torch.dtype, device: torch.device) -> Inputs:
+    """The case's inputs on a device; floating ones in `dtype`, with gradients."""
+    made = case.make(sizes, torch.Generator().manual_seed(0))
+    return {
+        name: x.to(device, dtype).requires_grad_() if x.is_floating_point() and name not in case.keep else x.to(device)
+        for name, x in made.items()
+    }
+
+
+def results(case: Case, inputs: Inputs, impl: str) -> dict[str, Tensor]:
+    """The output and every gradient of `(output * g).sum()`, g fixed and smooth, in float64 on the inputs' device."""
+    output = case.run(inputs, impl)
+    upstream = torch.linspace(0.5, 1.5, output.numel(), device=output.device).view_as(output).to(output.dtype)
+    learnt = {name: x for name, x in inputs.items() if x.requires_grad}
+    gradients = torch.autograd.grad(output, list(learnt.values()), upstream)
+    named = {"output": output, **{f"d {name}": g for name, g in zip(learnt, gradients, strict=True)}}
+    return {name: x.detach().double() for name, x in named.items()}
+
+
+def relative_error(got: Tensor, exact: Tensor) -> float:
+    """`max|a - b| / max|b|` over the whole tensor."""
+    return float((got - exact).abs().max() / exact.abs().max().clamp_min(1e-300))
+
+
+def against_float64(case: Case, sizes: Sizes, dtype: torch.dtype, device: torch.device, impl: str) -> Iterator[Check]:
+    """Holds output and gradients of an implementation against float64.
+
+    Its error may be that of plain PyTorch in the same dtype, and half a unit of the dtype's last place.
+    """
+    inputs = inputs_of(case, sizes, dtype, device)
+    wide = {name: x.detach().double().requires_grad_() if x.requires_grad else x for name, x in inputs.items()}
+    exact = results(case, wide, "reference")
+    plain, got = results(case, inputs, "reference"), results(case, inputs, impl)
+    slack = torch.finfo(dtype).eps / 2 if dtype != torch.float32 else 2e-6
+    for name, truth in exact.items():
+        error_of_plain = relative_error(plain[name], truth)
+        yield Check(
+            f"{case.name}: {name}",
+            str(dtype).removeprefix("torch."),
+            relative_error(got[name], truth),
+            error_of_plain,
+            error_of_plain + slack,
+        )
+
+
+def is_deterministic(case: Case, sizes: Sizes, dtype: torch.dtype, device: torch.device, impl: str) -> bool:
+    """Whether two runs give the same bits, output and gradients."""
+    inputs = inputs_of(case, sizes, dtype, device)
+    first, second = results(case, inputs, impl), results(case, inputs, impl)
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def is_isolated(sizes: Sizes, dtype: torch.dtype, device: torch.device, impl: str) -> bool:
+    """Whether other keys and values in one document change no bit of what all other tokens get from attention."""
+    case = CASES[0]
+    inputs = {name: x.detach() for name, x in inputs_of(case, sizes, dtype, device).items()}
+    begin = sizes.prefix + sizes.length * (sizes.documents // 2)
+    changed = dict(inputs)
+    for name in ("k", "v"):
+        changed[name] = inputs[name].clone()
+        changed[name][begin : begin + sizes.length] += math.pi
+    before, after = case.run(inputs, impl), case.run(changed, impl)
+    same = (before == after).flatten(1).all(dim=1)
+    touched = torch.zeros_like(same)
+    touched[begin : begin + sizes.length] = True
+    return bool(same[~touched].all()) and not bool(same[touched].any())
