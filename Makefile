@@ -18,16 +18,19 @@ BENCH_THREADS ?= 2
 BENCH_RESULTS ?= benchmarks/results
 BENCH_SHARED := --size $(BENCH_SIZE) --threads $(BENCH_THREADS) --results $(BENCH_RESULTS)
 
-.PHONY: demo test test-long lint format bench clean
+.PHONY: demo test test-long lint format bench bench-gpu clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastft demo
 
+# Triton's kernels run in its interpreter, which is chosen when they are imported: in a process of their own.
 test: lint
 	$(PYTEST) -m "not long"
+	TRITON_INTERPRET=1 $(PYTEST) tests/interpreted -m "not long"
 
 test-long: $(VENV)/.installed-dev
 	$(PYTEST) -m long
+	TRITON_INTERPRET=1 $(PYTEST) tests/interpreted -m long
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -47,6 +50,13 @@ bench: $(BENCH_VENV)/.installed
 	$(BENCH) -m benchmarks.scaling $(BENCH_SHARED)
 	BENCH_SUITE_SIZE=$(BENCH_SIZE) BENCH_THREADS=$(BENCH_THREADS) $(BENCH) -m pytest benchmarks \
 	  --benchmark-json=$(BENCH_RESULTS)/suites.json
+
+# The kernels beside their peers, on a CUDA GPU; elsewhere each says why it is skipped.
+bench-gpu: $(BENCH_VENV)/.installed
+	mkdir -p $(BENCH_RESULTS)
+	$(BENCH) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt liger-kernel
+	$(BENCH) -m pytest benchmarks/bench_attention.py benchmarks/bench_cross_entropy.py benchmarks/bench_layer_norm.py \
+	  -rs --benchmark-json=$(BENCH_RESULTS)/kernels.json
 
 clean:
 	rm -rf $(VENV) $(BENCH_VENV) out .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -209,7 +209,7 @@ class GPT2(nn.Module):
         rows_only = impl != "reference" and batch.row_length is None
         attend = _attend(batch, impl, self.config.n_layer - 1 if rows_only else None)
         rows = batch.rows if rows_only else None
-        if self.lm_head is None and impl != "reference":
+        if self.lm_head is None and impl == "cpu":
             tie = Tie(self.wte.weight)
             hidden = self._through_blocks(tie.lookup(batch.tokens) + self.wpe(batch.positions), attend, rows, impl)
             head = tie.head()

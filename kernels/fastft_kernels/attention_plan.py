@@ -113,7 +113,7 @@ def plan_attention(
 
 
 def _forward_lists(until: Tensor, asked: Tensor, BM: int, BN: int) -> tuple[Tensor, Tensor]:
-    first = asked[::BM]
+    first = asked[::BM].contiguous()
     last = torch.cat([asked[BM - 1 :: BM], asked[-1:]])[: len(first)]
     begins, smallest, largest = _key_tiles(until, BN)
     # Both ends of the query tiles rise, so those that a key tile is needed by are a range.

@@ -6,8 +6,11 @@ spills, shared memory and tensor-core instructions are known before a GPU has ev
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import itertools
 import re
+import struct
 import subprocess
 import tempfile
 from collections import Counter
@@ -124,11 +127,19 @@ class _Driver:
 
 @dataclass(slots=True)
 class Capture:
-    """The launches of a `capture` block: what was compiled, each kind once, and how often it was launched."""
+    """The launches of a `capture` block.
+
+    Attributes:
+        arch: what they were compiled for.
+        made: what was compiled, each form once, as it came from Triton; with the kernel's name and its dtypes.
+        launches: how often each kernel was launched.
+        compiled: the figures of `made`, from the end of the block on.
+    """
 
     arch: str
-    compiled: dict[Hashable, Compiled] = field(default_factory=dict)
+    made: dict[Hashable, tuple[Any, str, tuple[str, ...]]] = field(default_factory=dict)
     launches: Counter[str] = field(default_factory=Counter)
+    compiled: dict[Hashable, Compiled] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -145,9 +156,9 @@ def capture(arch: str) -> Iterator[Capture]:
             made = kernel.warmup(*arguments, grid=(1,), **named)
             name = kernel.fn.__name__
             found.launches[name] += 1
-            if made.hash not in found.compiled:
+            if made.hash not in found.made:
                 dtypes = (str(x.dtype).removeprefix("torch.") for x in arguments if hasattr(x, "data_ptr"))
-                found.compiled[made.hash] = _analysed(made, name, arch, tuple(dtypes))
+                found.made[made.hash] = made, name, tuple(dtypes)
 
         return compile_it
 
@@ -159,10 +170,12 @@ def capture(arch: str) -> Iterator[Capture]:
     finally:
         triton.KernelInterface.__getitem__ = launch
         driver._active = active
+    figures = _figures(arch, [made for made, _, _ in found.made.values()])
+    for (key, (made, name, dtypes)), numbers in zip(found.made.items(), figures, strict=True):
+        found.compiled[key] = _compiled(made, name, arch, dtypes, numbers)
 
 
-def _analysed(made: Any, name: str, arch: str, dtypes: tuple[str, ...]) -> Compiled:
-    figures = _amd_figures(made.asm["amdgcn"]) if arch in HIP_ARCHS else _nvidia_figures(made.asm["cubin"], made.name)
+def _compiled(made: Any, name: str, arch: str, dtypes: tuple[str, ...], figures: dict[str, int]) -> Compiled:
     about = made.metadata
     blocks = None if arch in HIP_ARCHS else blocks_at_a_time(arch, figures["registers"], about.shared, about.num_warps)
     return Compiled(
@@ -189,30 +202,66 @@ def blocks_at_a_time(arch: str, registers: int, smem: int, warps: int) -> int:
 
 
 _NARROW_PRODUCT = re.compile(r"tt\.dot .*: tensor<[0-9x]*x(?:bf16|f16)")
-_OPCODE = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)((?:\.\w+)*)", re.MULTILINE)
 
 
-def _nvidia_figures(cubin: bytes, name: str) -> dict[str, int]:
+def _figures(arch: str, kernels: list[Any]) -> list[dict[str, int]]:
+    if arch in HIP_ARCHS:
+        return [_amd_figures(made.asm["amdgcn"]) for made in kernels]
+    cubins = [made.asm["cubin"] for made in kernels]
+    codes = _disassembled(arch, [_machine_code(cubin) for cubin in cubins])
+    return [
+        {**_resources(cubin, made.name), **_counts(code)}
+        for made, cubin, code in zip(kernels, cubins, codes, strict=True)
+    ]
+
+
+def _resources(cubin: bytes, name: str) -> dict[str, int]:
     from triton import knobs
 
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = _output(knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name)
-        code = _output(knobs.nvidia.nvdisasm.path, "-c", file.name)
-    uses = {key: int(n) for key, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage.split(f"Function {name}")[1])}
-    opcodes = _OPCODE.findall(code)
-    counts = Counter(opcode for opcode, _ in opcodes)
-    narrow = sum(op in ("LDG", "STG") and bool({"U16", "S16"} & set(rest.split("."))) for op, rest in opcodes)
+    usage = _output(cubin, knobs.nvidia.cuobjdump.path, "--dump-resource-usage")
+    uses = {key: int(n) for key, n in re.findall(r"(REG|STACK):(\d+)", usage.split(f"Function {name}:")[1])}
+    return {"registers": uses["REG"], "stack": uses["STACK"]}
+
+
+def _counts(code: list[tuple[str, str]]) -> dict[str, int]:
+    """Of a kernel's opcodes, each with its modifiers (`.E.128`)."""
+    counts = Counter(opcode for opcode, _ in code)
+    narrow = sum(op in ("LDG", "STG") and bool({"U16", "S16"} & set(rest.split("."))) for op, rest in code)
     return {
-        "registers": uses["REG"],
-        "stack": uses["STACK"],
         "spills": counts["LDL"] + counts["STL"],
         "tensor": sum(counts[op] for op in TENSOR_CORE),
         "atomics": counts["ATOMG"] + counts["ATOM"] + counts["RED"] + counts["REDG"],
         "narrow": narrow,
-        "instructions": len(opcodes),
+        "instructions": len(code),
     }
+
+
+def _machine_code(cubin: bytes) -> bytes:
+    """The section of a cubin, an ELF file, that holds its kernel's instructions."""
+    (sections,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count, names = struct.unpack_from("<HHH", cubin, 0x3A)
+    headers = [struct.unpack_from("<IIQQQQ", cubin, sections + i * size) for i in range(count)]
+    for name, _, _, _, offset, length in headers:
+        if cubin.startswith(b".text.", headers[names][4] + name):
+            return cubin[offset : offset + length]
+    raise ValueError("got a cubin without instructions")
+
+
+_INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)((?:\.\w+)*)", re.MULTILINE)
+
+
+def _disassembled(arch: str, codes: list[bytes]) -> list[list[tuple[str, str]]]:
+    """The opcodes of kernels with their modifiers, all in one call: the disassembler takes half a second to start."""
+    from triton import knobs
+
+    if not codes:
+        return []
+    ends = list(itertools.accumulate(map(len, codes)))
+    found: list[list[tuple[str, str]]] = [[] for _ in codes]
+    text = _output(b"".join(codes), knobs.nvidia.nvdisasm.path, "--binary", arch.replace("sm_", "SM"))
+    for address, opcode, modifiers in _INSTRUCTION.findall(text):
+        found[bisect.bisect_right(ends, int(address, 16))].append((opcode, modifiers))
+    return found
 
 
 def _amd_figures(code: str) -> dict[str, int]:
@@ -231,5 +280,9 @@ def _amd_figures(code: str) -> dict[str, int]:
     }
 
 
-def _output(*command: str) -> str:
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def _output(content: bytes, *command: str) -> str:
+    """What a tool says of a file with this content, its last argument."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        return subprocess.run([*command, file.name], check=True, capture_output=True, text=True).stdout

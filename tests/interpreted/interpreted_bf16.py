@@ -2,15 +2,17 @@
 
 The interpreter keeps bfloat16 as uint16 and computes on those integers: sums and products are garbage, and a cast from
 float32 truncates. `install` gives it what a GPU does: casts round to nearest even, a dot product multiplies in float32,
-other arithmetic is done in float32 and rounded.
+additions and the like are done in float32 and rounded. What is not made right raises.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import triton.language as tl
+from triton._C.libtriton import ir
 from triton.runtime import interpreter
 
 Handle = interpreter.TensorHandle
@@ -34,6 +36,17 @@ def _is_bf16(handle: Any) -> bool:
 
 def _data(handle: Any) -> np.ndarray:
     return widen(handle.data) if _is_bf16(handle) else handle.data
+
+
+def _refused(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """The operation, which would compute on bfloat16's bits, for other dtypes alone."""
+
+    def checked(self: Any, *operands: Any) -> Any:
+        if any(getattr(getattr(x, "dtype", None), "scalar", None) == tl.bfloat16 for x in operands):
+            raise TypeError("got bfloat16, expected float32: convert before this operation")
+        return operation(self, *operands)
+
+    return checked
 
 
 def install() -> None:
@@ -65,7 +78,15 @@ def install() -> None:
             return Handle(result, tl.int1)
         return Handle(narrow(result), tl.bfloat16)
 
+    def cast_between_floats(self: Any, source: Any, to: Any, rounding: Any) -> Any:
+        if rounding not in (None, ir.ROUNDING_MODE.RTNE):
+            raise TypeError("got a cast that does not round to nearest, which the interpreter has not")
+        return cast(self, source, to)
+
     builder.cast_impl, builder.create_dot, builder.binary_op = cast, wide_dot, wide_binary
-    builder.create_fp_to_fp = lambda self, source, to, _rounding: cast(self, source, to)
+    builder.create_fp_to_fp = cast_between_floats
+    builder.get_bf16 = lambda self, value: Handle(narrow(np.array([value], np.float32)), tl.bfloat16)
+    builder.unary_op, builder.create_fma = _refused(builder.unary_op), _refused(builder.create_fma)
+    interpreter.ReduceOps.sum = _refused(interpreter.ReduceOps.sum)
     for name in ("si_to_fp", "ui_to_fp", "fp_to_si", "fp_to_ui", "fp_ext", "fp_trunc"):
         setattr(builder, f"create_{name}", lambda self, source, to: self.cast_impl(source, to))

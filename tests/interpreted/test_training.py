@@ -1,0 +1,134 @@
+"""The whole training step through the Triton kernels."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from fastft_kernels import tables
+from proofs import largest_error
+
+from fastft import ops
+from fastft.batch import Batch, Batcher, pack
+from fastft.config import TrainOptions
+from fastft.encode import EncodedSet, encode
+from fastft.engine import Engine
+from fastft.errors import UserError
+from fastft.model import GPT2, SIZES
+from fastft.prompts import ALPACA
+from fastft.records import load_records
+from fastft.tokenizer import gpt2_tokenizer
+
+VOCABULARY = {"BM": 64, "BN": 8192, "BK": 256, "G": 8, "num_warps": 8, "num_stages": 3}
+
+
+@pytest.fixture(autouse=True)
+def wide_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter's time is the number of tiles, so the real vocabulary takes few of them."""
+    for name in ("lse_tiles", "logit_gradient"):
+        monkeypatch.setitem(tables.TABLE, name, {"default": {None: VOCABULARY}})
+
+
+@pytest.fixture(scope="module")
+def encoded() -> EncodedSet:
+    records = load_records("sample").good[:64]
+    return encode(records, ALPACA, gpt2_tokenizer(), mask_prompt=True, max_length=256, too_long="drop")
+
+
+def batches(encoded: EncodedSet, impl: str, size: int, steps: int) -> Iterator[Batch]:
+    batcher = Batcher(round_sizes=True, planner=ops.planner(impl, round_sizes=True))
+    for step in range(steps):
+        yield batcher(encoded, np.arange(step * size, (step + 1) * size) % len(encoded))
+
+
+def losses(
+    model: GPT2, encoded: EncodedSet, impl: str, *, dtype: str = "fp32", steps: int, size: int = 4
+) -> list[float]:
+    engine = Engine(copy.deepcopy(model), TrainOptions(device="cpu", dtype=dtype, impl=impl, lr=5e-5))  # type: ignore[arg-type]
+    found = []
+    for batch in batches(encoded, impl, size, steps):
+        loss, _ = engine.accumulate(batch, batch.count)
+        engine.update(5e-5)
+        found.append(loss.item())
+    return found
+
+
+def small(layers: int = 2) -> GPT2:
+    torch.manual_seed(0)
+    return GPT2(replace(SIZES["pico"], n_layer=layers, n_embd=64, n_head=2))
+
+
+def gradients(model: GPT2, batch: Batch, impl: str) -> dict[str, torch.Tensor]:
+    model.zero_grad(set_to_none=True)
+    loss, row_losses = model(batch, impl=impl)
+    loss.backward()
+    return {"loss": loss.detach(), "losses": row_losses} | {
+        name: p.grad for name, p in model.named_parameters() if p.grad is not None
+    }
+
+
+def test_loss_and_every_gradient_are_the_references(encoded: EncodedSet) -> None:
+    model = small()
+    for tied in (True, False):
+        if not tied:
+            model = GPT2(replace(model.config, tie_head=False))
+        batch = next(batches(encoded, "triton", 4, 1))
+        expected = gradients(model, batch, "reference")
+        assert largest_error(gradients(model, batch, "triton"), expected) < 2e-5
+
+
+def test_a_batch_without_a_plan_is_planned_on_the_way(encoded: EncodedSet) -> None:
+    model = small(1)
+    ids = [encoded[index] for index in range(3)]
+    batch = pack(ids, encoded.first_target[:3].tolist())
+    expected = gradients(model, batch, "reference")
+    assert largest_error(gradients(model, replace(batch, tiles=None, row_tiles=None), "triton"), expected) < 2e-5
+
+
+def test_activations_can_be_computed_again(encoded: EncodedSet) -> None:
+    model = small()
+    batch = next(batches(encoded, "triton", 3, 1))
+    expected = gradients(model, batch, "triton")
+    model.checkpoint_activations = True
+    found = gradients(model, batch, "triton")
+    assert all(torch.equal(found[name], x) for name, x in expected.items())
+
+
+def test_a_few_steps_follow_the_reference(encoded: EncodedSet) -> None:
+    model = small()
+    reference = losses(model, encoded, "reference", steps=3)
+    assert np.abs(np.subtract(losses(model, encoded, "triton", steps=3), reference)).max() < 1e-4
+    narrow = losses(model, encoded, "triton", dtype="bf16", steps=3)
+    assert 1e-5 < np.abs(np.subtract(narrow, reference)).max() < 3e-2
+
+
+@pytest.mark.long
+def test_ten_steps_of_nano_follow_the_reference(encoded: EncodedSet) -> None:
+    torch.manual_seed(0)
+    model = GPT2(SIZES["nano"])
+    reference = losses(model, encoded, "reference", steps=10)
+    assert np.abs(np.subtract(losses(model, encoded, "triton", steps=10), reference)).max() < 1e-4
+    assert max(reference) - min(reference) > 1e-2  # it does train
+
+
+def test_the_whole_step_is_one_graph(encoded: EncodedSet) -> None:
+    model = small(1)
+    batch = next(batches(encoded, "triton", 3, 1))
+    expected = gradients(model, batch, "triton")
+    compiled = torch.compile(model, fullgraph=True)
+    model.zero_grad(set_to_none=True)
+    loss, _ = compiled(batch, impl="triton")
+    loss.backward()
+    found = {"loss": loss.detach()} | {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert largest_error(found, expected) < 2e-5
+
+
+def test_triton_is_chosen_where_it_is_asked_for() -> None:
+    assert ops.resolve("triton", torch.device("cpu")) == "triton"
+    assert ops.resolve("auto", torch.device("cpu")) == "cpu"
+    with pytest.raises(UserError, match="expected one of"):
+        ops.resolve("cuda", torch.device("cpu"))
