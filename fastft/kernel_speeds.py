@@ -11,11 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from fastft_kernels import roofline
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastft.kernel_checks import CASES, Case, Inputs, Sizes, inputs_of
+from fastft.kernel_checks import Case, Inputs, Sizes, inputs_of
 
 _FLUSHED_BYTES = 256 << 20
 _WARMUP = 5

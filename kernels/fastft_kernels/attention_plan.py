@@ -1,7 +1,7 @@
 """Which tiles of the score matrix the attention kernels compute: found on the host, once for all layers of a step.
 
-Queries are cut into tiles of BM and keys into tiles of BN, aligned at its multiples. Forward and dQ go through a list of
-key tiles for each query tile. dK and dV go through the queries that see a key tile (here of BK keys): by the rule
+Queries are cut into tiles of BM and keys into tiles of BN, aligned at its multiples. Forward and dQ go through a list
+of key tiles for each query tile. dK and dV go through the queries that see a key tile (here of BK keys): by the rule
 `k <= q < visible_until[k]` they are a range. A range of very many queries, as of a prefix that all examples share, is
 cut into chunks, so that no program works long after all others are done. A chunk's sums go to a slot of its own, and
 the slots are added in their order: no atomics, and the same bits each time.

@@ -1,6 +1,7 @@
 """Cross-entropy of logits, with torch's signature: F.cross_entropy(logits, targets).
 
-    losses[n] = logsumexp(logits[n]) - logits[n, targets[n]],   d logits[n] = (softmax(logits[n]) - e[targets[n]]) d losses[n]
+    losses[n] = logsumexp(logits[n]) - logits[n, targets[n]]
+    d logits[n] = (softmax(logits[n]) - e[targets[n]]) * d losses[n],   e the targets' unit vectors
 
 A row that is ignored costs one look at its target: its logits are not read, and its gradient is written as zeros.
 

@@ -175,3 +175,5 @@ def _check(x: Tensor, bias: Tensor | None) -> None:
         raise ValueError(
             f"got bias {tuple(bias.shape)} on {bias.device}, expected [{x.shape[-1]}] on x's device, {x.device}"
         )
+    if bias is not None and not bias.is_floating_point():
+        raise ValueError(f"got a bias of {bias.dtype}, expected floating")

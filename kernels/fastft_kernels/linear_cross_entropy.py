@@ -32,7 +32,7 @@ LOGIT_CHUNK_BYTES = 64 << 20
 LOG2E = tl.constexpr(1.4426950408889634)
 
 _NARROW = {"BM": 128, "BN": 128, "BK": 64, "G": 8, "num_warps": 8, "num_stages": 3}
-_WIDE = {"BM": 64, "BN": 64, "BK": 16, "G": 8, "num_warps": 4, "num_stages": 2}
+_WIDE = {"BM": 64, "BN": 64, "BK": 32, "G": 8, "num_warps": 4, "num_stages": 2}
 _SMALL = {**_NARROW, "BK": 32}  # about 100 KB of shared memory
 for _kernel in ("lse_tiles", "logit_gradient", "product"):
     tables.TABLE[_kernel] = {"default": {4: _WIDE, 2: _NARROW}, "sm_86": {2: _SMALL}}  # by bytes of an element
@@ -67,7 +67,7 @@ def _tile_of(pid, M, N, BM: tl.constexpr, BN: tl.constexpr, G: tl.constexpr):
 @triton.jit
 def _logits(
     X, W, m, v, M, V, stride_x, stride_w,
-    C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    C: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The tile of logits of rows m `[BM]` and columns v `[BN]`: `[BM, BN]` float32; 0 beyond M and V."""
     k = tl.arange(0, BK)
@@ -78,14 +78,15 @@ def _logits(
         inside = (begin + k < C)[None, :]
         x = tl.load(x_at + begin, mask=(m < M)[:, None] & inside, other=0.0)  # [BM, BK]
         w = tl.load(w_at + begin, mask=(v < V)[:, None] & inside, other=0.0)  # [BN, BK]
-        z = tl.dot(x, tl.trans(w), z, input_precision="ieee")
+        z = tl.dot(x, tl.trans(w), z, input_precision=PRECISION)
     return z
 
 
 @triton.jit
 def lse_tiles(
     X, W, TARGETS, COUNT, LARGEST, SUM, OWN, M, V, stride_x, stride_w,
-    C: tl.constexpr, HAS_COUNT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, G: tl.constexpr,
+    C: tl.constexpr, HAS_COUNT: tl.constexpr, PRECISION: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
     """One program a tile of the logits: LARGEST and SUM `[tiles, M]`, and the targets' logits OWN `[M]`."""
     i, j = _tile_of(tl.program_id(0), M, V, BM, BN, G)
@@ -95,7 +96,7 @@ def lse_tiles(
     if i * BM < count:
         m = i * BM + tl.arange(0, BM)
         v = j * BN + tl.arange(0, BN)
-        z = _logits(X, W, m, v, count, V, stride_x, stride_w, C, BM, BN, BK)
+        z = _logits(X, W, m, v, count, V, stride_x, stride_w, C, BM, BN, BK, PRECISION)
         target = tl.load(TARGETS + m, mask=m < count, other=-1)
         own = tl.sum(tl.where(target[:, None] == v[None, :], z, 0.0), 1)
         here = (target >= j * BN) & (target < tl.minimum((j + 1) * BN, V))
@@ -136,7 +137,7 @@ def lse_combine(
 @triton.jit
 def logit_gradient(
     X, W, TARGETS, COUNT, LSE, FLOWING, OUT, M, V, first, stride_x, stride_w, stride_out,
-    C: tl.constexpr, HAS_COUNT: tl.constexpr, IGNORE: tl.constexpr,
+    C: tl.constexpr, HAS_COUNT: tl.constexpr, IGNORE: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
     """One program a tile: OUT[m, j] = (p - e) FLOWING[m] for the columns `first + j`; 0 for ignored rows and beyond V.
@@ -151,7 +152,7 @@ def logit_gradient(
         m = i * BM + tl.arange(0, BM)
         column = j * BN + tl.arange(0, BN)
         v = first + column
-        z = _logits(X, W, m, v, count, V, stride_x, stride_w, C, BM, BN, BK)
+        z = _logits(X, W, m, v, count, V, stride_x, stride_w, C, BM, BN, BK, PRECISION)
         target = tl.load(TARGETS + m, mask=m < count, other=IGNORE)
         lse = tl.load(LSE + m, mask=m < count, other=0.0)
         flowing = tl.load(FLOWING + m, mask=m < count, other=0.0)
@@ -165,7 +166,7 @@ def logit_gradient(
 @triton.jit
 def product(
     A, B, OUT, COUNT, M, N, K, stride_am, stride_ak, stride_bk, stride_bn, stride_out,
-    LIMITS_ROWS: tl.constexpr, ADD: tl.constexpr,
+    LIMITS_ROWS: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
     """OUT `[M, N]` (+)= A `[M, K]` B `[K, N]`, where only COUNT of the M rows, or of the K summands, are there.
@@ -192,7 +193,7 @@ def product(
                 B + at[:, None].to(tl.int64) * stride_bk + n[None, :] * stride_bn,
                 mask=(at < summands)[:, None] & (n < N)[None, :], other=0.0,
             )  # fmt: skip
-            total = tl.dot(a, b, total, input_precision="ieee")
+            total = tl.dot(a, b, total, input_precision=PRECISION)
     where = OUT + m[:, None].to(tl.int64) * stride_out + n[None, :]
     inside = (m < M)[:, None] & (n < N)[None, :]
     if ADD:
@@ -202,7 +203,11 @@ def product(
 
 def _config(kernel: str, x: Tensor) -> dict[str, int]:
     config = dict(tables.tiles(kernel, support.arch_of(x), x.element_size()))
-    return {**config, "BK": min(config["BK"], max(16, triton.next_power_of_2(x.shape[1])))}
+    return {
+        **config,
+        "PRECISION": support.precision(),
+        "BK": min(config["BK"], max(16, triton.next_power_of_2(x.shape[1]))),
+    }
 
 
 @torch.library.custom_op("fastft_kernels::linear_cross_entropy_forward", mutates_args=())
@@ -265,11 +270,10 @@ def _backward(
             C=C, HAS_COUNT=count is not None, IGNORE=ignore_index, **config,
         )  # fmt: skip
         columns = slice(first, min(first + width, V))
-        of_chunk = gradient[:, : columns.stop - columns.start]
         if needs_hidden:
-            _multiply(of_chunk, weight[columns], summed, count, limits_rows=True, add=first > 0)
+            _multiply(gradient, weight[columns], summed, count, limits_rows=True, add=first > 0)
         if needs_weight:
-            _multiply(of_chunk.t(), hidden, d_weight[columns], count, limits_rows=False, add=False)
+            _multiply(gradient.t(), hidden, d_weight[columns], count, limits_rows=False, add=False)
     return summed.to(hidden.dtype) if needs_hidden else d_hidden, d_weight
 
 
@@ -279,8 +283,11 @@ def _columns(V: int, R: int, element_size: int, chunk_bytes: int, BN: int) -> in
 
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor, count: Tensor | None, *, limits_rows: bool, add: bool) -> None:
-    """`out (+)= a @ b`: by torch where all rows are there, else by `product`."""
+    """`out (+)= a @ b`, without a's columns (rows, where the summands are limited) that b (out) does not have: by torch
+    where all rows are there, else by `product`."""
+    columns = b.shape[0] if limits_rows else out.shape[0]
     if count is None:
+        a = a[:, :columns] if limits_rows else a[:columns]
         if not add and out.dtype == a.dtype:
             torch.mm(a, b, out=out)
         elif out.dtype == a.dtype:
@@ -292,7 +299,7 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor, count: Tensor | None, *, limits
     (M, K), N = a.shape, b.shape[1]
     product[(triton.cdiv(M, config["BM"]) * triton.cdiv(N, config["BN"]),)](
         a, b, out, count, M, N, K, *a.stride(), *b.stride(), out.stride(0),
-        LIMITS_ROWS=limits_rows, ADD=add, **config,
+        LIMITS_ROWS=limits_rows, ADD=add, PRECISION=support.precision(), **config,
     )  # fmt: skip
 
 

@@ -250,7 +250,8 @@ def gelu_cost(
 
 
 def cross_entropy_cost(rows: int, valid: int, V: int, element: int, *, backward: bool = False) -> Cost:
-    """`cross_entropy` of logits `[rows, V]`: the loss of each row, or the gradient of the logits.
+    """`cross_entropy` of logits `[rows, V]`: the loss of each row, or the gradient of the logits
+    (two launches).
 
     Args:
         rows, V: shape of the logits.
@@ -264,7 +265,8 @@ def cross_entropy_cost(rows: int, valid: int, V: int, element: int, *, backward:
         return Cost(traffic, 0, 7 * valid * V, 1, traffic)
     width = _tiles(V, 64) * 64  # rows of the gradient begin at whole 128 bytes
     traffic = looked_at + valid * (V * element + 2 * FLOAT32) + rows * width * element
-    return Cost(traffic, 0, 4 * valid * V, 1, traffic)
+    zeros = moved(rows * FLOAT32)  # that autograd makes for the log-sum-exps
+    return Cost(traffic, 0, 4 * valid * V, 1, traffic) + zeros
 
 
 def linear_cross_entropy_cost(
@@ -321,7 +323,8 @@ def _lce_forward(R: int, C: int, V: int, element: int, T: int | None, arch: str)
 def _lce_backward(R: int, C: int, V: int, element: int, T: int | None, chunk_bytes: int, arch: str) -> Cost:
     config = tables.tiles("logit_gradient", arch, element)
     width = config["BN"] * max(1, min(_tiles(V, config["BN"]), chunk_bytes // (R * element * config["BN"])))
-    cost = moved(2 * R * FLOAT32, flops=R)  # what flows into each row's loss
+    # What flows into each row's loss: its weight times the scalar's gradient. Autograd makes zeros for `lse`.
+    cost = moved((2 * R + 1) * FLOAT32, flops=R) + moved(R * FLOAT32)
     wide_sum = width < V and element != FLOAT32  # of the chunks' parts of the hidden states' gradient
     for first in range(0, V, width):
         columns = min(width, V - first)

@@ -45,12 +45,26 @@ V = 1105
 than such a multiple, as this is, and torch's products between the launches take no time."""
 ODD_ROWS = 17
 """Rows of a loss: their number is a multiple of nothing in most batches, and it is a stride."""
+TOKENS, PREFIX = 201, 40
+"""Of a pack whose examples share a prefix, cut into parts in dK and dV; as odd a number as most are."""
 
 NARROW = {
     "cross_entropy_forward": "the caller's logits: rows of 50257 elements begin anywhere",
     "cross_entropy_backward": "the same logits; the gradient is stored in whole lines",
 }
 """Kernels that may read single 16-bit elements, and why."""
+
+
+def _attention(D: int, dtype: torch.dtype, *, rows: bool) -> None:
+    from fastft_kernels import attention, plan_attention
+
+    T, H = TOKENS, HEADS[D]
+    until = torch.full((T,), T, dtype=torch.int32)
+    until[PREFIX : T // 2] = T // 2
+    asked = torch.arange(T // 3, T - 1) if rows else None
+    q, k, v = (x.view(T, H, D) for x in _learnt(T, 3 * H * D, dtype=dtype).split(H * D, dim=1))
+    q = q if asked is None else q.index_select(0, asked)
+    _backward(attention(q, k, v, until, q_rows=asked, plan=plan_attention(until, asked, chunk=64), impl="triton"))
 
 
 def _layer_norm(width: int, branch: torch.dtype | None, stream: torch.dtype, out: torch.dtype) -> None:
@@ -100,6 +114,11 @@ def _backward(*outputs: Tensor) -> None:
 
 def _cases() -> Iterator[tuple[str, Callable[[], None]]]:
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    for D in HEADS:
+        yield f"attention D={D} bf16", lambda D=D: _attention(D, bf16, rows=False)
+        yield f"attention D={D} fp32", lambda D=D: _attention(D, fp32, rows=False)
+    yield "attention D=64 fp16", lambda: _attention(64, fp16, rows=False)
+    yield "attention D=64 bf16, of some rows", lambda: _attention(64, bf16, rows=True)
     for C in WIDTHS:
         yield f"layer_norm C={C} bf16", lambda C=C: _layer_norm(C, None, fp32, bf16)
         yield f"layer_norm C={C} bf16, added", lambda C=C: _layer_norm(C, bf16, fp32, bf16)

@@ -130,3 +130,8 @@ def check_dtype(*tensors: Tensor | None) -> None:
                 f'got {x.dtype}, expected float32, float16 or bfloat16 with impl="triton"; '
                 'impl="torch" and "reference" take float64 too'
             )
+
+
+def precision() -> str:
+    """How float32 matrix products are computed: IEEE, or in TF32 where torch's own are allowed to be."""
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"

@@ -85,7 +85,7 @@ def install() -> None:
 
     builder.cast_impl, builder.create_dot, builder.binary_op = cast, wide_dot, wide_binary
     builder.create_fp_to_fp = cast_between_floats
-    builder.get_bf16 = lambda self, value: Handle(narrow(np.array([value], np.float32)), tl.bfloat16)
+    builder.get_bf16 = lambda _self, value: Handle(narrow(np.array([value], np.float32)), tl.bfloat16)
     builder.unary_op, builder.create_fma = _refused(builder.unary_op), _refused(builder.create_fma)
     interpreter.ReduceOps.sum = _refused(interpreter.ReduceOps.sum)
     for name in ("si_to_fp", "ui_to_fp", "fp_to_si", "fp_to_ui", "fp_ext", "fp_trunc"):

@@ -14,7 +14,8 @@ from typing import Any
 
 @contextlib.contextmanager
 def mutant(kernel: Any, old: str, new: str) -> Iterator[Any]:
-    """Within it, a module's kernel (or the jit function that kernels call) has `new` in place of each `old`.
+    """Within it, a kernel (or a jit function that kernels call) has `new` in place of each `old`, in its module and in
+    those that import it.
 
     Raises:
         AssertionError: the kernel's source does not hold `old`.
@@ -28,11 +29,22 @@ def mutant(kernel: Any, old: str, new: str) -> Iterator[Any]:
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
     namespace = vars(module)
     before = namespace[function.__name__]
+    users = [
+        (other, key)
+        for name_of_other, other in list(sys.modules.items())
+        if name_of_other.startswith("fastft_kernels") or other is module
+        for key, value in vars(other).items()
+        if value is before
+    ]
     try:
         exec(compile(text, name, "exec"), namespace)
-        yield namespace[function.__name__]
+        planted = namespace[function.__name__]
+        for user, key in users:
+            setattr(user, key, planted)
+        yield planted
     finally:
-        namespace[function.__name__] = before
+        for user, key in users:
+            setattr(user, key, before)
         linecache.cache.pop(name, None)
 
 

@@ -1,8 +1,9 @@
 """What Triton's interpreter does not see by itself: accesses outside every argument, races, float atomics.
 
 A GPU runs the programs of a launch in any order. `install` has every launch checked: each address that is read or
-written lies within a tensor argument, and no element that one program writes is read or written by another one. Where
-that holds and no float is added atomically, the result does not depend on the order, so it is the same each time.
+written lies within a tensor argument, no element that one program writes is read or written by another one, and no
+store has different values for one element. Where that holds and no float is added atomically, the result does not
+depend on the order, so it is the same each time.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Statistics:
 
 statistics = Statistics()
 
-_UNTOUCHED, _MANY = -1, -2
+_UNTOUCHED, _MANY, _ATOMIC = -1, -2, -3
 _order: list[np.random.Generator] = []
 
 
@@ -60,17 +61,15 @@ class _Memory:
 
     def touch(self, at: np.ndarray, program: int, kind: str) -> None:
         """Notes an access to elements; raises where another program's write is among them."""
-        if kind == "atomic":
-            return
-        writer = self.writer[at]
+        writer, reader = self.writer[at], self.reader[at]
         clash = (writer != _UNTOUCHED) & (writer != program)
-        if kind == "store":
-            reader = self.reader[at]
-            clash |= (reader != _UNTOUCHED) & (reader != program)
-            self.writer[at] = program
-        else:
-            reader = self.reader[at]
+        if kind == "atomic":  # several programs may, but no other access may be among them
+            clash &= writer != _ATOMIC
+        if kind == "load":
             self.reader[at] = np.where((reader == _UNTOUCHED) | (reader == program), program, _MANY)
+        else:
+            clash |= (reader != _UNTOUCHED) & (reader != program)
+            self.writer[at] = program if kind == "store" else _ATOMIC
         if clash.any():
             element = int(at[np.argmax(clash)])
             raise Violation(f"race: program {program} {kind}s {self.name}[{element}], which another one touches too")
@@ -79,11 +78,16 @@ class _Memory:
 _arguments: list[_Memory] = []
 
 
-def _check(builder: Any, pointers: np.ndarray, mask: np.ndarray, kind: str) -> None:
+def _check(builder: Any, pointers: np.ndarray, mask: np.ndarray, kind: str, values: np.ndarray | None = None) -> None:
     shape = np.broadcast_shapes(pointers.shape, mask.shape)
     addresses = np.broadcast_to(pointers, shape)[np.broadcast_to(mask, shape)].astype(np.int64)
     (x, y, z), (_, ny, nz) = builder.grid_idx, builder.grid_dim
     program = (x * ny + y) * nz + z
+    if values is not None and (np.diff(addresses) <= 0).any():
+        order = addresses.argsort(kind="stable")
+        stored = np.broadcast_to(values, shape)[np.broadcast_to(mask, shape)][order]
+        if ((np.diff(addresses[order]) == 0) & (stored[1:] != stored[:-1])).any():
+            raise Violation(f"race: program {program} stores different values to one element at once")
     outside = np.ones(addresses.shape, bool)
     for memory in _arguments:
         inside = outside & (addresses >= memory.begin) & (addresses < memory.end)
@@ -118,7 +122,7 @@ def install() -> None:
 
     def checked_store(self: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
         statistics.stores += 1
-        _check(self, pointers.data, mask.data, "store")
+        _check(self, pointers.data, mask.data, "store", value.data)
         return store(self, pointers, value, mask, *rest)
 
     def checked_atomic(self: Any, operation: Any, pointer: Any, value: Any, mask: Any, *rest: Any) -> Any:
@@ -145,6 +149,15 @@ def install() -> None:
         place(self, x, y, z)
 
     executor._init_args_hst, builder.set_grid_idx = noted_arguments, placed
+    call_helper = interpreter.InterpretedFunction.__call__
+
+    def called(self: Any, *arguments: Any, **named: Any) -> Any:
+        try:
+            return call_helper(self, *arguments, **named)
+        except interpreter.InterpreterError as error:
+            raise error.__cause__ or error from None  # what went wrong in a helper arrives as what it is
+
+    interpreter.InterpretedFunction.__call__ = called
 
 
 _grids: dict[int, list[tuple[int, int, int]]] = {}

@@ -46,6 +46,16 @@ def test_against_float64(N: int, C: int) -> None:
         assert_right(added, inputs(N, C, dtype, residual=dtype))
 
 
+def test_rows_too_wide_to_keep_their_weights_in_registers() -> None:
+    assert_right(added, inputs(2, 5000, torch.bfloat16, residual=torch.float32))
+
+
+def test_weights_in_the_dtype_of_x() -> None:
+    narrow = {name: x.detach().bfloat16().requires_grad_() for name, x in inputs(5, 24).items()}
+    assert_right(alone, narrow)
+    assert_right(alone, {**narrow, "bias": narrow["bias"].detach().float().requires_grad_()})
+
+
 def test_the_result_may_be_narrower() -> None:
     x, weight, bias = inputs(5, 24).values()
     got = public(x, weight, bias, out_dtype=torch.bfloat16, impl="triton")

@@ -34,6 +34,8 @@ def test_a_sound_kernel_passes() -> None:
         (toy_kernels.write_too_far, "out of bounds"),
         (toy_kernels.lost_update, "race"),
         (toy_kernels.overlapping_stores, "race"),
+        (toy_kernels.wrong_slot, "race"),
+        (toy_kernels.twice_in_one_store, "race"),
     ],
 )
 def test_planted_faults_are_caught(kernel: Any, found: str) -> None:
@@ -46,6 +48,12 @@ def test_float_atomics_are_counted() -> None:
     before = sanitizer.statistics.float_atomics
     launched(toy_kernels.atomic_sum)
     assert sanitizer.statistics.float_atomics == before + GRID[0]
+
+
+@pytest.mark.adds_atomically
+def test_what_is_added_atomically_is_touched_by_nothing_else() -> None:
+    with pytest.raises(Violation, match="race"):
+        launched(toy_kernels.atomic_sum_read_at_once)
 
 
 @pytest.mark.filterwarnings("default")
@@ -92,10 +100,33 @@ def test_bf16_arithmetic_is_torchs() -> None:
     assert relative_error(dot, a.double() @ b.double()) < 1e-6
 
 
+@pytest.mark.parametrize("kernel", [toy_kernels.bf16_sum, toy_kernels.bf16_fma])
+def test_bf16_that_is_not_made_right_raises(kernel: Any) -> None:
+    x = torch.ones(16, dtype=torch.bfloat16)
+    with pytest.raises(TypeError, match="convert"):
+        kernel[(1,)](x, torch.zeros(16, dtype=torch.bfloat16), 16)
+
+
+def test_bf16_scalars_and_integers() -> None:
+    x = torch.linspace(-3, 3, 16).to(torch.bfloat16)
+    y = torch.empty_like(x)
+    toy_kernels.bf16_scalars[(1,)](x, y, 16)
+    assert torch.equal(y, x * 2.5 + torch.arange(16).to(torch.bfloat16))
+
+
+def test_views_of_one_tensor_may_be_read_and_written() -> None:
+    both = torch.arange(2 * N, dtype=torch.float32).view(N, 2)
+    toy_kernels.scale_column[GRID](both[:, 0], both[:, 1], N, 2, BS)
+    assert both[:, 1].tolist() == [4.0 * i for i in range(N)]
+
+
 def test_a_mutant_replaces_a_kernel_and_goes_again() -> None:
     with mutant(toy_kernels.scale, "x * 2.0", "x * 3.0"):
         assert launched(toy_kernels.scale)[1] == 3
     assert launched(toy_kernels.scale)[1] == 2
+    with mutant(toy_kernels.doubled, "x * 2.0", "x * 3.0"):
+        assert launched(toy_kernels.scale_by_helper)[1] == 3
+    assert launched(toy_kernels.scale_by_helper)[1] == 2
     with pytest.raises(AssertionError, match="has no"), mutant(toy_kernels.scale, "x * 7.0", "x"):
         pass
 
