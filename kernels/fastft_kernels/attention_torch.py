@@ -109,11 +109,3 @@ def _weights(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
     bias = torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, -math.inf)
     scores.view(-1, *mask.shape).add_(bias)
     return scores.softmax(dim=-1)
-
-
-def equal_rows(q: Tensor, k: Tensor, v: Tensor, W: int, scale: float) -> Tensor:
-    """Causal attention on `T / W` rows of W tokens, `[T, H, D]` each, by torch's fused kernel; differentiable."""
-    T, H, D = q.shape
-    q, k, v = (x.view(T // W, W, H, D).transpose(1, 2) for x in (q, k, v))  # [B, H, W, D]
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-    return out.transpose(1, 2).reshape(T, H, D)

@@ -165,7 +165,7 @@ def _backward(
     programs, rows = rows_of_programs(N, config.pop("programs"))
     dsum, dx, learnt = _backward_outputs(s, x_dtype, learnt_dtype)
     partial = torch.empty(programs, 2 * C, dtype=torch.float32, device=s.device)
-    dy, ds = (t if t is None or t.stride(1) == 1 else t.contiguous() for t in (dy, ds))
+    dy, ds = _rows(dy), None if ds is None else _rows(ds)
     layer_norm_backward[(programs,)](
         dy, dy if ds is None else ds, s, weight, mean, rstd, dsum, dx, partial, N, rows,
         dy.stride(0), 0 if ds is None else ds.stride(0), s.stride(0),

@@ -165,19 +165,21 @@ def logit_gradient(
 
 @triton.jit
 def product(
-    A, B, OUT, COUNT, M, N, K, stride_am, stride_ak, stride_bk, stride_bn, stride_out,
+    A, B, OUT, COUNT, M, N, K, columns, stride_am, stride_ak, stride_bk, stride_bn, stride_out,
     LIMITS_ROWS: tl.constexpr, ADD: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, G: tl.constexpr,
 ):  # fmt: skip
     """OUT `[M, N]` (+)= A `[M, K]` B `[K, N]`, where only COUNT of the M rows, or of the K summands, are there.
 
     What torch's product cannot do without asking the device for the count. Rows that are not there become 0.
+    A is whole tiles of columns wide and 0 from `columns` on, so that none of its loads is cut off in the middle of 16
+    bytes; B's rows (OUT's, where the summands are limited) end at `columns`.
     """
     i, j = _tile_of(tl.program_id(0), M, N, BM, BN, G)
     count = tl.load(COUNT)
-    rows, summands = M, count
+    rows, summands, of_b, of_out = M, count, count, columns
     if LIMITS_ROWS:
-        rows, summands = count, K
+        rows, summands, of_b, of_out = count, K, columns, M
     m = i * BM + tl.arange(0, BM)
     n = j * BN + tl.arange(0, BN)
     k = tl.arange(0, BK)
@@ -191,11 +193,11 @@ def product(
             )  # fmt: skip
             b = tl.load(
                 B + at[:, None].to(tl.int64) * stride_bk + n[None, :] * stride_bn,
-                mask=(at < summands)[:, None] & (n < N)[None, :], other=0.0,
+                mask=(at < of_b)[:, None] & (n < N)[None, :], other=0.0,
             )  # fmt: skip
             total = tl.dot(a, b, total, input_precision=PRECISION)
     where = OUT + m[:, None].to(tl.int64) * stride_out + n[None, :]
-    inside = (m < M)[:, None] & (n < N)[None, :]
+    inside = (m < of_out)[:, None] & (n < N)[None, :]
     if ADD:
         total += tl.load(where, mask=inside, other=0.0).to(tl.float32)
     tl.store(where, total.to(OUT.dtype.element_ty), mask=inside)
@@ -298,7 +300,7 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor, count: Tensor | None, *, limits
     config = tables.tiles("product", support.arch_of(b), b.element_size())
     (M, K), N = a.shape, b.shape[1]
     product[(triton.cdiv(M, config["BM"]) * triton.cdiv(N, config["BN"]),)](
-        a, b, out, count, M, N, K, *a.stride(), *b.stride(), out.stride(0),
+        a, b, out, count, M, N, K, columns, *a.stride(), *b.stride(), out.stride(0),
         LIMITS_ROWS=limits_rows, ADD=add, PRECISION=support.precision(), **config,
     )  # fmt: skip
 
@@ -363,10 +365,11 @@ def linear_cross_entropy_with_losses(
     if impl == "reference":
         losses = reference(hidden, weight, targets, rows=rows, ignore_index=ignore_index)
         return (losses * weights).sum(), losses.detach()
-    picked = hidden if rows is None else hidden.index_select(0, rows)
     if impl == "triton":
+        picked = hidden if rows is None else _taken(hidden, rows)
         losses = _losses_by_triton(picked, weight, targets, None, ignore_index, logit_chunk_bytes)
         return (losses * weights).sum(), losses.detach()
+    picked = hidden if rows is None else hidden.index_select(0, rows)
     ignored = targets == ignore_index
     total, losses = in_torch.weighted_sum(
         picked, weight, targets.masked_fill(ignored, 0), weights.masked_fill(ignored, 0), logit_chunk_bytes
@@ -440,11 +443,16 @@ def _losses_by_triton(
     return losses
 
 
+def _taken(hidden: Tensor, rows: Tensor) -> Tensor:
+    """`hidden[rows]`, whose gradient adds a token's rows in order: index_select's adds atomically on a GPU."""
+    return F.embedding(rows, hidden)
+
+
 def _all_by_triton(
     hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor | None, ignore_index: int, chunk_bytes: int
 ) -> Tensor:
     if rows is not None:
-        return _losses_by_triton(hidden.index_select(0, rows), weight, targets, None, ignore_index, chunk_bytes)
+        return _losses_by_triton(_taken(hidden, rows), weight, targets, None, ignore_index, chunk_bytes)
     # The rows that are asked for to the front, in their order; how many they are the device keeps to itself.
     ignored = targets == ignore_index
     order = ignored.to(torch.uint8).argsort(stable=True)
