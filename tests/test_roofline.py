@@ -38,24 +38,15 @@ def size(x: Tensor) -> int:
     return n
 
 
+def is_view(function: Any, result: Tensor, args: Any) -> bool:
+    """Whether an operation returned a view of its first argument, which launches nothing."""
+    alias = function._schema.returns[0].alias_info
+    may_be = alias is not None and not alias.is_write
+    return may_be and result.untyped_storage().data_ptr() == args[0].untyped_storage().data_ptr()
+
+
 class Meter(TorchDispatchMode):
     """Counts launches, and the bytes of all tensors that each launch is given or returns, each tensor once."""
-
-    FREE = (
-        "empty",
-        "empty_like",
-        "new_empty",
-        "detach",
-        "view",
-        "slice",
-        "select",
-        "unbind",
-        "expand",
-        "t",
-        "transpose",
-        "alias",
-        "ones_like",
-    )
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,8 +59,7 @@ class Meter(TorchDispatchMode):
                 return body(*args, **(kwargs or {}))
         result = function(*args, **(kwargs or {}))
         name = function.__name__.split(".")[0]
-        returns_what_it_got = name == "to" and result is args[0]
-        if isinstance(result, Tensor) and name.strip("_") not in self.FREE and not returns_what_it_got:
+        if isinstance(result, Tensor) and "empty" not in name and not is_view(function, result, args):
             given = [*torch.utils._pytree.tree_leaves((args, kwargs)), result]
             self.launched({str(i): x for i, x in enumerate(given)}, adds=name in ("addmm_", "add_"))
         return result

@@ -32,11 +32,18 @@ LOWEST = tl.constexpr(-1e30)
 HEAD_DIMS = (16, 32, 64, 128)
 """Head dims of the Triton kernels."""
 
-_FOUR = {"num_warps": 4, "num_stages": 2}
-tables.TABLE["attention_forward"] = {"default": {None: {"num_warps": 4, "num_stages": 3}}}
-tables.TABLE["attention_dq"] = {"default": {None: _FOUR}}
-tables.TABLE["attention_dkv"] = {"default": {None: _FOUR}}
-tables.TABLE["attention_sum"] = {"default": {None: {"num_warps": 4, "num_stages": 1}}}
+_FOUR, _EIGHT = ({"num_warps": warps, "num_stages": 1} for warps in (4, 8))
+_BY_HEAD = {(4, 16): _FOUR, (4, 32): _FOUR, (4, 64): _EIGHT, (4, 128): _EIGHT}
+"""By (bytes of an element, head dim): float32 products without tensor cores want many registers."""
+tables.TABLE["attention_forward"] = {"default": {None: {"num_warps": 4, "num_stages": 3}, **_BY_HEAD}}
+tables.TABLE["attention_dq"] = {
+    "default": {
+        None: {"num_warps": 4, "num_stages": 2, "PART": 32},
+        **{size: {**config, "PART": 16} for size, config in _BY_HEAD.items()},
+    }
+}
+tables.TABLE["attention_dkv"] = {"default": {None: {"num_warps": 4, "num_stages": 2}, **_BY_HEAD}}
+tables.TABLE["attention_sum"] = {"default": {None: _FOUR}}
 
 
 def visible_mask(visible_until: Tensor, q_rows: Tensor | None = None) -> Tensor:
@@ -127,26 +134,28 @@ def attention_forward(
 @triton.jit
 def _dq_step(
     dq, q, do, lse, delta, position, K, V, UNTIL, tile, T, h, scale, stride_kt, stride_kh, stride_vt, stride_vh,
-    D: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, BN: tl.constexpr, PART: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What one tile of keys adds to dQ, without the scale."""
-    n = tile * BN + tl.arange(0, BN)
-    k = _rows_of(K, n, T, h, stride_kt, stride_kh, D)  # [BN, D]
-    v = _rows_of(V, n, T, h, stride_vt, stride_vh, D)
-    s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E) - lse[:, None]  # [BM, BN]
-    if MASKED:
-        until = tl.load(UNTIL + n, mask=n < T, other=0)
-        s = tl.where((n[None, :] <= position[:, None]) & (position[:, None] < until[None, :]), s, -float("inf"))
-    dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
-    ds = tl.exp2(s) * (dp - delta[:, None])
-    return tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
+    """What one tile of keys adds to dQ, without the scale; PART keys at a time, as registers allow."""
+    for begin in range(0, BN, PART):
+        n = tile * BN + begin + tl.arange(0, PART)
+        k = _rows_of(K, n, T, h, stride_kt, stride_kh, D)  # [PART, D]
+        v = _rows_of(V, n, T, h, stride_vt, stride_vh, D)
+        s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * (scale * LOG2E) - lse[None, :]  # [PART, BM]
+        if MASKED:
+            until = tl.load(UNTIL + n, mask=n < T, other=0)
+            s = tl.where((n[:, None] <= position[None, :]) & (position[None, :] < until[:, None]), s, -float("inf"))
+        dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
+        ds = tl.exp2(s) * (dp - delta[None, :])
+        dq = tl.dot(tl.trans(ds.to(k.dtype)), k, dq, input_precision=PRECISION)
+    return dq
 
 
 @triton.jit
 def attention_dq(
     Q, K, V, OUT, DO, UNTIL, ROWS, QUERY_TILES, KEY_TILES, LSE, DQ, DELTA, T, R, scale,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_dt, stride_dh,
-    H: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PART: tl.constexpr,
     HAS_ROWS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program for a tile of queries of a head: DQ `[R, H, D]`, and DELTA = sum(out * do) `[H, R]`."""
@@ -167,12 +176,12 @@ def attention_dq(
     for j in range(begin, masked):
         dq = _dq_step(
             dq, q, do, lse, delta, position, K, V, UNTIL, tl.load(KEY_TILES + j), T, h, scale,
-            stride_kt, stride_kh, stride_vt, stride_vh, D, BN, False, PRECISION,
+            stride_kt, stride_kh, stride_vt, stride_vh, D, BN, PART, False, PRECISION,
         )  # fmt: skip
     for j in range(masked, end):
         dq = _dq_step(
             dq, q, do, lse, delta, position, K, V, UNTIL, tl.load(KEY_TILES + j), T, h, scale,
-            stride_kt, stride_kh, stride_vt, stride_vh, D, BN, True, PRECISION,
+            stride_kt, stride_kh, stride_vt, stride_vh, D, BN, PART, True, PRECISION,
         )  # fmt: skip
     at = r[:, None].to(tl.int64) * (H * D) + h * D + tl.arange(0, D)[None, :]
     tl.store(DQ + at, (dq * scale).to(DQ.dtype.element_ty), mask=(r < R)[:, None])
@@ -255,6 +264,13 @@ def _config(kernel: str, q: Tensor) -> dict[str, int]:
     return tables.tiles(kernel, support.arch_of(q), (q.element_size(), q.shape[-1]))
 
 
+def _precision(q: Tensor) -> str:
+    """IEEE or TF32, as torch is allowed to; with heads of 128 IEEE spills registers on every card, and a float32 product
+    is three of TF32 on tensor cores, which keeps 21 of its 24 bits (Ootomo, Yokota 2022, arXiv:2203.03341)."""
+    precision = support.precision()
+    return precision
+
+
 def _strides(*tensors: Tensor) -> list[int]:
     """Strides of tokens and heads."""
     return [stride for x in tensors for stride in x.stride()[:2]]
@@ -279,7 +295,7 @@ def _forward(
         attention_forward[(query_tiles.shape[0], H)](
             q, k, v, until, until if rows is None else rows, query_tiles, key_tiles, out, lse, T, R, scale,
             *_strides(q, k, v), H=H, D=D, BM=sizes[0], BN=sizes[1],
-            HAS_ROWS=rows is not None, PRECISION=support.precision(), **_config("attention_forward", q),
+            HAS_ROWS=rows is not None, PRECISION=_precision(q), **_config("attention_forward", q),
         )  # fmt: skip
     return out, lse
 
@@ -315,7 +331,7 @@ def _backward(
     delta = torch.empty_like(lse)
     partial = torch.empty(max(1, slots), H, 2, BK, D, dtype=torch.float32, device=q.device)
     which = until if rows is None else rows
-    shared = {"H": H, "D": D, "HAS_ROWS": rows is not None, "PRECISION": support.precision()}
+    shared = {"H": H, "D": D, "HAS_ROWS": rows is not None, "PRECISION": _precision(q)}
     attention_dq[(query_tiles.shape[0], H)](
         q, k, v, out, do, until, which, query_tiles, key_tiles, lse, dq, delta, T, R, scale,
         *_strides(q, k, v, do), BM=BM, BN=BN, **shared, **_config("attention_dq", q),
@@ -420,9 +436,7 @@ def _by_triton(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     support.check_dtype(q)
     if q.shape[-1] not in HEAD_DIMS:
-        raise ValueError(
-            f'got head dim {q.shape[-1]}, expected one of {HEAD_DIMS} with impl="triton"'
-        )
+        raise ValueError(f'got head dim {q.shape[-1]}, expected one of {HEAD_DIMS} with impl="triton"')
     if plan is None:
         plan = plan_attention(visible_until, q_rows).to(q.device)
     if (k.shape[0], q.shape[0]) != (plan.T, plan.R):

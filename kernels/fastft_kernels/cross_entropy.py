@@ -91,7 +91,8 @@ def _forward(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor
 
 @_forward.register_fake
 def _(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    return tuple(torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device) for _ in range(2))
+    losses, lse = (torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device) for _ in range(2))
+    return losses, lse
 
 
 @torch.library.custom_op("fastft_kernels::cross_entropy_backward", mutates_args=())

@@ -242,8 +242,8 @@ def _forward(
 def _(
     hidden: Tensor, weight: Tensor, targets: Tensor, count: Tensor | None, ignore_index: int, chunk_bytes: int
 ) -> tuple[Tensor, Tensor]:
-    R = hidden.shape[0]
-    return tuple(torch.empty(R, dtype=torch.float32, device=hidden.device) for _ in range(2))
+    losses, lse = (torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device) for _ in range(2))
+    return losses, lse
 
 
 @torch.library.custom_op("fastft_kernels::linear_cross_entropy_backward", mutates_args=())
@@ -281,7 +281,7 @@ def _backward(
 
 def _columns(V: int, R: int, element_size: int, chunk_bytes: int, BN: int) -> int:
     """Columns of a chunk: whole tiles, at least one, no more than the vocabulary needs."""
-    return BN * max(1, min(triton.cdiv(V, BN), chunk_bytes // (R * element_size * BN)))
+    return BN * max(1, min(-(-V // BN), chunk_bytes // (R * element_size * BN)))
 
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor, count: Tensor | None, *, limits_rows: bool, add: bool) -> None:
@@ -307,7 +307,8 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor, count: Tensor | None, *, limits
 
 def _backward_outputs(hidden: Tensor, weight: Tensor, needs_hidden: bool, needs_weight: bool) -> tuple[Tensor, Tensor]:
     made = ((hidden, needs_hidden), (weight, needs_weight))
-    return tuple(torch.empty(x.shape if needed else (0,), dtype=x.dtype, device=x.device) for x, needed in made)
+    d_hidden, d_weight = (torch.empty(x.shape if needed else (0,), dtype=x.dtype, device=x.device) for x, needed in made)
+    return d_hidden, d_weight
 
 
 @_backward.register_fake

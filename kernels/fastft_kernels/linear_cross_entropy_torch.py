@@ -25,7 +25,9 @@ def weighted_sum(
     Forward and backward run together, chunk by chunk: three matrix products for each, and each logit is computed once.
     """
     apply: Callable[..., tuple[Tensor, Tensor]] = _Sum.apply
-    return apply(hidden, weight, targets, row_weights, _rows_at_a_time(weight, logit_chunk_bytes))
+    chunk = _rows_at_a_time(weight, logit_chunk_bytes)
+    # Within `forward` gradients are off, and parameters ask for one even in evaluation: only here is it known.
+    return apply(hidden, weight, targets, row_weights, chunk, torch.is_grad_enabled())
 
 
 def every_loss(hidden: Tensor, weight: Tensor, targets: Tensor, logit_chunk_bytes: int) -> Tensor:
@@ -48,11 +50,12 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, row_weights: Tensor, chunk: int
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, row_weights: Tensor, chunk: int, learns: bool
     ) -> tuple[Tensor, Tensor]:
-        wanted = row_weights if any(ctx.needs_input_grad[:2]) else None
+        needed = ctx.needs_input_grad[:2] if learns else (False, False)
+        wanted = row_weights if any(needed) else None
         losses = row_weights.new_empty(hidden.shape[0])
-        ctx.gradients = _through_chunks(hidden, weight, targets, losses, wanted, chunk, ctx.needs_input_grad)
+        ctx.gradients = _through_chunks(hidden, weight, targets, losses, wanted, chunk, needed)
         ctx.mark_non_differentiable(losses)
         return (losses * row_weights).sum(), losses
 
@@ -65,9 +68,9 @@ class _Sum(torch.autograd.Function):
         (d_hidden, d_weight), ctx.gradients = ctx.gradients, None
         scale = grads[0]
         if scale.device.type == "cpu" and scale.item() == 1:  # the usual case; elsewhere looking would wait
-            return d_hidden, d_weight, None, None, None
+            return d_hidden, d_weight, None, None, None, None
         scaled = (None if d is None else d * scale for d in (d_hidden, d_weight))
-        return (*scaled, None, None, None)
+        return (*scaled, None, None, None, None)
 
 
 class _Losses(torch.autograd.Function):

@@ -19,6 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +74,10 @@ def _layer_norm(width: int, branch: torch.dtype | None, stream: torch.dtype, out
     x = _learnt(64, width, dtype=stream)
     weight, bias = (_learnt(width, dtype=torch.float32) for _ in range(2))
     if branch is None:
-        y = layer_norm(x, weight, bias, out_dtype=out, impl="triton")
-        _backward(y)
+        _backward(layer_norm(x, weight, bias, out_dtype=out, impl="triton"))
     else:
-        both = layer_norm(_learnt(64, width, dtype=branch), weight, bias, residual=x, out_dtype=out, impl="triton")
-        _backward(*both)
+        added = _learnt(64, width, dtype=branch)
+        _backward(layer_norm(added, weight, bias, residual=x, out_dtype=out, impl="triton"))
 
 
 def _gelu(width: int, dtype: torch.dtype) -> None:
@@ -108,29 +108,30 @@ def _learnt(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(*shape, dtype=dtype, requires_grad=True)
 
 
-def _backward(*outputs: Tensor) -> None:
+def _backward(outputs: Tensor | tuple[Tensor, ...]) -> None:
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     torch.autograd.backward(outputs, [torch.empty_like(y) for y in outputs])
 
 
 def _cases() -> Iterator[tuple[str, Callable[[], None]]]:
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     for D in HEADS:
-        yield f"attention D={D} bf16", lambda D=D: _attention(D, bf16, rows=False)
-        yield f"attention D={D} fp32", lambda D=D: _attention(D, fp32, rows=False)
-    yield "attention D=64 fp16", lambda: _attention(64, fp16, rows=False)
-    yield "attention D=64 bf16, of some rows", lambda: _attention(64, bf16, rows=True)
+        yield f"attention D={D} bf16", partial(_attention, D, bf16, rows=False)
+        yield f"attention D={D} fp32", partial(_attention, D, fp32, rows=False)
+    yield "attention D=64 fp16", partial(_attention, 64, fp16, rows=False)
+    yield "attention D=64 bf16, of some rows", partial(_attention, 64, bf16, rows=True)
     for C in WIDTHS:
-        yield f"layer_norm C={C} bf16", lambda C=C: _layer_norm(C, None, fp32, bf16)
-        yield f"layer_norm C={C} bf16, added", lambda C=C: _layer_norm(C, bf16, fp32, bf16)
-    yield "layer_norm C=1024 fp16, added", lambda: _layer_norm(1024, fp16, fp32, fp16)
-    yield "layer_norm C=1024 fp32, added", lambda: _layer_norm(1024, fp32, fp32, fp32)
+        yield f"layer_norm C={C} bf16", partial(_layer_norm, C, None, fp32, bf16)
+        yield f"layer_norm C={C} bf16, added", partial(_layer_norm, C, bf16, fp32, bf16)
+    yield "layer_norm C=1024 fp16, added", partial(_layer_norm, 1024, fp16, fp32, fp16)
+    yield "layer_norm C=1024 fp32, added", partial(_layer_norm, 1024, fp32, fp32, fp32)
     for name, dtype in (("bf16", bf16), ("fp16", fp16), ("fp32", fp32)):
-        yield f"gelu F=4096 {name}", lambda dtype=dtype: _gelu(1024, dtype)
-        yield f"cross_entropy {name}", lambda dtype=dtype: _cross_entropy(dtype)
-        yield f"linear_cross_entropy C=1024 {name}", lambda dtype=dtype: _linear_cross_entropy(1024, dtype, rows=True)
+        yield f"gelu F=4096 {name}", partial(_gelu, 1024, dtype)
+        yield f"cross_entropy {name}", partial(_cross_entropy, dtype)
+        yield f"linear_cross_entropy C=1024 {name}", partial(_linear_cross_entropy, 1024, dtype, rows=True)
     for C in (768, 1280, 1600):
-        yield f"linear_cross_entropy C={C} bf16", lambda C=C: _linear_cross_entropy(C, bf16, rows=True)
-    yield "linear_cross_entropy C=1024 bf16, no rows", lambda: _linear_cross_entropy(1024, bf16, rows=False)
+        yield f"linear_cross_entropy C={C} bf16", partial(_linear_cross_entropy, C, bf16, rows=True)
+    yield "linear_cross_entropy C=1024 bf16, no rows", partial(_linear_cross_entropy, 1024, bf16, rows=False)
 
 
 CASES: dict[str, Callable[[], None]] = dict(_cases())
@@ -267,10 +268,12 @@ def written(golden: Golden) -> str:
 
 def peers(arch: str) -> list[Row]:
     """Liger-Kernel's cross-entropy and layer norm, compiled the same way; `ImportError` where it is not installed."""
-    from liger_kernel.ops import cross_entropy, layer_norm
+    from importlib import import_module
+
+    cross_entropy, layer_norm = (import_module(f"liger_kernel.ops.{name}") for name in ("cross_entropy", "layer_norm"))
 
     # It asks the GPU that is there for the number of warps.
-    cross_entropy.infer_device_arch = lambda: "blackwell" if arch == "sm_100" else "ampere_ada"
+    vars(cross_entropy)["infer_device_arch"] = lambda: "blackwell" if arch == "sm_100" else "ampere_ada"
 
     def loss() -> None:
         logits = _learnt(64, VOCAB, dtype=torch.bfloat16)
@@ -293,7 +296,7 @@ HEADER = ("case", "kernel", "warps", "regs", "stack", "spills", "smem", "blocks"
 
 def table(rows: Sequence[Row]) -> str:
     """The figures as text, in columns."""
-    lines = [("arch", *HEADER)]
+    lines: list[tuple[str, ...]] = [("arch", *HEADER)]
     for row in rows:
         f = row.figures
         numbers = (f.warps, f.registers, f.stack, f.spills, f.smem, "-" if f.blocks is None else f.blocks, f.tensor)
