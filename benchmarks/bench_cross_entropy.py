@@ -1,4 +1,4 @@
-"""Linear cross-entropy of the loss rows, and cross-entropy of logits, forward and backward on a GPU, beside their peers."""
+"""Linear cross-entropy, and cross-entropy of logits, forward and backward on a GPU, beside their peers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from benchmarks.device_clock import DeviceClock
 NAMES = ("linear_cross_entropy", "cross_entropy")
 
 
+@pytest.mark.usefixtures("gpu")
 @pytest.mark.benchmark(timer=DeviceClock())
 @pytest.mark.parametrize(("name", "impl"), [(name, impl) for name in NAMES for impl in kernels.implementations(name)])
-def bench_cross_entropy(gpu: None, benchmark: Any, name: str, impl: str) -> None:
+def bench_cross_entropy(benchmark: Any, name: str, impl: str) -> None:
     """One operation by one implementation."""
     kernels.measure(benchmark, name, impl)

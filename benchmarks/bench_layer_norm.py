@@ -12,8 +12,9 @@ from benchmarks.device_clock import DeviceClock
 NAMES = ("layer_norm", "gelu")
 
 
+@pytest.mark.usefixtures("gpu")
 @pytest.mark.benchmark(timer=DeviceClock())
 @pytest.mark.parametrize(("name", "impl"), [(name, impl) for name in NAMES for impl in kernels.implementations(name)])
-def bench_layer_norm(gpu: None, benchmark: Any, name: str, impl: str) -> None:
+def bench_layer_norm(benchmark: Any, name: str, impl: str) -> None:
     """One operation by one implementation."""
     kernels.measure(benchmark, name, impl)

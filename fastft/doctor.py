@@ -119,7 +119,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 def choice(device: torch.device) -> dict[str, str]:
     """What `--impl auto` and `--dtype auto` mean on a device, and why."""
     impl = ops.resolve("auto", device)
-    why_not = ops.why_not_triton(torch.empty(0, device=device))
+    why_not = ops.why_no_triton(device)
     return {
         "impl": impl,
         "why": "the Triton kernels run on this GPU"
@@ -178,7 +178,7 @@ def _print_speeds(out: Console, speeds: list[Speed], card: Any) -> None:
     peak = (
         ""
         if card is None
-        else f"; {card.name} peaks at {card.flops / 1e12:.0f} TFLOP/s, {card.bandwidth / 1e9:.0f} GB/s"
+        else f"; {card.name} peaks at {card.matrix_flops / 1e12:.0f} TFLOP/s, {card.bandwidth / 1e9:.0f} GB/s"
     )
     table = Table(
         "operation", "by", "ms", "10% .. 90%", "peak MiB", "TFLOP/s", "GB/s", box=SIMPLE_HEAD, title_justify="left",

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from fastft_kernels import plan_attention, roofline
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -93,6 +94,29 @@ def measure(case: Case, sizes: Sizes, dtype: torch.dtype, impl: str) -> list[Spe
         except Exception as error:  # a peer that does not run here is a finding, not an end
             speeds.append(Speed(case.name, name, why_not=f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"))
     return speeds
+
+
+def cost_of(name: str, sizes: Sizes, element: int) -> roofline.Cost:
+    """What forward and backward of a case's kernels need, counted from their shapes and tiles."""
+    T, R, C, V = sizes.T, sizes.R, sizes.C, sizes.V
+    if name == "attention":
+        plan = plan_attention(sizes.visible_until())
+        shape = (plan.scores, T, T, sizes.H, sizes.D, element)
+        return roofline.attention_cost(*shape) + roofline.attention_cost(
+            *shape, backward=True, scores_dkv=plan.scores_dkv, slots=plan.slots
+        )
+    costs: dict[str, Callable[[bool], roofline.Cost]] = {
+        "linear_cross_entropy": lambda back: roofline.linear_cross_entropy_cost(R, C, V, element, T=T, backward=back),
+        "cross_entropy": lambda back: roofline.cross_entropy_cost(R, R - -(-R // 3), V, element, backward=back),
+        "layer_norm": lambda back: roofline.layer_norm_cost(T, C, element, stream=element, backward=back),
+        "gelu": lambda back: roofline.gelu_cost(T, 4 * C, element, bias=element, backward=back),
+    }
+    return costs[name](False) + costs[name](True)
+
+
+def card_of(name: str) -> roofline.Card | None:
+    """The peak rates of a GPU by the name that torch gives it; None where they are not known here."""
+    return next((card for key, card in roofline.CARDS.items() if key in name), None)
 
 
 def _measured(name: str, impl: str, run: Callable[[Inputs], Tensor], inputs: Inputs) -> Speed:

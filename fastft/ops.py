@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any, cast
 
 import fastft_kernels
 import torch
@@ -35,10 +36,15 @@ def resolve(impl: str, device: torch.device) -> str:
         return impl
     if impl == "auto" and device.type != "cuda":
         return "cpu"
-    why_not = why_not_triton(torch.empty(0, device=device))
+    why_not = why_no_triton(device)
     if impl == "triton" and why_not is not None:
         raise UserError(f"got --impl triton, which cannot run here: {why_not}; expected auto or cpu")
     return "triton" if why_not is None else "cpu"
+
+
+def why_no_triton(device: torch.device) -> str | None:
+    """Why the Triton kernels cannot run on a device; None where they can."""
+    return why_not_triton(torch.empty(0, device=device))
 
 
 def kernel_impl(impl: str) -> KernelImpl:
@@ -74,7 +80,7 @@ def _attention(
     q_rows: Tensor | None = None,
     row_length: int | None = None,
 ) -> Tensor:
-    return fastft_kernels.attention(
+    out: Any = fastft_kernels.attention(  # a tensor alone, as no log-sum-exp is asked for
         q,
         k,
         v,
@@ -85,6 +91,7 @@ def _attention(
         plan=tiles if isinstance(tiles, AttentionPlan) else None,
         impl=kernel_impl(impl),
     )
+    return cast(Tensor, out)
 
 
 def linear_cross_entropy(
@@ -123,13 +130,14 @@ def add_layer_norm(
         if torch.is_autocast_enabled(stream.device.type):
             dtype = torch.get_autocast_dtype(stream.device.type)
         if branch is None:
-            alone = fastft_kernels.layer_norm(
+            alone: Any = fastft_kernels.layer_norm(
                 stream, norm.weight, norm.bias, eps=norm.eps, out_dtype=dtype, impl="triton"
             )
-            return alone, stream
-        return fastft_kernels.layer_norm(
+            return cast(Tensor, alone), stream
+        both: Any = fastft_kernels.layer_norm(
             branch, norm.weight, norm.bias, eps=norm.eps, residual=stream, out_dtype=dtype, impl="triton"
         )
+        return cast(tuple[Tensor, Tensor], both)
     if branch is not None:
         stream = stream + branch
     return norm(stream).to(dtype), stream

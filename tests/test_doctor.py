@@ -44,7 +44,7 @@ def test_nan_is_wrong() -> None:
 def test_isolation_is_seen_and_its_loss_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernel_checks.is_isolated(SMALL, torch.float32, CPU, "torch")
     everybody = torch.full((SMALL.T,), SMALL.T, dtype=torch.int32)  # no document ends: later ones see the changed one
-    monkeypatch.setattr(Sizes, "visible_until", lambda sizes: everybody)
+    monkeypatch.setattr(Sizes, "visible_until", lambda _sizes: everybody)
     assert not kernel_checks.is_isolated(SMALL, torch.float32, CPU, "torch")
 
 

@@ -138,7 +138,7 @@ def test_tiles_cover_each_visible_pair_once(
         patch.setattr(tiles, "TILE_QUERIES", (size,))
         patch.setattr(tiles, "LARGEST_GROUP", largest)
         patch.setattr(tiles, "WORTH_PADDING", largest)
-        patch.setattr(import_module("fastft_kernels.attention"), "KEPT_PAIRS", 1 << 17 if keep else 0)
+        patch.setattr(import_module("fastft_kernels.attention_torch"), "KEPT_PAIRS", 1 << 17 if keep else 0)
         planned = plan_tiles(visible_until, q_rows)
         expected = visible_mask(visible_until, q_rows)
         covered = torch.zeros_like(expected, dtype=torch.int64)

@@ -6,7 +6,9 @@ against.
 """
 
 from fastft_kernels.attention import attention
+from fastft_kernels.attention_decode import attention_decode
 from fastft_kernels.attention_plan import AttentionPlan, plan_attention
+from fastft_kernels.attention_varlen import attention_varlen
 from fastft_kernels.cross_entropy import cross_entropy
 from fastft_kernels.gelu import gelu
 from fastft_kernels.layer_norm import layer_norm
@@ -17,6 +19,8 @@ __all__ = [
     "AttentionPlan",
     "TileGroup",
     "attention",
+    "attention_decode",
+    "attention_varlen",
     "cross_entropy",
     "gelu",
     "layer_norm",

@@ -30,10 +30,10 @@ LOWEST = tl.constexpr(-1e30)
 """Below every score, and finite: a tile without a visible pair then leaves no NaN."""
 
 HEAD_DIMS = (16, 32, 64, 128)
-"""Head dims of the Triton kernels."""
+"""Head dims of the Triton kernels; 128 in the narrow dtypes alone."""
 
 _FOUR, _EIGHT = ({"num_warps": warps, "num_stages": 1} for warps in (4, 8))
-_BY_HEAD = {(4, 16): _FOUR, (4, 32): _FOUR, (4, 64): _EIGHT, (4, 128): _EIGHT}
+_BY_HEAD = {(4, 16): _FOUR, (4, 32): _FOUR, (4, 64): _EIGHT}
 """By (bytes of an element, head dim): float32 products without tensor cores want many registers."""
 tables.TABLE["attention_forward"] = {"default": {None: {"num_warps": 4, "num_stages": 3}, **_BY_HEAD}}
 tables.TABLE["attention_dq"] = {
@@ -141,13 +141,13 @@ def _dq_step(
         n = tile * BN + begin + tl.arange(0, PART)
         k = _rows_of(K, n, T, h, stride_kt, stride_kh, D)  # [PART, D]
         v = _rows_of(V, n, T, h, stride_vt, stride_vh, D)
-        s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * (scale * LOG2E) - lse[None, :]  # [PART, BM]
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E) - lse[:, None]  # [BM, PART]
         if MASKED:
             until = tl.load(UNTIL + n, mask=n < T, other=0)
-            s = tl.where((n[:, None] <= position[None, :]) & (position[None, :] < until[:, None]), s, -float("inf"))
-        dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
-        ds = tl.exp2(s) * (dp - delta[None, :])
-        dq = tl.dot(tl.trans(ds.to(k.dtype)), k, dq, input_precision=PRECISION)
+            s = tl.where((n[None, :] <= position[:, None]) & (position[:, None] < until[None, :]), s, -float("inf"))
+        dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
+        ds = tl.exp2(s) * (dp - delta[:, None])
+        dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
     return dq
 
 
@@ -264,13 +264,6 @@ def _config(kernel: str, q: Tensor) -> dict[str, int]:
     return tables.tiles(kernel, support.arch_of(q), (q.element_size(), q.shape[-1]))
 
 
-def _precision(q: Tensor) -> str:
-    """IEEE or TF32, as torch is allowed to; with heads of 128 IEEE spills registers on every card, and a float32 product
-    is three of TF32 on tensor cores, which keeps 21 of its 24 bits (Ootomo, Yokota 2022, arXiv:2203.03341)."""
-    precision = support.precision()
-    return precision
-
-
 def _strides(*tensors: Tensor) -> list[int]:
     """Strides of tokens and heads."""
     return [stride for x in tensors for stride in x.stride()[:2]]
@@ -295,7 +288,7 @@ def _forward(
         attention_forward[(query_tiles.shape[0], H)](
             q, k, v, until, until if rows is None else rows, query_tiles, key_tiles, out, lse, T, R, scale,
             *_strides(q, k, v), H=H, D=D, BM=sizes[0], BN=sizes[1],
-            HAS_ROWS=rows is not None, PRECISION=_precision(q), **_config("attention_forward", q),
+            HAS_ROWS=rows is not None, PRECISION=support.precision(), **_config("attention_forward", q),
         )  # fmt: skip
     return out, lse
 
@@ -331,7 +324,7 @@ def _backward(
     delta = torch.empty_like(lse)
     partial = torch.empty(max(1, slots), H, 2, BK, D, dtype=torch.float32, device=q.device)
     which = until if rows is None else rows
-    shared = {"H": H, "D": D, "HAS_ROWS": rows is not None, "PRECISION": _precision(q)}
+    shared = {"H": H, "D": D, "HAS_ROWS": rows is not None, "PRECISION": support.precision()}
     attention_dq[(query_tiles.shape[0], H)](
         q, k, v, out, do, until, which, query_tiles, key_tiles, lse, dq, delta, T, R, scale,
         *_strides(q, k, v, do), BM=BM, BN=BN, **shared, **_config("attention_dq", q),
@@ -421,9 +414,9 @@ def attention(
     if impl == "torch" and not return_lse:
         return in_torch.in_tiles(q, k, v, plan_tiles(visible_until, q_rows) if tiles is None else tiles, scale)
     if row_length is not None and q_rows is None and not return_lse:
-        rows = (x.unflatten(0, (-1, row_length)).transpose(1, 2) for x in (q, k, v))  # [B, H, W, D]
+        q, k, v = (x.unflatten(0, (-1, row_length)).transpose(1, 2) for x in (q, k, v))  # [B, H, W, D]
         causal = torch.ones(row_length, row_length, dtype=torch.bool, device=q.device).tril()
-        return reference(*rows, causal, scale)[0].transpose(1, 2).flatten(0, 1)
+        return reference(q, k, v, causal, scale)[0].transpose(1, 2).flatten(0, 1)
     q, k, v = (x.transpose(0, 1) for x in (q, k, v))
     out, lse = reference(q, k, v, visible_mask(visible_until, q_rows), scale)
     wide = torch.promote_types(lse.dtype, torch.float32)
@@ -437,6 +430,10 @@ def _by_triton(
     support.check_dtype(q)
     if q.shape[-1] not in HEAD_DIMS:
         raise ValueError(f'got head dim {q.shape[-1]}, expected one of {HEAD_DIMS} with impl="triton"')
+    if q.shape[-1] == 128 and q.dtype == torch.float32:
+        raise ValueError(
+            'got float32 with head dim 128, which no card has registers for; expected bf16 or impl="torch"'
+        )
     if plan is None:
         plan = plan_attention(visible_until, q_rows).to(q.device)
     if (k.shape[0], q.shape[0]) != (plan.T, plan.R):

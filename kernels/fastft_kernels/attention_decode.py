@@ -107,13 +107,13 @@ def _decode(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if not N:
         return out
-    has_prefix = prefix_k is not None and prefix_v is not None and prefix_k.shape[0] > 0
-    pk, pv = (prefix_k, prefix_v) if has_prefix else (q, q)
+    P = 0 if prefix_k is None else prefix_k.shape[0]
+    pk, pv = (q, q) if prefix_k is None or prefix_v is None else (prefix_k, prefix_v)
     config = tables.tiles("attention_decode", support.arch_of(q), D)
     attention_decode_forward[(N, H)](
-        q, k_cache, v_cache, lengths, pk, pv, out, pk.shape[0] if has_prefix else 0, k_cache.shape[1],
+        q, k_cache, v_cache, lengths, pk, pv, out, P, k_cache.shape[1],
         scale * math.log2(math.e), *q.stride()[:2], *k_cache.stride()[:3], *v_cache.stride()[:3],
-        *pk.stride()[:2], *pv.stride()[:2], D=D, HAS_PREFIX=has_prefix, **config,
+        *pk.stride()[:2], *pv.stride()[:2], D=D, HAS_PREFIX=P > 0, **config,
     )  # fmt: skip
     return out
 
@@ -195,7 +195,8 @@ def attention_decode(
         return _by_torch(q, k_cache, v_cache, lengths, prefix_k, prefix_v, scale)
     q, k_cache, v_cache = _dense(q), _dense(k_cache), _dense(v_cache)
     prefix_k, prefix_v = (None if x is None else _dense(x) for x in (prefix_k, prefix_v))
-    return _decode(q, k_cache, v_cache, lengths.contiguous(), prefix_k, prefix_v, scale)
+    out: Tensor = _decode(q, k_cache, v_cache, lengths.contiguous(), prefix_k, prefix_v, scale)
+    return out
 
 
 def _dense(x: Tensor) -> Tensor:

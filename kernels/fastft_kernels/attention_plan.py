@@ -108,8 +108,10 @@ def plan_attention(
             items = _padded(items, n_key_tiles + most_slots, -1, 0, 0, -1)
             sums = _padded(sums, most_slots // 2, -1, 0, 0)
             slots = most_slots
-    tensors = (x.to(torch.int32) for x in (query_tiles, key_tiles, items, sums))
-    return AttentionPlan(T, len(asked), BM, BN, BQ, BK, slots, *tensors, scores, scores_dkv)
+    query_tiles, key_tiles, items, sums = (x.to(torch.int32) for x in (query_tiles, key_tiles, items, sums))
+    return AttentionPlan(
+        T, len(asked), BM, BN, BQ, BK, slots, query_tiles, key_tiles, items, sums, scores, scores_dkv
+    )  # fmt: skip
 
 
 def _forward_lists(until: Tensor, asked: Tensor, BM: int, BN: int) -> tuple[Tensor, Tensor]:

@@ -280,8 +280,10 @@ def _backward(
 
 
 def _columns(V: int, R: int, element_size: int, chunk_bytes: int, BN: int) -> int:
-    """Columns of a chunk: whole tiles, at least one, no more than the vocabulary needs."""
-    return BN * max(1, min(-(-V // BN), chunk_bytes // (R * element_size * BN)))
+    """Columns of a chunk: whole tiles, as many as the bytes hold, and the same for all chunks."""
+    tiles = -(-V // BN)
+    most = max(1, chunk_bytes // (R * element_size * BN))
+    return BN * -(-tiles // -(-tiles // most))
 
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor, count: Tensor | None, *, limits_rows: bool, add: bool) -> None:
@@ -307,7 +309,9 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor, count: Tensor | None, *, limits
 
 def _backward_outputs(hidden: Tensor, weight: Tensor, needs_hidden: bool, needs_weight: bool) -> tuple[Tensor, Tensor]:
     made = ((hidden, needs_hidden), (weight, needs_weight))
-    d_hidden, d_weight = (torch.empty(x.shape if needed else (0,), dtype=x.dtype, device=x.device) for x, needed in made)
+    d_hidden, d_weight = (
+        torch.empty(x.shape if needed else (0,), dtype=x.dtype, device=x.device) for x, needed in made
+    )
     return d_hidden, d_weight
 
 

@@ -322,7 +322,8 @@ def _lce_forward(R: int, C: int, V: int, element: int, T: int | None, arch: str)
 
 def _lce_backward(R: int, C: int, V: int, element: int, T: int | None, chunk_bytes: int, arch: str) -> Cost:
     config = tables.tiles("logit_gradient", arch, element)
-    width = config["BN"] * max(1, min(_tiles(V, config["BN"]), chunk_bytes // (R * element * config["BN"])))
+    n, most = _tiles(V, config["BN"]), max(1, chunk_bytes // (R * element * config["BN"]))
+    width = config["BN"] * _tiles(n, _tiles(n, most))
     # What flows into each row's loss: its weight times the scalar's gradient. Autograd makes zeros for `lse`.
     cost = moved((2 * R + 1) * FLOAT32, flops=R) + moved(R * FLOAT32)
     wide_sum = width < V and element != FLOAT32  # of the chunks' parts of the hidden states' gradient
