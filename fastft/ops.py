@@ -21,7 +21,7 @@ from fastft.batch import Batch, Planner
 from fastft.errors import UserError
 
 IMPLS = ("auto", "triton", "cpu", "reference")
-_KERNEL_IMPL: dict[str, KernelImpl] = {"triton": "triton", "cpu": "torch", "reference": "reference"}
+_KERNEL_IMPL: dict[str, KernelImpl] = {"auto": "auto", "triton": "triton", "cpu": "torch", "reference": "reference"}
 
 
 def resolve(impl: str, device: torch.device) -> str:
@@ -48,7 +48,7 @@ def why_no_triton(device: torch.device) -> str | None:
 
 
 def kernel_impl(impl: str) -> KernelImpl:
-    """What a resolved `--impl` is called in `fastft_kernels`."""
+    """What `--impl` is called in `fastft_kernels`."""
     return _KERNEL_IMPL[impl]
 
 

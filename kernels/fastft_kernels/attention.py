@@ -35,7 +35,10 @@ HEAD_DIMS = (16, 32, 64, 128)
 _FOUR, _EIGHT = ({"num_warps": warps, "num_stages": 1} for warps in (4, 8))
 _BY_HEAD = {(4, 16): _FOUR, (4, 32): _FOUR, (4, 64): _EIGHT}
 """By (bytes of an element, head dim): float32 products without tensor cores want many registers."""
-tables.TABLE["attention_forward"] = {"default": {None: {"num_warps": 4, "num_stages": 3}, **_BY_HEAD}}
+tables.TABLE["attention_forward"] = {
+    "default": {None: {"num_warps": 4, "num_stages": 3}, **_BY_HEAD},
+    "sm_100": {None: {"num_warps": 4, "num_stages": 2}},
+}
 tables.TABLE["attention_dq"] = {
     "default": {
         None: {"num_warps": 4, "num_stages": 2, "PART": 32},
@@ -388,7 +391,7 @@ def attention(
         q_rows: `[R]` sorted int64: the tokens that ask, where not all of them do; they may repeat.
         scale: factor of the scores; `1 / sqrt(D)` where it is not given.
         row_length: W where the tokens are `T / W` rows of W tokens each that see only their own row causally
-            (`visible_until` says the same): torch's fused attention then runs on `[T / W, W]`.
+            (`visible_until` says the same): torch's fused attention then runs on `[T / W, W]`, on every device.
         tiles, plan: what `plan_tiles(visible_until, q_rows)` gives, for `torch`, and `plan_attention`, for `triton`;
             computed here where they are not given, which waits for the device.
         return_lse: also return the log-sum-exp of each query's scores, without gradient.
@@ -404,7 +407,7 @@ def attention(
         ValueError: shapes, dtypes or devices that do not fit, or `triton` where it cannot run.
     """
     _check(q, k, v, visible_until, q_rows, row_length)
-    impl = support.choose(impl, q)
+    impl = "torch" if impl == "auto" and _why_not(q) else support.choose(impl, q)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if row_length is not None and q_rows is None and impl != "reference" and not return_lse:
         return in_torch.in_rows(q, k, v, row_length, scale)
@@ -444,6 +447,16 @@ def _by_triton(
         [plan.BM, plan.BN, plan.BQ, plan.BK, plan.slots], scale,
     )  # fmt: skip
     return out, lse
+
+
+def _why_not(q: Tensor) -> str | None:
+    """Why the kernels do not take these heads; None where they do."""
+    D = q.shape[-1]
+    if D not in HEAD_DIMS:
+        return f"got head dim {D}, expected one of {HEAD_DIMS}"
+    if D == 128 and q.dtype == torch.float32:  # dQ's products, without tensor cores, spill at every tile that was tried
+        return "got float32 with head dim 128, expected bfloat16 or float16"
+    return None
 
 
 def _check(

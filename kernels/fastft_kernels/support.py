@@ -45,6 +45,8 @@ OLDEST_CUDA = (8, 0)
 INTERPRETED_ARCH = "sm_80"
 """The architecture whose tiles the interpreter uses."""
 
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
 _offline_arch: str | None = None
 
 
@@ -102,7 +104,7 @@ def choose(impl: str, x: Tensor) -> Impl:
         ValueError: no such implementation, or `triton` where it cannot run.
     """
     if impl == "auto":
-        if x.device.type != "cuda":
+        if x.device.type != "cuda" or x.dtype not in TRITON_DTYPES:
             return "torch"
         if (why := why_not_triton(x)) is not None:
             _say_once(f"fastft_kernels runs its torch implementations: {why}")
@@ -113,9 +115,6 @@ def choose(impl: str, x: Tensor) -> Impl:
     if impl in ("triton", "torch", "reference"):
         return impl  # type: ignore[return-value]
     raise ValueError(f"got impl={impl!r}, expected one of {', '.join(IMPLS)}")
-
-
-TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def check_dtype(*tensors: Tensor | None) -> None:
