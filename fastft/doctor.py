@@ -7,6 +7,8 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -109,11 +111,22 @@ def environment(device: torch.device) -> dict[str, Any]:
         )
     if not torch.cuda.is_available():
         found["GPU"] = "none that torch finds"
+    if (driver := _driver_version()) is not None:
+        found["NVIDIA driver"] = driver
     for name in _VARIABLES:
         if name in os.environ:
             found[name] = os.environ[name]
     found["device"] = str(device)
     return found
+
+
+def _driver_version() -> str | None:
+    """What `nvidia-smi` says; None where it is not there."""
+    if (tool := shutil.which("nvidia-smi")) is None:
+        return None
+    command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False).stdout.split()
+    return said[0] if said else "nvidia-smi does not say"
 
 
 def choice(device: torch.device) -> dict[str, str]:

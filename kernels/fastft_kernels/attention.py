@@ -37,7 +37,7 @@ _BY_HEAD = {(4, 16): _FOUR, (4, 32): _FOUR, (4, 64): _EIGHT}
 """By (bytes of an element, head dim): float32 products without tensor cores want many registers."""
 tables.TABLE["attention_forward"] = {
     "default": {None: {"num_warps": 4, "num_stages": 3}, **_BY_HEAD},
-    "sm_100": {None: {"num_warps": 4, "num_stages": 2}},
+    "sm_100": {(2, 64): {"num_warps": 4, "num_stages": 2}},
 }
 tables.TABLE["attention_dq"] = {
     "default": {

@@ -23,7 +23,7 @@ from fastft.prompts import ALPACA
 from fastft.records import load_records
 from fastft.tokenizer import gpt2_tokenizer
 
-VOCABULARY = {"BM": 64, "BN": 8192, "BK": 256, "G": 8, "num_warps": 8, "num_stages": 3}
+VOCABULARY = {"BM": 64, "BN": 4096, "BK": 256, "G": 8, "num_warps": 8, "num_stages": 3}
 
 
 @pytest.fixture(autouse=True)
@@ -132,3 +132,23 @@ def test_triton_is_chosen_where_it_is_asked_for() -> None:
     assert ops.resolve("auto", torch.device("cpu")) == "cpu"
     with pytest.raises(UserError, match="expected one of"):
         ops.resolve("cuda", torch.device("cpu"))
+
+
+@pytest.mark.long
+def test_the_compiled_engine_compiles_once_for_all_further_sizes(encoded: EncodedSet) -> None:
+    model = small(1)
+    batcher = Batcher(round_sizes=True, planner=ops.planner("triton", round_sizes=True))
+    made = [batcher(encoded, np.arange(begin, begin + size)) for begin, size in ((0, 2), (2, 3), (5, 1), (6, 4))]
+    found = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        engine = Engine(copy.deepcopy(model), TrainOptions(device="cpu", dtype="fp32", impl="triton", compile=compiled))
+        losses_of = []
+        for batch in made:
+            loss, _ = engine.accumulate(batch, batch.count)
+            engine.update(5e-5)
+            losses_of.append(loss.item())
+        found.append([*losses_of, engine.evaluate(made[0])[0]])
+    assert np.abs(np.subtract(*found)).max() < 1e-3
+    frames = torch._dynamo.utils.counters["frames"]
+    assert frames["ok"] <= 3, frames  # one size, all further sizes, and evaluation
