@@ -30,10 +30,12 @@ LOWEST = tl.constexpr(-1e30)
 """Below every score, and finite: a tile without a visible pair then leaves no NaN."""
 
 HEAD_DIMS = (16, 32, 64, 128)
-"""Head dims of the Triton kernels; 128 in the narrow dtypes alone."""
+"""Head dims of the Triton kernels."""
+SMALL_TILES = {"BM": 16, "BN": 32, "BQ": 16, "BK": 32}
+"""A plan's tiles for float32 heads of 128, for which the usual ones leave too few registers."""
 
 _FOUR, _EIGHT = ({"num_warps": warps, "num_stages": 1} for warps in (4, 8))
-_BY_HEAD = {(4, 16): _FOUR, (4, 32): _FOUR, (4, 64): _EIGHT}
+_BY_HEAD = {(4, 16): _FOUR, (4, 32): _FOUR, (4, 64): _EIGHT, (4, 128): _EIGHT}
 """By (bytes of an element, head dim): float32 products without tensor cores want many registers."""
 tables.TABLE["attention_forward"] = {
     "default": {None: {"num_warps": 4, "num_stages": 3}, **_BY_HEAD},
@@ -41,9 +43,10 @@ tables.TABLE["attention_forward"] = {
 }
 tables.TABLE["attention_dq"] = {
     "default": {
-        None: {"num_warps": 4, "num_stages": 2, "PART": 32},
-        **{size: {**config, "PART": 16} for size, config in _BY_HEAD.items()},
-    }
+        None: {"num_warps": 4, "num_stages": 2, "PART": 32, "TURNED": False},
+        **{size: {**config, "PART": 16, "TURNED": size == (4, 128)} for size, config in _BY_HEAD.items()},
+    },
+    "sm_80": {(4, 128): {**_EIGHT, "PART": 32, "TURNED": True}},
 }
 tables.TABLE["attention_dkv"] = {"default": {None: {"num_warps": 4, "num_stages": 2}, **_BY_HEAD}}
 tables.TABLE["attention_sum"] = {"default": {None: _FOUR}}
@@ -137,19 +140,30 @@ def attention_forward(
 @triton.jit
 def _dq_step(
     dq, q, do, lse, delta, position, K, V, UNTIL, tile, T, h, scale, stride_kt, stride_kh, stride_vt, stride_vh,
-    D: tl.constexpr, BN: tl.constexpr, PART: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    D: tl.constexpr, BN: tl.constexpr, PART: tl.constexpr, TURNED: tl.constexpr, MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What one tile of keys adds to dQ, without the scale; PART keys at a time, as registers allow."""
+    """What one tile of keys adds to dQ, without the scale; PART keys at a time, and TURNED, the scores keys by queries,
+    as registers allow."""
     for begin in range(0, BN, PART):
         n = tile * BN + begin + tl.arange(0, PART)
         k = _rows_of(K, n, T, h, stride_kt, stride_kh, D)  # [PART, D]
         v = _rows_of(V, n, T, h, stride_vt, stride_vh, D)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E) - lse[:, None]  # [BM, PART]
-        if MASKED:
-            until = tl.load(UNTIL + n, mask=n < T, other=0)
-            s = tl.where((n[None, :] <= position[:, None]) & (position[:, None] < until[None, :]), s, -float("inf"))
-        dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
-        ds = tl.exp2(s) * (dp - delta[:, None])
+        until = tl.load(UNTIL + n, mask=n < T, other=0)
+        if TURNED:
+            s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * (scale * LOG2E) - lse[None, :]  # [PART, BM]
+            if MASKED:
+                seen = (n[:, None] <= position[None, :]) & (position[None, :] < until[:, None])
+                s = tl.where(seen, s, -float("inf"))
+            dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
+            ds = tl.trans(tl.exp2(s) * (dp - delta[None, :]))
+        else:
+            s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E) - lse[:, None]  # [BM, PART]
+            if MASKED:
+                seen = (n[None, :] <= position[:, None]) & (position[:, None] < until[None, :])
+                s = tl.where(seen, s, -float("inf"))
+            dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
+            ds = tl.exp2(s) * (dp - delta[:, None])
         dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
     return dq
 
@@ -159,7 +173,7 @@ def attention_dq(
     Q, K, V, OUT, DO, UNTIL, ROWS, QUERY_TILES, KEY_TILES, LSE, DQ, DELTA, T, R, scale,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_dt, stride_dh,
     H: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PART: tl.constexpr,
-    HAS_ROWS: tl.constexpr, PRECISION: tl.constexpr,
+    TURNED: tl.constexpr, HAS_ROWS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program for a tile of queries of a head: DQ `[R, H, D]`, and DELTA = sum(out * do) `[H, R]`."""
     i = tl.program_id(0)
@@ -179,12 +193,12 @@ def attention_dq(
     for j in range(begin, masked):
         dq = _dq_step(
             dq, q, do, lse, delta, position, K, V, UNTIL, tl.load(KEY_TILES + j), T, h, scale,
-            stride_kt, stride_kh, stride_vt, stride_vh, D, BN, PART, False, PRECISION,
+            stride_kt, stride_kh, stride_vt, stride_vh, D, BN, PART, TURNED, False, PRECISION,
         )  # fmt: skip
     for j in range(masked, end):
         dq = _dq_step(
             dq, q, do, lse, delta, position, K, V, UNTIL, tl.load(KEY_TILES + j), T, h, scale,
-            stride_kt, stride_kh, stride_vt, stride_vh, D, BN, PART, True, PRECISION,
+            stride_kt, stride_kh, stride_vt, stride_vh, D, BN, PART, TURNED, True, PRECISION,
         )  # fmt: skip
     at = r[:, None].to(tl.int64) * (H * D) + h * D + tl.arange(0, D)[None, :]
     tl.store(DQ + at, (dq * scale).to(DQ.dtype.element_ty), mask=(r < R)[:, None])
@@ -431,14 +445,13 @@ def _by_triton(
     plan: AttentionPlan | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     support.check_dtype(q)
-    if q.shape[-1] not in HEAD_DIMS:
-        raise ValueError(f'got head dim {q.shape[-1]}, expected one of {HEAD_DIMS} with impl="triton"')
-    if q.shape[-1] == 128 and q.dtype == torch.float32:
-        raise ValueError(
-            'got float32 with head dim 128, which no card has registers for; expected bf16 or impl="torch"'
-        )
+    if (why_not := _why_not(q)) is not None:
+        raise ValueError(f'{why_not} with impl="triton"; impl="torch" takes any')
     if plan is None:
-        plan = plan_attention(visible_until, q_rows).to(q.device)
+        small = q.dtype == torch.float32 and q.shape[-1] > 64
+        plan = plan_attention(visible_until, q_rows, **(SMALL_TILES if small else {})).to(q.device)
+    if plan.query_tiles.device != q.device:
+        raise ValueError(f"got a plan on {plan.query_tiles.device}, expected it on q's device: plan.to(q.device)")
     if (k.shape[0], q.shape[0]) != (plan.T, plan.R):
         raise ValueError(f"got a plan for T = {plan.T}, R = {plan.R}, expected {k.shape[0]} and {q.shape[0]}")
     out, lse = _forward(
@@ -454,8 +467,6 @@ def _why_not(q: Tensor) -> str | None:
     D = q.shape[-1]
     if D not in HEAD_DIMS:
         return f"got head dim {D}, expected one of {HEAD_DIMS}"
-    if D == 128 and q.dtype == torch.float32:  # dQ's products, without tensor cores, spill at every tile that was tried
-        return "got float32 with head dim 128, expected bfloat16 or float16"
     return None
 
 

@@ -59,6 +59,7 @@ NARROW = {
 
 def _attention(D: int, dtype: torch.dtype, *, rows: bool) -> None:
     from fastft_kernels import attention, plan_attention
+    from fastft_kernels.attention import SMALL_TILES
 
     T, H = TOKENS, HEADS[D]
     until = torch.full((T,), T, dtype=torch.int32)
@@ -66,7 +67,9 @@ def _attention(D: int, dtype: torch.dtype, *, rows: bool) -> None:
     asked = torch.arange(T // 3, T - 1) if rows else None
     q, k, v = (x.view(T, H, D) for x in _learnt(T, 3 * H * D, dtype=dtype).split(H * D, dim=1))
     q = q if asked is None else q.index_select(0, asked)
-    _backward(attention(q, k, v, until, q_rows=asked, plan=plan_attention(until, asked, chunk=64), impl="triton"))
+    tiles = SMALL_TILES if (D, dtype) == (128, torch.float32) else {}
+    plan = plan_attention(until, asked, chunk=64, **tiles)
+    _backward(attention(q, k, v, until, q_rows=asked, plan=plan, impl="triton"))
 
 
 def _attention_decode(D: int, dtype: torch.dtype) -> None:
@@ -127,8 +130,7 @@ def _cases() -> Iterator[tuple[str, Callable[[], None]]]:
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     for D in HEADS:
         yield f"attention D={D} bf16", partial(_attention, D, bf16, rows=False)
-        if D < 128:  # the kernels refuse float32 there
-            yield f"attention D={D} fp32", partial(_attention, D, fp32, rows=False)
+        yield f"attention D={D} fp32", partial(_attention, D, fp32, rows=False)
         yield f"attention_decode D={D} bf16", partial(_attention_decode, D, bf16)
     yield "attention D=64 fp16", partial(_attention, 64, fp16, rows=False)
     yield "attention D=64 bf16, of some rows", partial(_attention, 64, bf16, rows=True)
