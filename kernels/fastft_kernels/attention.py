@@ -15,6 +15,7 @@ forward and dQ, of BQ queries and BK keys in dK and dV.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ LOWEST = tl.constexpr(-1e30)
 
 HEAD_DIMS = (16, 32, 64, 128)
 """Head dims of the Triton kernels."""
-SMALL_TILES = {"BM": 16, "BN": 32, "BQ": 16, "BK": 32}
+SMALL_TILES: dict[str, Any] = {"BM": 16, "BN": 32, "BQ": 16, "BK": 32}
 """A plan's tiles for float32 heads of 128, for which the usual ones leave too few registers."""
 
 _FOUR, _EIGHT = ({"num_warps": warps, "num_stages": 1} for warps in (4, 8))

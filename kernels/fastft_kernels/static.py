@@ -67,7 +67,7 @@ def _attention(D: int, dtype: torch.dtype, *, rows: bool) -> None:
     asked = torch.arange(T // 3, T - 1) if rows else None
     q, k, v = (x.view(T, H, D) for x in _learnt(T, 3 * H * D, dtype=dtype).split(H * D, dim=1))
     q = q if asked is None else q.index_select(0, asked)
-    tiles = SMALL_TILES if (D, dtype) == (128, torch.float32) else {}
+    tiles: dict[str, Any] = SMALL_TILES if (D, dtype) == (128, torch.float32) else {}
     plan = plan_attention(until, asked, chunk=64, **tiles)
     _backward(attention(q, k, v, until, q_rows=asked, plan=plan, impl="triton"))
 
