@@ -34,14 +34,14 @@ class DemoOptions:
 
 
 def demo_run(out: Path) -> TrainOptions:
-    """How the demo trains: 10 epochs of nano on the sample data."""
+    """How the demo trains: 8 epochs of nano on the sample data."""
     return TrainOptions(
         data="sample",
         model="nano",
         out=out,
         overwrite=True,
         batch_size=16,
-        epochs=10,
+        epochs=8,
         lr=1e-3,
         schedule="cosine",
         warmup=40,

@@ -1,7 +1,8 @@
 """The tiles that the kernels are launched with, by kernel, architecture and size.
 
-Fixed tables: no search at run time, as a search costs seconds and its outcome changes the order of sums, hence bits.
-Every entry passes the static gate (`python -m fastft_kernels.static`): no spilled register, shared memory that fits.
+Each kernel's file adds its own entries. They are fixed, with no search at run time: a search costs seconds and its
+outcome changes the order of sums, hence bits. Every entry passes the static gate (`python -m fastft_kernels.static`):
+no spilled register, shared memory that fits.
 """
 
 from typing import Any

@@ -81,6 +81,17 @@ def test_loss_and_every_gradient_are_the_references(encoded: EncodedSet) -> None
         assert largest_error(gradients(model, batch, "triton"), expected) < 2e-5
 
 
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
+def test_autocast_reaches_the_kernels(encoded: EncodedSet, dtype: torch.dtype, limit: float) -> None:
+    """As on a GPU: float32 weights and stream, narrow products."""
+    model = small(1)
+    batch = next(batches(encoded, "triton", 2, 1))
+    with torch.autocast("cpu", dtype=dtype):
+        expected, found = gradients(model, batch, "reference"), gradients(model, batch, "triton")
+    assert limit / 100 < largest_error(found, expected) < limit
+    assert all(x.dtype == torch.float32 for x in found.values())
+
+
 def test_a_batch_without_a_plan_is_planned_on_the_way(encoded: EncodedSet) -> None:
     model = small(1)
     ids = [encoded[index] for index in range(3)]

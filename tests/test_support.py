@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from fastft_kernels import support, tables
+
+CUDA = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.bfloat16)
+"""What the choice looks at of a tensor on a GPU."""
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets the compute capability of a GPU that is not there."""
+
+    def of(major: int, minor: int) -> None:
+        support._say_once.cache_clear()
+        support._arch_of_gpu.cache_clear()
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (major, minor))
+
+    yield of
+    support._arch_of_gpu.cache_clear()
+
+
+def test_a_supported_gpu_takes_triton(gpu: Any) -> None:
+    gpu(9, 0)
+    assert support.choose("auto", CUDA) == "triton"
+    assert support.choose("torch", CUDA) == "torch"
+    assert support.arch_of(CUDA) == "sm_90"
+
+
+def test_an_old_gpu_takes_torch_and_says_so_once(gpu: Any) -> None:
+    gpu(7, 5)
+    with pytest.warns(UserWarning, match=r"capability 7\.5, and the kernels need 8\.0"):
+        assert support.choose("auto", CUDA) == "torch"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert support.choose("auto", CUDA) == "torch"
+    with pytest.raises(ValueError, match=r"impl=\"triton\", which cannot run here: .*7\.5"):
+        support.choose("triton", CUDA)
+
+
+def test_what_the_kernels_do_not_take_goes_to_torch(gpu: Any) -> None:
+    gpu(9, 0)
+    assert support.choose("auto", SimpleNamespace(device=CUDA.device, dtype=torch.float64)) == "torch"
+    with pytest.raises(ValueError, match=r"got torch\.float64, expected float32"):
+        support.check_dtype(torch.zeros(1, dtype=torch.float64))
+
+
+def test_on_a_cpu() -> None:
+    x = torch.zeros(1)
+    assert support.choose("auto", x) == "torch"
+    with pytest.raises(ValueError, match="Triton needs a GPU"):
+        support.choose("triton", x)
+    with pytest.raises(ValueError, match="expected one of auto, triton, torch, reference"):
+        support.choose("cuda", x)
+    with support.offline("sm_86"):  # launches are compiled there, not run
+        assert support.choose("triton", x) == "triton"
+        assert support.arch_of(x) == "sm_86"
+
+
+def test_tiles_are_those_of_the_architecture_then_of_its_family_then_the_default() -> None:
+    ours = tables.tiles("logit_gradient", "sm_86", 2)
+    assert tables.tiles("logit_gradient", "sm_89", 2) == ours
+    assert tables.tiles("logit_gradient", "sm_80", 2) != ours
+    assert tables.tiles("logit_gradient", "sm_90", 4) == tables.tiles("logit_gradient", "sm_80", 4)
+    with pytest.raises(KeyError):
+        tables.tiles("no such kernel", "sm_80")
