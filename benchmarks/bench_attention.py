@@ -1,4 +1,4 @@
-"""Interval attention of a pack behind a shared prefix, forward and backward on a GPU, beside their peers."""
+"""Interval attention of a pack, forward and backward, and of decoding, on a GPU, beside their peers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from benchmarks import kernels
 from benchmarks.device_clock import DeviceClock
 
-NAMES = ("attention",)
+NAMES = ("attention", "attention_decode")
 
 
 @pytest.mark.usefixtures("gpu")

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from fastft.kernel_checks import CASES, GPU_SIZES, inputs_of
-from fastft.kernel_speeds import PEERS, forward_backward, peak_bytes
+from fastft.kernel_checks import GPU_SIZES, inputs_of
+from fastft.kernel_speeds import CASE, PEERS, forward_backward, peak_bytes
 
 OURS = "triton"
-CASE = {case.name: case for case in CASES}
 
 
 def implementations(name: str) -> list[str]:

@@ -63,13 +63,14 @@ CPU_SIZES = Sizes(documents=8, H=4, R=96)
 class Case:
     """One operation: `make` draws its inputs in float32 on the host, `run` computes it by an implementation.
 
-    Floating inputs are given in the dtype under test, but for those named in `keep`, and get gradients.
+    Floating inputs are given in the dtype under test, but for those named in `keep`, and get gradients if it `learns`.
     """
 
     name: str
     make: Callable[[Sizes, torch.Generator], Inputs]
     run: Run
     keep: tuple[str, ...] = ()
+    learns: bool = True
 
 
 def _attention_inputs(sizes: Sizes, generator: torch.Generator) -> Inputs:
@@ -114,6 +115,28 @@ def _attention(x: Inputs, impl: Any) -> Tensor:
     return cast(Tensor, out)
 
 
+def _decode_inputs(sizes: Sizes, generator: torch.Generator) -> Inputs:
+    """The documents as sequences that are being answered, each with another number of its tokens so far."""
+    shape = (sizes.documents, sizes.length, sizes.H, sizes.D)
+    drawn = {name: torch.randn(*shape, generator=generator) for name in ("k_cache", "v_cache")}
+    prefix = {name: torch.randn(sizes.prefix, *shape[2:], generator=generator) for name in ("prefix_k", "prefix_v")}
+    lengths = torch.arange(sizes.documents, dtype=torch.int32) % sizes.length + 1
+    q = torch.randn(sizes.documents, *shape[2:], generator=generator)
+    return {"q": q, **drawn, "lengths": lengths, **prefix}
+
+
+def _decode(x: Inputs, impl: Any) -> Tensor:
+    return fastft_kernels.attention_decode(
+        x["q"],
+        x["k_cache"],
+        x["v_cache"],
+        x["lengths"],
+        prefix_k=x["prefix_k"],
+        prefix_v=x["prefix_v"],
+        impl=impl,
+    )
+
+
 def _layer_norm(x: Inputs, impl: Any) -> Tensor:
     normed, summed = fastft_kernels.layer_norm(x["x"], x["weight"], x["bias"], residual=x["residual"], impl=impl)
     return torch.cat([normed, summed])
@@ -137,6 +160,7 @@ CASES = (
         _attention_inputs,
         _attention,
     ),
+    Case("attention_decode", _decode_inputs, _decode, learns=False),
     Case("linear_cross_entropy", _linear_cross_entropy_inputs, _linear_cross_entropy, keep=("row_weights",)),
     Case(
         "cross_entropy",
@@ -173,10 +197,12 @@ class Check:
 
 
 def inputs_of(case: Case, sizes: Sizes, dtype: torch.dtype, device: torch.device) -> Inputs:
-    """The case's inputs on a device; floating ones in `dtype`, with gradients."""
+    """The case's inputs on a device; floating ones in `dtype`, with gradients if it learns."""
     made = case.make(sizes, torch.Generator().manual_seed(0))
     return {
-        name: x.to(device, dtype).requires_grad_() if x.is_floating_point() and name not in case.keep else x.to(device)
+        name: x.to(device, dtype).requires_grad_(case.learns)
+        if x.is_floating_point() and name not in case.keep
+        else x.to(device)
         for name, x in made.items()
     }
 
@@ -184,8 +210,10 @@ def inputs_of(case: Case, sizes: Sizes, dtype: torch.dtype, device: torch.device
 def results(case: Case, inputs: Inputs, impl: str) -> dict[str, Tensor]:
     """The output and every gradient of `(output * g).sum()`, g fixed and smooth, in float64 on the inputs' device."""
     output = case.run(inputs, impl)
-    upstream = torch.linspace(0.5, 1.5, output.numel(), device=output.device).view_as(output).to(output.dtype)
     learnt = {name: x for name, x in inputs.items() if x.requires_grad}
+    if not learnt:
+        return {"output": output.double()}
+    upstream = torch.linspace(0.5, 1.5, output.numel(), device=output.device).view_as(output).to(output.dtype)
     gradients = torch.autograd.grad(output, list(learnt.values()), upstream)
     named = {"output": output, **{f"d {name}": g for name, g in zip(learnt, gradients, strict=True)}}
     return {name: x.detach().double() for name, x in named.items()}
@@ -202,7 +230,12 @@ def against_float64(case: Case, sizes: Sizes, dtype: torch.dtype, device: torch.
     Its error may be that of plain PyTorch in the same dtype, and half a unit of the dtype's last place.
     """
     inputs = inputs_of(case, sizes, dtype, device)
-    wide = {name: x.detach().double().requires_grad_() if x.requires_grad else x for name, x in inputs.items()}
+    wide = {
+        name: x.detach().double().requires_grad_(x.requires_grad)
+        if x.is_floating_point() and name not in case.keep
+        else x
+        for name, x in inputs.items()
+    }
     exact = results(case, wide, "reference")
     plain, got = results(case, inputs, "reference"), results(case, inputs, impl)
     slack = torch.finfo(dtype).eps / 2 if dtype != torch.float32 else 2e-6

@@ -15,10 +15,13 @@ from fastft_kernels import plan_attention, roofline
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastft.kernel_checks import Case, Inputs, Sizes, inputs_of
+from fastft.kernel_checks import CASES, Case, Inputs, Sizes, inputs_of
 
 _FLUSHED_BYTES = 256 << 20
 _WARMUP = 5
+
+CASE = {case.name: case for case in CASES}
+"""The cases by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +72,11 @@ def peak_bytes(run: Callable[[], object]) -> int:
     return torch.cuda.max_memory_allocated() - before
 
 
-def forward_backward(run: Callable[[Inputs], Tensor], inputs: Inputs) -> Callable[[], None]:
-    """A function that runs forward and backward once."""
+def forward_backward(run: Callable[[Inputs], Tensor], inputs: Inputs) -> Callable[[], object]:
+    """A function that runs forward once, and backward where an input has a gradient."""
     learnt = [x for x in inputs.values() if x.requires_grad]
+    if not learnt:
+        return lambda: run(inputs)
     upstream = torch.ones_like(run(inputs))
 
     def once() -> None:
@@ -105,6 +110,9 @@ def cost_of(name: str, sizes: Sizes, element: int) -> roofline.Cost:
         return roofline.attention_cost(*shape) + roofline.attention_cost(
             *shape, backward=True, scores_dkv=plan.scores_dkv, slots=plan.slots
         )
+    if name == "attention_decode":  # each key and value is read once, the prefix by every sequence
+        read = sizes.documents * (2 * sizes.prefix + sizes.length + 1) // 2 * C * 2 * element
+        return roofline.moved(read, 2 * sizes.documents * C * element, flops=2 * read // element)
     costs: dict[str, Callable[[bool], roofline.Cost]] = {
         "linear_cross_entropy": lambda back: roofline.linear_cross_entropy_cost(R, C, V, element, T=T, backward=back),
         "cross_entropy": lambda back: roofline.cross_entropy_cost(R, R - -(-R // 3), V, element, backward=back),
@@ -158,6 +166,10 @@ def _flex(sizes: Sizes) -> Callable[[Inputs], Tensor]:
     return run
 
 
+def _copied_prefix(_sizes: Sizes) -> Callable[[Inputs], Tensor]:
+    return lambda x: CASE["attention_decode"].run(x, "reference")
+
+
 def _all_logits(_sizes: Sizes) -> Callable[[Inputs], Tensor]:
     def run(x: Inputs) -> Tensor:
         logits = F.linear(x["hidden"][x["rows"]], x["weight"])
@@ -199,6 +211,7 @@ def _torch_gelu(_sizes: Sizes) -> Callable[[Inputs], Tensor]:
 
 PEERS: dict[str, dict[str, Callable[[Sizes], Callable[[Inputs], Tensor]]]] = {
     "attention": {"torch SDPA, dense mask": _sdpa, "torch flex-attention": _flex},
+    "attention_decode": {"torch, the prefix copied": _copied_prefix},
     "linear_cross_entropy": {"torch, all logits": _all_logits, "Liger": _liger_linear},
     "cross_entropy": {"torch F.cross_entropy": _torch_cross_entropy, "Liger": _liger_cross_entropy},
     "layer_norm": {"torch F.layer_norm": _torch_layer_norm},
