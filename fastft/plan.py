@@ -134,7 +134,7 @@ class Plan:
         own = self.lengths[examples] - shared
         least = max(self.accumulate, -(-int(own.sum()) // max(1, budget - shared)))
         n_packs = -(-min(least, len(examples)) // ranks) * ranks
-        if n_packs == 1:
+        if n_packs == 1 and own.sum() <= budget - shared:  # a budget may have no room beyond what is shared
             return [examples]
         costs = self.packing.cost(self.lengths[examples], shared, self.supervised[examples])
         in_order = _dearest_first(costs, own)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fastft.encode import EncodedSet
@@ -127,6 +127,7 @@ def test_packs_hold_each_example_once_within_the_budget(
     st.integers(2, 120),
     st.integers(0, 20),
 )
+@example([2, 3], 1, 2, 2)  # no room beyond what is shared
 def test_a_step_is_cut_into_the_fewest_balanced_packs_that_fit(
     lengths: list[int], ranks: int, pack_tokens: int, shared: int
 ) -> None:
