@@ -124,7 +124,10 @@ def test_layer_norm_is_counted_as_it_is_launched(
     residual = of(rows, C, dtype={2: torch.bfloat16, 4: torch.float32}[stream]) if stream else None
     forward = layer_norm_cost(rows, C, dtype.itemsize, stream=stream)
     backward = layer_norm_cost(rows, C, dtype.itemsize, stream=stream, backward=True)
-    run = lambda: fastft_kernels.layer_norm(x, weight, bias, residual=residual, impl="triton")  # noqa: E731
+
+    def run() -> object:
+        return fastft_kernels.layer_norm(x, weight, bias, residual=residual, impl="triton")
+
     assert_counted(monkeypatch, run, [x, weight, bias, *([residual] if stream else [])], forward, backward)
 
 
@@ -143,7 +146,10 @@ def test_cross_entropy_is_counted_as_it_is_launched(monkeypatch: pytest.MonkeyPa
     N, V = 5, 131
     logits, targets = of(N, V, dtype=torch.bfloat16), torch.zeros(N, dtype=torch.int64)
     forward, backward = (cross_entropy_cost(N, N, V, 2, backward=b) for b in (False, True))
-    run = lambda: fastft_kernels.cross_entropy(logits, targets, reduction="none", impl="triton")  # noqa: E731
+
+    def run() -> object:
+        return fastft_kernels.cross_entropy(logits, targets, reduction="none", impl="triton")
+
     assert_counted(monkeypatch, run, [logits], forward, backward)
 
 

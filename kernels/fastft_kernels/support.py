@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -113,7 +113,7 @@ def choose(impl: str, x: Tensor) -> Impl:
     if impl == "triton" and (why := why_not_triton(x)) is not None:
         raise ValueError(f'got impl="triton", which cannot run here: {why}; expected impl="auto" or "torch"')
     if impl in ("triton", "torch", "reference"):
-        return impl  # type: ignore[return-value]
+        return cast(Impl, impl)
     raise ValueError(f"got impl={impl!r}, expected one of {', '.join(IMPLS)}")
 
 

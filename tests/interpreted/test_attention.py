@@ -107,7 +107,10 @@ def test_a_long_range_in_chunks(rounded: bool) -> None:
     made = inputs([(20, documents(33, 33, 33, 33))], H=1)
     plan = plan_attention(made["visible_until"], chunk=48, round_sizes=rounded, most_slots=16)
     assert plan.slots > 2
-    in_chunks = lambda *x, impl: run(*x, impl=impl, plan=plan)  # noqa: E731
+
+    def in_chunks(*x: Tensor, impl: Any) -> Tensor:
+        return run(*x, impl=impl, plan=plan)
+
     assert_right(in_chunks, made)
     assert_same_bits(in_chunks, made)
 
@@ -184,7 +187,10 @@ def test_planted_faults_fail(kernel: str, old: str, new: str) -> None:
     made = inputs([(40, documents(30, 35, 40))], H=1)
     plan = plan_attention(made["visible_until"], chunk=64)
     assert plan.slots
-    chunked = lambda *x, impl: run(*x, impl=impl, plan=plan)  # noqa: E731
+
+    def chunked(*x: Tensor, impl: Any) -> Tensor:
+        return run(*x, impl=impl, plan=plan)
+
     with mutant(getattr(kernels, kernel), old, new):
         assert is_wrong(chunked, made)
     assert not is_wrong(chunked, made)

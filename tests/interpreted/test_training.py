@@ -48,7 +48,7 @@ def batches(encoded: EncodedSet, impl: str, size: int, steps: int) -> Iterator[B
 def losses(
     model: GPT2, encoded: EncodedSet, impl: str, *, dtype: str = "fp32", steps: int, size: int = 2
 ) -> list[float]:
-    engine = Engine(copy.deepcopy(model), TrainOptions(device="cpu", dtype=dtype, impl=impl, lr=5e-5))  # type: ignore[arg-type]
+    engine = Engine(copy.deepcopy(model), TrainOptions(device="cpu", dtype=dtype, impl=impl, lr=5e-5))
     found = []
     for batch in batches(encoded, impl, size, steps):
         loss, _ = engine.accumulate(batch, batch.count)
