@@ -249,7 +249,9 @@ def layer_norm(
         return reference(x, weight, bias, eps=eps, residual=residual, out_dtype=out_dtype)
     if impl == "torch":
         s = x if residual is None else x + residual
-        y = F.layer_norm(s, s.shape[-1:], weight.to(s.dtype), bias.to(s.dtype), eps).to(out_dtype or x.dtype)
+        # In bf16 torch's CPU kernel sums the gradients of weight and bias over the rows in bf16, which loses the small.
+        wide = torch.promote_types(s.dtype, torch.float32)
+        y = F.layer_norm(s.to(wide), s.shape[-1:], weight.to(wide), bias.to(wide), eps).to(out_dtype or x.dtype)
         return y if residual is None else (y, s)
     support.check_dtype(x, weight, bias, residual)
     y, s, _, _ = _forward(
