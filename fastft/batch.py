@@ -151,26 +151,40 @@ class Batcher:
     planner: Planner = plan_tiles
 
     def __call__(self, encoded: EncodedSet, examples: npt.NDArray[np.int64]) -> Batch:
-        """The batch of the examples with the given indices; of none, a batch without a loss row."""
+        """The batch of the examples with the given indices; of none, an `unasked` one."""
         ids = [encoded[index] for index in examples]
         first_target = [int(encoded.first_target[index]) for index in examples]
         if not ids:
-            return nothing()
-        if self.packed:
-            return pack(
-                ids,
-                first_target,
-                share_prefix=self.share_prefix,
-                round_sizes=self.round_sizes,
-                planner=self.planner,
-            )
-        return padded_batch(ids, first_target)
+            return unasked(self._batch([_ONE_TOKEN], [1]))
+        return self._batch(ids, first_target)
+
+    def _batch(self, ids: Sequence[npt.NDArray[np.int32]], first_target: Sequence[int]) -> Batch:
+        if not self.packed:
+            return padded_batch(ids, first_target)
+        return pack(
+            ids, first_target, share_prefix=self.share_prefix, round_sizes=self.round_sizes, planner=self.planner
+        )
 
 
-def nothing() -> Batch:
-    """A batch of no example: one token that nobody asks. What a rank computes that has no example in a step."""
-    batch = from_padded(torch.zeros(1, 1, dtype=torch.int64), torch.full((1, 1), IGNORE_INDEX), tokens_real=0)
-    return replace(batch, examples=0, tokens_padded=0)
+_ONE_TOKEN = np.array([END_OF_TEXT, END_OF_TEXT], dtype=np.int32)
+
+
+def unasked(batch: Batch) -> Batch:
+    """The batch as one of no example: its rows weigh nothing. What a rank computes that has no example in a step.
+
+    It takes the same way through the model as any other batch, so that every parameter gets a gradient, of zero, and
+    in the same order: ranks that exchange gradients as they come would otherwise mix them up, or wait for ever.
+    """
+    no_pair = batch.pair_rows[:0]
+    return replace(
+        batch,
+        weights=torch.zeros_like(batch.weights),
+        pair_rows=no_pair,
+        pair_examples=no_pair,
+        examples=0,
+        tokens_real=0,
+        tokens_padded=0,
+    )
 
 
 LEAST_SHARED = 8

@@ -3,21 +3,25 @@
 A checkpoint is a folder, written beside its place under a hidden name and renamed into it. Its DONE file is written
 last and holds the size and the SHA-256 of every other file, so a torn or corrupted checkpoint is never resumed.
 
-    step-N/   model.safetensors, optimizer.safetensors, rng.safetensors, state.json, DONE
-    best-N/   model.safetensors, state.json, DONE: the weights with the best validation loss
+    step-N/     model.safetensors, optimizer.safetensors, rng.safetensors, state.json, DONE
+    best-N/     model.safetensors, state.json, DONE: the weights with the best validation loss
+    shards-N/   zero/*.pt of DeepSpeed, rng.safetensors, state.json, DONE: of a ZeRO run, each rank's part by itself
 
-Nothing is pickled: tensors are safetensors, the rest is JSON.
+step-N does not depend on ranks: weights and moments are whole and in float32, whichever engine wrote them, and any
+engine on any number of ranks goes on from it. shards-N is for the same number of ranks and the same stage.
+
+Nothing that is read back is executed: tensors are safetensors, the rest is JSON, and DeepSpeed's files are read with
+`weights_only`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,12 +31,16 @@ from torch import Tensor
 
 from fastft import files
 from fastft.console import warn
-from fastft.engine import Engine
+from fastft.engine import AnyEngine
 from fastft.errors import UserError
-from fastft.weights import load_weights, save_weights
+from fastft.weights import save_weights
+from fastft.world import World
+from fastft.zero import ZeroEngine
 
 _DONE = "DONE"
 _MODEL, _OPTIMIZER, _RNG, _STATE = "model.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json"
+_WHOLE, _BEST, _SHARDS = "step", "best", "shards"
+_MUST_HAVE = {_WHOLE: {_MODEL, _STATE}, _BEST: {_MODEL, _STATE}, _SHARDS: {_RNG, _STATE}}
 
 
 @dataclass(slots=True)
@@ -52,77 +60,172 @@ class Progress:
     """SHA-256 of the training examples' ids and masks: a position in other data would mean nothing."""
 
 
-def save_checkpoint(folder: Path, engine: Engine, progress: Progress, *, keep: int) -> None:
-    """Writes `folder/step-N` and removes all but the newest `keep` up to it.
+def save_checkpoint(folder: Path, engine: AnyEngine, progress: Progress, *, keep: int) -> None:
+    """Writes `folder/step-N` and removes all but the newest `keep` up to it. All ranks call it.
 
     Raises:
         UserError: the disk is full or the folder cannot be written; older checkpoints stay as they are.
     """
+    model, moments = engine.whole_model(), engine.whole_moments()
+    with engine.world.together():
+        if model is None or moments is None:
+            return  # the first rank writes
 
-    def write(into: Path) -> None:
-        save_weights(engine.model, into / _MODEL)
-        _save_tensors(_optimizer_tensors(engine), into / _OPTIMIZER)
-        _save_tensors(_random_states(), into / _RNG)
-        files.write_json(into / _STATE, {**asdict(progress), "scaler": engine.scaler.state_dict()})
+        def write(into: Path) -> None:
+            save_weights(model, into / _MODEL)
+            _save_tensors(moments, into / _OPTIMIZER)
+            _save_tensors(_random_states(), into / _RNG)
+            files.write_json(into / _STATE, {**asdict(progress), "scaler": engine.loss_scale()})
 
-    _write_whole(folder / f"step-{progress.step}", write)
-    prune(folder, progress.step, keep=keep)
+        _write_whole(folder / f"{_WHOLE}-{progress.step}", write)
+        _prune(folder, _WHOLE, progress.step, keep)
 
 
 def prune(folder: Path, step: int, *, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints up to `step-N`: what a killed run was about to remove, too."""
-    _prune(folder, "step", step, keep)
+    """Removes all but the newest `keep` checkpoints of each kind up to `step`: what a killed run was about to remove,
+    too."""
+    for kind in (_WHOLE, _SHARDS):
+        _prune(folder, kind, step, keep)
 
 
-def save_best(folder: Path, engine: Engine, progress: Progress) -> None:
-    """Writes the weights to `folder/best-N` in place of an earlier best."""
+def save_best(folder: Path, engine: AnyEngine, progress: Progress) -> None:
+    """Writes the weights to `folder/best-N` in place of an earlier best. All ranks call it."""
+    model = engine.whole_model()
+    with engine.world.together():
+        if model is None:
+            return  # the first rank writes
 
-    def write(into: Path) -> None:
-        save_weights(engine.model, into / _MODEL)
-        files.write_json(into / _STATE, asdict(progress))
+        def write(into: Path) -> None:
+            save_weights(model, into / _MODEL)
+            files.write_json(into / _STATE, asdict(progress))
 
-    _write_whole(folder / f"best-{progress.step}", write)
-    _prune(folder, "best", progress.step, 1)
+        _write_whole(folder / f"{_BEST}-{progress.step}", write)
+        _prune(folder, _BEST, progress.step, 1)
 
 
-def newest_whole(folder: Path) -> Path | None:
-    """The newest whole `step-N` of a folder of checkpoints, None where there are none at all.
+class Shards:
+    """A ZeRO run's checkpoints in shards: begun at one step, whole some steps later. All ranks make every call."""
+
+    def __init__(self, folder: Path, engine: ZeroEngine, *, keep: int) -> None:
+        self._folder = folder
+        self._engine = engine
+        self._keep = keep
+        self._begun: Progress | None = None
+        self._random: dict[str, Tensor] = {}
+
+    def begin(self, progress: Progress) -> None:
+        """Copies every rank's part to host memory and has it written in the background.
+
+        Raises:
+            UserError: the one before could not be written.
+        """
+        self.finish()
+        path = self._path(progress)
+        beside = _beside(path)
+        with self._engine.world.together():
+            if self._engine.world.is_first:
+                shutil.rmtree(beside, ignore_errors=True)
+                files.make_folder(beside)
+        self._begun, self._random = replace(progress), _random_states()
+        self._engine.save_shards(beside)
+
+    @property
+    def is_written(self) -> bool:
+        """Whether this rank's part of the one begun is on the disk: `finish` will not wait for this rank."""
+        return self._begun is not None and self._engine.shard_writer.finished()
+
+    def finish(self) -> None:
+        """Waits for all parts of the one begun, if any, and marks it as whole.
+
+        Raises:
+            UserError: a part could not be written; older checkpoints stay as they are.
+        """
+        progress, self._begun = self._begun, None
+        if progress is None:
+            return
+        world = self._engine.world
+        with world.together():
+            mine = self._engine.shard_writer.finish()
+        manifests = world.gather(mine)
+        with world.together():
+            if world.is_first:
+                self._seal(progress, {name: entry for part in manifests for name, entry in part.items()})
+
+    def _seal(self, progress: Progress, manifest: dict[str, dict[str, str | int]]) -> None:
+        path, engine = self._path(progress), self._engine
+        beside = _beside(path)
+        try:
+            _save_tensors(self._random, beside / _RNG)
+            ranks = {"ranks": engine.world.size, "stage": engine.stage, "dtype": engine.dtype}
+            files.write_json(beside / _STATE, {**asdict(progress), **ranks})
+            for file in beside.iterdir():
+                if file.is_file():
+                    manifest[file.name] = files.identity(file)
+            _seal(beside, path, manifest)
+        except OSError as error:
+            raise _cannot_write(path, error) from error
+        _prune(self._folder, _SHARDS, progress.step, self._keep)
+
+    def _path(self, progress: Progress) -> Path:
+        return self._folder / f"{_SHARDS}-{progress.step}"
+
+
+def newest_whole(folder: Path, engine: AnyEngine | None = None) -> Path | None:
+    """The newest whole checkpoint of a folder that `engine` can go on from, None where there are none at all.
+
+    Any engine can go on from `step-N`; `shards-N` is taken where it is of the same ranks and stage.
 
     Raises:
-        UserError: there are checkpoints, but none is whole.
+        UserError: there are checkpoints, but none that can be taken.
     """
     faults = []
-    for path in _newest_first(folder, "step"):
-        fault = _fault(path)
+    for path in _newest_first(folder, _SHARDS, _WHOLE):
+        fault = _fault(path) or _misfit(path, engine)
         if fault is None:
             return path
         warn(f"checkpoint {path} is passed over: {fault}")
         faults.append(path.name)
     if faults:
-        raise UserError(f"no whole checkpoint in {folder} ({', '.join(faults)} are torn); start again with --overwrite")
+        raise UserError(
+            f"no whole checkpoint in {folder} ({', '.join(faults)} are torn or for other ranks); start again with "
+            "--overwrite"
+        )
     return None
 
 
-def load_checkpoint(path: Path, engine: Engine) -> Progress:
-    """Puts weights, moments, loss scale and random states back into the engine and torch; returns the progress."""
+def load_checkpoint(path: Path, engine: AnyEngine) -> Progress:
+    """Puts weights, moments, loss scale and random states back into the engine and torch; returns the progress. All
+    ranks call it, and read the files.
+
+    Raises:
+        UserError: a file cannot be read, or is of another model.
+    """
     state = files.read_json(path / _STATE, what="checkpoint state")
-    load_weights(engine.model, path / _MODEL)
-    _restore_optimizer(engine, load_tensors(path / _OPTIMIZER))
+    if path.name.startswith(_SHARDS):
+        assert isinstance(engine, ZeroEngine)  # `newest_whole` gives them to no other
+        engine.load_shards(path)
+        for name in ("ranks", "stage", "dtype"):
+            del state[name]
+    else:
+        engine.load(path / _MODEL, load_tensors(path / _OPTIMIZER))
+        engine.load_loss_scale(state.pop("scaler"))
     _restore_random_states(load_tensors(path / _RNG))
-    if scaler := state.pop("scaler"):  # empty where the run did not scale its loss
-        engine.scaler.load_state_dict(scaler)
     return Progress(**state)
 
 
-def load_best(folder: Path, engine: Engine) -> int | None:
-    """Puts the best weights into the engine's model; returns their step, None where there are none."""
-    for path in _newest_first(folder, "best"):
-        fault = _fault(path)
-        if fault is None:
-            load_weights(engine.model, path / _MODEL)
-            return _step_of(path)
-        warn(f"the best weights in {path} are passed over: {fault}")
-    return None
+def load_best(folder: Path, engine: AnyEngine) -> int | None:
+    """Puts the best weights into the engine's model; returns their step, None where there are none. All ranks call
+    it."""
+    path = _from_first(engine.world, lambda: _newest_best(folder))
+    if path is None:
+        return None
+    engine.load(path / _MODEL, {})
+    return _step_of(path)
+
+
+def resumable(folder: Path, engine: AnyEngine) -> Path | None:
+    """`newest_whole`, which the first rank looks for: all go on from the same."""
+    return _from_first(engine.world, lambda: newest_whole(folder, engine))
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -133,34 +236,69 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"cannot read {path}: {error}") from error
 
 
+def _from_first(world: World, find: Callable[[], Path | None]) -> Path | None:
+    found = None
+    with world.together():
+        if world.is_first:
+            found = find()
+    return world.gather(found)[0]
+
+
+def _newest_best(folder: Path) -> Path | None:
+    for path in _newest_first(folder, _BEST):
+        fault = _fault(path)
+        if fault is None:
+            return path
+        warn(f"the best weights in {path} are passed over: {fault}")
+    return None
+
+
+def _misfit(path: Path, engine: AnyEngine | None) -> str | None:
+    """Why an engine cannot go on from a whole checkpoint; None where it can."""
+    if not path.name.startswith(_SHARDS):
+        return None
+    state = files.read_json(path / _STATE, what="checkpoint state")
+    wrote = f"it is in shards, of {state['ranks']} ranks with ZeRO stage {state['stage']} in {state['dtype']}"
+    if not isinstance(engine, ZeroEngine):
+        return f"{wrote}, and this run has no ZeRO"
+    if (state["ranks"], state["stage"], state["dtype"]) == (engine.world.size, engine.stage, engine.dtype):
+        return None
+    return f"{wrote}, and this run has {engine.world.size} with stage {engine.stage} in {engine.dtype}"
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.tmp")
+
+
 def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
     if path.is_dir() and _fault(path) is None:
         return  # a resumed run has come here before and computed the same
-    beside = path.with_name(f".{path.name}.tmp")
+    beside = _beside(path)
     shutil.rmtree(beside, ignore_errors=True)
     files.make_folder(beside)
     try:
         write(beside)
-        manifest = {file.name: _identity(file) for file in sorted(beside.iterdir())}
-        for name in manifest:
-            _fsync(beside / name)
-        files.write_json(beside / _DONE, manifest)
-        _fsync(beside)
-        shutil.rmtree(path, ignore_errors=True)
-        beside.replace(path)
-        _fsync(path.parent)
+        _seal(beside, path, {file.name: files.identity(file) for file in sorted(beside.iterdir())})
     except OSError as error:
-        raise UserError(f"cannot write the checkpoint {path}: {error.strerror or error}; free space") from error
+        raise _cannot_write(path, error) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _identity(path: Path) -> dict[str, str | int]:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+def _seal(beside: Path, path: Path, manifest: Mapping[str, dict[str, str | int]]) -> None:
+    """Marks a written folder as whole, and renames it into its place."""
+    for name in manifest:
+        _fsync(beside / name)
+    files.write_json(beside / _DONE, manifest)
+    for folder in {beside, *(parent for name in manifest if (parent := (beside / name).parent) != beside)}:
+        _fsync(folder)
+    shutil.rmtree(path, ignore_errors=True)
+    beside.replace(path)
+    _fsync(path.parent)
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write the checkpoint {path}: {error.strerror or error}; free space")
 
 
 def _fault(path: Path) -> str | None:
@@ -173,14 +311,14 @@ def _fault(path: Path) -> str | None:
         return "its DONE file cannot be read"
     if not isinstance(manifest, dict) or not all(isinstance(entry, dict) for entry in manifest.values()):
         return "its DONE file is not a list of files"
-    if not {_MODEL, _STATE} <= manifest.keys():
-        return f"its DONE file does not name {_MODEL} and {_STATE}"
+    if missing := _MUST_HAVE[path.name.partition("-")[0]] - manifest.keys():
+        return f"its DONE file does not name {' and '.join(sorted(missing))}"
     for name, identity in manifest.items():
         file = path / name
         try:
             if (size := file.stat().st_size) != identity.get("bytes"):
                 return f"{name} has {size} bytes, expected {identity.get('bytes')}"
-            if _identity(file) != identity:
+            if files.identity(file) != identity:
                 return f"{name} does not match its SHA-256"
         except FileNotFoundError:
             return f"{name} is missing"
@@ -189,10 +327,11 @@ def _fault(path: Path) -> str | None:
     return None
 
 
-def _newest_first(folder: Path, kind: str) -> Iterator[Path]:
+def _newest_first(folder: Path, *kinds: str) -> Iterator[Path]:
+    """The checkpoints of some kinds; of two of the same step, that of the kind named first comes first."""
     if folder.is_dir():
-        found = [path for path in folder.iterdir() if re.fullmatch(rf"{kind}-\d+", path.name)]
-        yield from sorted(found, key=_step_of, reverse=True)
+        found = [path for path in folder.iterdir() if re.fullmatch(rf"({'|'.join(kinds)})-\d+", path.name)]
+        yield from sorted(found, key=lambda path: (-_step_of(path), kinds.index(path.name.partition("-")[0])))
 
 
 def _step_of(path: Path) -> int:
@@ -201,8 +340,11 @@ def _step_of(path: Path) -> int:
 
 def _prune(folder: Path, kind: str, step: int, keep: int) -> None:
     """Removes all but the newest `keep` up to `step`. What is newer was passed over as torn, or belongs to steps that
-    a resumed run is still to do again; it must not push out what has just been written."""
+    a resumed run is still to do again; it must not push out what has just been written. Newer shards stay until the
+    run has come so far: another number of ranks can still go on from them."""
     paths = list(_newest_first(folder, kind))
+    if kind == _SHARDS:
+        paths = [path for path in paths if _step_of(path) <= step]
     kept = [path for path in paths if _step_of(path) <= step][:keep]
     for path in paths:
         if path in kept:
@@ -226,23 +368,6 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
         save_file(tensors, path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {path}: {error}; free space") from error
-
-
-def _optimizer_tensors(engine: Engine) -> dict[str, Tensor]:
-    """AdamW's state as `NAME/exp_avg`, `NAME/exp_avg_sq`, `NAME/step`."""
-    return {
-        f"{name}/{key}": value.detach().cpu()
-        for name, parameter in engine.model.named_parameters()
-        for key, value in engine.optimizer.state.get(parameter, {}).items()
-    }
-
-
-def _restore_optimizer(engine: Engine, tensors: dict[str, Tensor]) -> None:
-    parameters = dict(engine.model.named_parameters())
-    for name, value in tensors.items():
-        parameter_name, _, key = name.rpartition("/")
-        parameter = parameters[parameter_name]
-        engine.optimizer.state[parameter][key] = value.to(parameter.device)
 
 
 def _random_states() -> dict[str, Tensor]:

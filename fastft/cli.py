@@ -98,7 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except FastftError as error:
-        _say_error(str(error))
+        if not (error.common and _rank()):  # the first rank says it for all
+            _say_error(str(error))
         return error.exit_status
     except (MemoryError, torch.OutOfMemoryError) as error:
         return _out_of_memory(error)
@@ -130,7 +131,12 @@ def _main(arguments: list[str]) -> int:
     name, *rest = arguments
     if name not in COMMANDS:
         raise UserError(f"got the command {name!r}, expected one of {', '.join(COMMANDS)}")
-    result = COMMANDS[name].run(parse(name, rest))
+    try:
+        options = parse(name, rest)
+    except UserError as error:
+        error.common = True  # all ranks were given the same command line
+        raise
+    result = COMMANDS[name].run(options)
     return result if isinstance(result, int) else EXIT_DONE
 
 
@@ -222,5 +228,13 @@ def _out_of_memory(error: Exception) -> int:
     return EXIT_FAILED
 
 
+def _rank() -> int:
+    """Which rank this process is, of those that a launcher has started."""
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "")
+    return int(rank) if rank.isdecimal() else 0
+
+
 def _say_error(message: str) -> None:
+    if _rank() and not message.startswith("rank "):
+        message = f"rank {_rank()}: {message}"
     console.print(f"error: {' '.join(message.split())}", markup=False, style="red")

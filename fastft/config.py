@@ -69,7 +69,7 @@ class TrainOptions:
     batch_size: int = 8
     """Examples in one optimizer step."""
     accumulate: int = 1
-    """The least number of forward and backward passes that one optimizer step is cut into."""
+    """The least number of forward and backward passes that one optimizer step is cut into, on each rank."""
     epochs: int = 2
     """Passes over the training examples."""
     steps: int | None = None
@@ -110,7 +110,13 @@ class TrainOptions:
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, a third more time."""
     threads: int | None = None
-    """CPU threads of torch; its own default where it is not given."""
+    """CPU threads of torch; its own default where it is not given, shared by the ranks of a machine."""
+
+    deepspeed_config: Path | None = None
+    """A DeepSpeed file, such as launch/zero2.json: how moments, gradients and weights are parted among the ranks.
+    Not given: every rank holds the whole."""
+    hang_timeout: float = 1800.0
+    """Seconds without any progress after which all ranks write where they stand, and stop; 0: wait for ever."""
 
     eval_every: int = 50
     """Steps between evaluations on the validation split; 0 for none but the last."""
@@ -123,7 +129,10 @@ class TrainOptions:
     save_every: int = 0
     """Steps between checkpoints; 0: one at each epoch's end. The last step always has one."""
     keep: int = 2
-    """Checkpoints kept, the newest ones."""
+    """Checkpoints kept, the newest ones (of each kind)."""
+    whole_every: int = 0
+    """Under ZeRO a checkpoint is in shards, for the same number of ranks. Steps between whole ones, for any number:
+    0 for one at the end, when stopped, and whenever a file named `save` appears in --out."""
     keep_best: bool = True
     """Also keep the weights with the best validation loss."""
 
@@ -140,11 +149,13 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", Path(self.out))
+        if self.deepspeed_config is not None:
+            object.__setattr__(self, "deepspeed_config", Path(self.deepspeed_config))
         check_choices(self)
         at_least = {
             **dict.fromkeys(("batch_size", "accumulate", "epochs", "keep", "pack_tokens"), 1),
-            **dict.fromkeys(("warmup", "weight_decay", "clip", "max_skipped"), 0),
-            **dict.fromkeys(("eval_every", "samples", "patience", "save_every", "seed"), 0),
+            **dict.fromkeys(("warmup", "weight_decay", "clip", "max_skipped", "hang_timeout"), 0),
+            **dict.fromkeys(("eval_every", "samples", "patience", "save_every", "whole_every", "seed"), 0),
         }
         optional = dict.fromkeys(("steps", "max_length", "threads", "eval_examples"), 1) | {"split_seed": 0}
         for name, least in {**at_least, **optional}.items():
@@ -201,7 +212,8 @@ RECIPES = {"book": BOOK_RECIPE}
 # What a resumed run may change: how far and how it runs, never what it computes.
 _MAY_CHANGE = {
     "out", "epochs", "steps", "resume", "overwrite", "dry_run", "device", "threads", "save_every", "keep",
-    "tensorboard", "max_skipped", "samples", "ledger", "token_cache", "compile",
+    "tensorboard", "max_skipped", "samples", "ledger", "token_cache", "compile", "deepspeed_config", "whole_every",
+    "hang_timeout",
 }  # fmt: skip
 
 
@@ -224,7 +236,7 @@ def changed_settings(saved: TrainOptions, now: TrainOptions) -> list[str]:
 def _located(options: TrainOptions) -> dict[str, Any]:
     """The options, with files by their absolute paths: a run can be read from any folder."""
     values = asdict(options)
-    for name in ("data", "weights"):
+    for name in ("data", "weights", "deepspeed_config"):
         if values[name] is not None and Path(values[name]).exists():
             values[name] = str(Path(values[name]).resolve())
     return values

@@ -27,6 +27,16 @@ def warn(line: str) -> None:
     console.print(f"warning: {line}", markup=False, style="yellow")
 
 
+@contextmanager
+def silenced(yes: bool) -> Iterator[None]:
+    """Says nothing within a block, if `yes`: of several ranks one speaks for all."""
+    before, console.quiet = console.quiet, yes or console.quiet
+    try:
+        yield
+    finally:
+        console.quiet = before
+
+
 class Meter:
     """The progress of one task: a bar on a terminal, a line every few seconds elsewhere."""
 

@@ -12,6 +12,8 @@ class FastftError(Exception):
     """An error with a message made for the user: one line, printed without a traceback."""
 
     exit_status = EXIT_FAILED
+    common = False
+    """Raised on all ranks of a run, of which one is enough to say it."""
 
 
 class UserError(FastftError, ValueError):
@@ -22,6 +24,10 @@ class UserError(FastftError, ValueError):
 
 class TrainingError(FastftError):
     """Training cannot go on for a reason of its own, such as too many non-finite steps."""
+
+
+class LostRank(FastftError):
+    """Another rank of the run has gone away."""
 
 
 class JudgeUnavailable(FastftError):

@@ -9,6 +9,7 @@ import numpy as np
 
 from fastft.batch import Batch, Batcher
 from fastft.encode import EncodedSet
+from fastft.world import ALONE, World
 
 EvaluateBatch = Callable[[Batch], tuple[float, int]]
 """A batch to the sum of its supervised losses and their count."""
@@ -23,6 +24,7 @@ class TokenMean:
     batch_size: int
     every: int
     limit: int | None = None
+    world: World = ALONE
 
     def due(self, step: int, total_steps: int) -> bool:
         """Whether to evaluate when `step` steps are done: regularly, and at the end."""
@@ -37,8 +39,10 @@ class TokenMean:
         del step  # the examples are always the same
         by_length = np.argsort(self.val.lengths[: self.limit], kind="stable")  # less padding; the sum does not mind
         batches = [by_length[i : i + self.batch_size] for i in range(0, len(by_length), self.batch_size)]
-        total, count = 0.0, 0
-        for examples in batches:
+        batches += [by_length[:0]] * (-len(batches) % self.world.size)  # all ranks run the same number of forwards
+        total, count = 0.0, 0.0
+        for examples in batches[self.world.rank :: self.world.size]:
             loss, targets = evaluate(self.batcher(self.val, examples))
             total, count = total + loss, count + targets
+        total, count = self.world.sum([total, count])
         return {"val_loss": total / count}

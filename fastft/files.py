@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -79,3 +80,9 @@ def read_json(path: Path, *, what: str) -> Any:
         raise UserError(f"cannot read {what} {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise UserError(f"{what} {path} is not JSON: {error}") from error
+
+
+def identity(path: Path) -> dict[str, str | int]:
+    """The size of a file in bytes, and the SHA-256 of its content."""
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

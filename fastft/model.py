@@ -72,6 +72,12 @@ def config_for(size: str, *, tie_head: bool = True) -> GPT2Config:
     return replace(SIZES[size], tie_head=tie_head)
 
 
+def number_of_parameters(config: GPT2Config) -> int:
+    """How many a model has, counted without making it; a tied head once."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in GPT2(config).parameters())
+
+
 class Attention(nn.Module):
     """The projections around attention; what the tokens see is the caller's affair."""
 
@@ -145,6 +151,7 @@ class GPT2(nn.Module):
         super().__init__()
         self.config = config
         self.checkpoint_activations = checkpoint_activations
+        self.reentrant_checkpoints = False
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_ctx, config.n_embd)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
@@ -179,14 +186,22 @@ class GPT2(nn.Module):
         values for all tokens, and all else for these.
         """
         impl = ops.resolve(impl, tokens.device)
-        return self._through_blocks(self.wte(tokens) + self.wpe(positions), attend, rows, impl)
+        stream = F.embedding(tokens, self.wte.weight) + self._position(positions)
+        wide = torch.promote_types(stream.dtype, torch.float32)  # sums of many branches lose the small ones in bf16
+        return self._through_blocks(stream.to(wide), attend, rows, impl)
+
+    def _position(self, positions: Tensor) -> Tensor:
+        """`[T]` -> `[T, C]`. Like the token embedding and the head, read by the model itself and not through a module:
+        what stage 3 of ZeRO gathers for the model's own use, a call of the module would give away again."""
+        return F.embedding(positions, self.wpe.weight)
 
     def _through_blocks(self, stream: Tensor, attend: Attend, rows: Tensor | None, impl: str) -> Tensor:
         branch: Tensor | None = None
         for block in self.h:
             asked = rows if block.layer == self.config.n_layer - 1 else None
             if self.checkpoint_activations and torch.is_grad_enabled():
-                stream, branch = checkpoint(block, stream, branch, attend, asked, impl, use_reentrant=False)
+                again = self.reentrant_checkpoints
+                stream, branch = checkpoint(block, stream, branch, attend, asked, impl, use_reentrant=again)
             else:
                 stream, branch = block(stream, branch, attend, asked, impl)
         return ops.add_layer_norm(stream, branch, self.ln_f, self.head.dtype, impl)[0]
@@ -211,7 +226,8 @@ class GPT2(nn.Module):
         rows = batch.rows if rows_only else None
         if self.lm_head is None and impl == "cpu":
             tie = Tie(self.wte.weight)
-            hidden = self._through_blocks(tie.lookup(batch.tokens) + self.wpe(batch.positions), attend, rows, impl)
+            stream = tie.lookup(batch.tokens) + self._position(batch.positions)
+            hidden = self._through_blocks(stream, attend, rows, impl)
             head = tie.head()
         else:
             hidden = self.hidden(batch.tokens, batch.positions, attend, rows, impl)

@@ -140,7 +140,9 @@ def add_layer_norm(
         return cast(tuple[Tensor, Tensor], both)
     if branch is not None:
         stream = stream + branch
-    return norm(stream).to(dtype), stream
+    # The weights may be narrower than the stream, where DeepSpeed keeps the float32 ones to itself.
+    weight, bias = norm.weight.to(stream.dtype), norm.bias.to(stream.dtype)
+    return F.layer_norm(stream, norm.normalized_shape, weight, bias, norm.eps).to(dtype), stream
 
 
 def take_rows(x: Tensor, rows: Tensor, impl: str) -> Tensor:

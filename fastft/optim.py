@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from fastft.config import Schedule
 from fastft.precision import BF16Copies
 
+BETAS = (0.9, 0.999)
+EPSILON = 1e-8
+"""torch's defaults, as in the book."""
+
 _BLOCK = 1 << 20
 """Elements that are updated at a time: casting the gradient, the update and the copy find them in the cache."""
 
@@ -20,21 +24,25 @@ _BLOCK = 1 << 20
 def adamw(
     model: nn.Module, *, lr: float, weight_decay: float, decay_all: bool, copies: BF16Copies | None = None
 ) -> torch.optim.AdamW:
-    """AdamW with torch's default betas and epsilon, fused.
+    """AdamW with torch's default betas and epsilon, fused, over `parameter_groups`.
 
-    Weight matrices decay; biases, layer norms and embeddings do only with `decay_all`. With `copies` the gradients
-    are theirs, and an update refreshes them.
+    With `copies` the gradients are theirs, and an update refreshes them.
     """
+    groups = parameter_groups(model, weight_decay=weight_decay, decay_all=decay_all)
+    if copies is None:
+        return torch.optim.AdamW(groups, lr=lr, betas=BETAS, eps=EPSILON, fused=True)
+    return MixedAdamW(groups, copies, lr=lr)
+
+
+def parameter_groups(model: nn.Module, *, weight_decay: float, decay_all: bool) -> list[dict[str, Any]]:
+    """AdamW's groups: weight matrices decay; biases, layer norms and embeddings do only with `decay_all`."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_matrix = parameter.ndim >= 2 and not name.startswith(("wte.", "wpe."))
         (decayed if decay_all or is_matrix else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
-    if copies is None:
-        return torch.optim.AdamW(groups, lr=lr, fused=True)
-    return MixedAdamW(groups, copies, lr=lr)
+    return [group for group in groups if group["params"]]
 
 
 class MixedAdamW(torch.optim.AdamW):
@@ -45,7 +53,7 @@ class MixedAdamW(torch.optim.AdamW):
     """
 
     def __init__(self, groups: list[dict[str, Any]], copies: BF16Copies, *, lr: float) -> None:
-        super().__init__(groups, lr=lr, fused=True)
+        super().__init__(groups, lr=lr, betas=BETAS, eps=EPSILON, fused=True)
         self.copies = copies
         self.scale = 1.0
         """Factor of the gradients in the next step, such as clipping gives."""

@@ -57,7 +57,7 @@ class Packing:
 
     Attributes:
         pack_tokens: the most tokens of a pack that holds more than one example; None cuts a step into `accumulate`
-            equal numbers of examples instead.
+            equal numbers of examples for each rank instead.
         shared: beginning that all examples have in common, once a pack.
         ranks: processes; each gets the same number of packs of every step.
         cost: what is balanced over the packs.
@@ -129,10 +129,10 @@ class Plan:
     def _cut(self, examples: Indices) -> list[Indices]:
         ranks, budget, shared = self.packing.ranks, self.packing.pack_tokens, self.packing.shared
         if budget is None:
-            parts = max(min(self.accumulate, len(examples)), ranks)
-            return np.array_split(examples, -(-parts // ranks) * ranks)
+            passes = min(self.accumulate, -(-len(examples) // ranks))
+            return np.array_split(examples, passes * ranks)
         own = self.lengths[examples] - shared
-        least = max(self.accumulate, -(-int(own.sum()) // max(1, budget - shared)))
+        least = max(self.accumulate * ranks, -(-int(own.sum()) // max(1, budget - shared)))
         n_packs = -(-min(least, len(examples)) // ranks) * ranks
         if n_packs == 1 and own.sum() <= budget - shared:  # a budget may have no room beyond what is shared
             return [examples]
@@ -195,7 +195,7 @@ def make_plan(
         batch_size: examples in one optimizer step.
         epochs: passes over the examples; `steps`, where given, overrides it.
         steps: optimizer steps in all, over as many epochs as they need.
-        accumulate: the least number of forward and backward passes that a step is cut into.
+        accumulate: the least number of forward and backward passes that a step is cut into, on each rank.
         seed: with the epoch it determines the order of the examples.
         drop_last: leave a last incomplete step out, as the book does.
         bucketed: examples of similar length form a step: sorted within windows of `WINDOW_STEPS` steps.

@@ -15,20 +15,30 @@ from fastft.errors import UserError
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _NORM_PIECE = 1 << 17
+_BY_PREFERENCE: tuple[Device, ...] = ("cuda", "mps", "cpu")
 
 
-def choose_device(device: Device) -> torch.device:
+def choose_device(device: Device, local_rank: int = 0) -> torch.device:
     """The device that `--device` names; `auto` takes CUDA, else MPS, else the CPU.
 
+    Of several GPUs that this process sees, each rank of a machine takes the one with its number.
+
     Raises:
-        UserError: the device is not there.
+        UserError: the device is not there, or there are fewer GPUs than ranks.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
-        return torch.device(next(name for name, there in available.items() if there))
+        device = next(name for name in _BY_PREFERENCE if available[name])
     if not available[device]:
         raise UserError(f"got --device {device}, which torch does not find here; expected auto or cpu")
-    return torch.device(device)
+    if device != "cuda":
+        return torch.device(device)
+    count = torch.cuda.device_count()
+    if local_rank >= count > 1:
+        raise UserError(
+            f"got {local_rank + 1} ranks or more on a machine with {count} GPUs; start one rank for each GPU"
+        )
+    return torch.device("cuda", local_rank if count > 1 else 0)
 
 
 def choose_dtype(dtype: DType, device: torch.device) -> DType:

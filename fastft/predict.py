@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from fastft_kernels import AttentionPlan, roofline
 from fastft_kernels.roofline import CARDS, Cost
 from rich.box import SIMPLE_HEAD
@@ -21,7 +20,7 @@ from rich.table import Table
 from fastft import ops
 from fastft.batch import Batch, Batcher
 from fastft.encode import EncodedSet, encode
-from fastft.model import GPT2, GPT2Config, config_for
+from fastft.model import GPT2Config, config_for, number_of_parameters
 from fastft.options import options_parser
 from fastft.prompts import ALPACA
 from fastft.records import load_records, split
@@ -67,8 +66,7 @@ def step_costs(config: GPT2Config, batch: Batch) -> dict[str, Cost]:
     )
     loss = roofline.linear_cross_entropy_cost(R, C, V, BF16)
     loss += roofline.linear_cross_entropy_cost(R, C, V, BF16, backward=True)
-    with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in GPT2(config).parameters())
+    parameters = number_of_parameters(config)
     lookup = roofline.moved(2 * T * C * FP32, T * C * FP32) * 2
     return {
         "matrix products": linear,

@@ -64,6 +64,11 @@ class Run:
         return self.folder / "checkpoints"
 
     @property
+    def hangs(self) -> Path:
+        """Where each rank of a run that hung was, by its own words."""
+        return self.folder / "hangs"
+
+    @property
     def model(self) -> Path:
         """The Hugging Face folder of the result."""
         return self.folder / "model"
@@ -85,6 +90,7 @@ class Run:
             "metrics.jsonl",
             "ledger.jsonl",
             "checkpoints",
+            "hangs",
             "model",
             "tensorboard",
             "demo.json",

@@ -1,55 +1,66 @@
 """Training: the loop, and what happens around it.
 
-`Trainer.run` is the loop. Everything that a step does to the model is in `engine.py`; which examples it takes, in
-`plan.py`; here they are put together with evaluation, samples, checkpoints and the metrics file.
+`Trainer.run_all` is a run from its first to its last step. Everything that a step does to the model is in `engine.py`
+and `zero.py`; which examples it takes, in `plan.py`; here they are put together with evaluation, samples, checkpoints
+and the metrics file. Several ranks run the same loop: what depends on one of them, they tell each other.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from types import FrameType
 from typing import Any
 
-import psutil
+import numpy as np
 import torch
 from torch import Tensor
 
 from fastft import files, ops
-from fastft.batch import Batcher
+from fastft.batch import Batch, Batcher
 from fastft.book import SAMPLE_TOKENS, BookMeans, BookOrder
 from fastft.checkpoint import (
     Progress,
+    Shards,
     load_best,
     load_checkpoint,
-    newest_whole,
     prune,
+    resumable,
     save_best,
     save_checkpoint,
 )
 from fastft.config import TrainOptions, changed_settings, to_yaml
-from fastft.console import meter, say, warn
+from fastft.console import meter, say, silenced, warn
 from fastft.encode import name_rows
-from fastft.engine import Engine
-from fastft.errors import TrainingError, UserError
+from fastft.engine import AnyEngine, Engine
+from fastft.errors import FastftError, TrainingError, UserError
 from fastft.evaluate import TokenMean
 from fastft.generation import NO_STOP, greedy
-from fastft.model import GPT2, SIZES, config_for
+from fastft.log import Log, summary_writer, writers
+from fastft.memory import peak_memory
+from fastft.model import GPT2, SIZES, config_for, number_of_parameters
 from fastft.optim import learning_rate
-from fastft.plan import Cost, Packing, Plan, Step, make_plan
+from fastft.plan import Cost, Indices, Packing, Plan, Step, make_plan
+from fastft.precision import choose_device, choose_dtype
 from fastft.run import Data, MetricsFile, Run, load_data
+from fastft.stopping import StopRequest, save_is_asked, stop_requests
 from fastft.tokenizer import END_OF_TEXT, VOCAB_SIZE, gpt2_tokenizer
+from fastft.watch import Stragglers, Watchdog
 from fastft.weights import load, save_hf
+from fastft.world import World, joined, world_of
+from fastft.zero import ZeroEngine
+from fastft.zero_config import read_zero_config
 
 _GIB = 1 << 30
 _DRY_RUN_STEPS = 200
+_MEETING_MARGIN_S = 60.0
+_FOR_EVER_S = 30 * 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,80 +73,125 @@ class Outcome:
     """The signal that asked it to stop before its end; the run can be resumed."""
 
 
-def train(options: TrainOptions) -> Outcome:
+def train(options: TrainOptions, *, stop_after: int | None = None) -> Outcome:
     """Trains as the options say and leaves the run's folder (see `fastft.run.Run`).
+
+    Started by torchrun, deepspeed or srun, every rank calls it: together they train what one process would.
+
+    Args:
+        options: of the run.
+        stop_after: stop when so many steps are done, as SIGTERM would; the run can be resumed.
 
     Raises:
         UserError: an option, the data, the weights or the folder is wrong; nothing in the folder has been changed.
         TrainingError: too many steps had a non-finite loss or gradient; a checkpoint has been saved.
+        LostRank: another rank has gone away.
     """
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    run = Run(options.out)
-    if options.resume and options.dtype == "auto" and run.config.is_file():
-        options = replace(options, dtype=run.options().dtype)  # another machine may find another one fast
-    _check_folder(run, options)
-    if options.tensorboard:
-        _summary_writer()  # that it is missing is said before anything is changed
-    data = load_data(options)
-    if data.bad:
-        warn(f"left out, and listed in {run.data}: {data.describe_bad()}")
-    model = initial_model(options)
-    trainer = Trainer(run, options, data, Engine(model, options))
-    if options.dry_run:
-        trainer.dry_run()
-        return Outcome(run, trainer.progress)
-    return trainer.run_all()
+    device = choose_device(options.device, world_of(os.environ).local_rank)
+    timeout_s = options.hang_timeout + _MEETING_MARGIN_S if options.hang_timeout else _FOR_EVER_S
+    with joined(device, timeout_s=timeout_s) as world, silenced(not world.is_first):
+        _set_threads(options.threads, world, device)
+        run = Run(options.out)
+        with world.together():
+            options = _settled(options, run)
+            data = load_data(options)
+            model = initial_model(options)
+        if data.bad:
+            warn(f"left out, and listed in {run.data}: {data.describe_bad()}")
+        with Watchdog(world, run.hangs, options.hang_timeout).watching() as watchdog:
+            trainer = Trainer(run, options, data, make_engine(model, options, world), watchdog=watchdog)
+            if options.dry_run:
+                trainer.dry_run()
+                return Outcome(run, trainer.progress)
+            return trainer.run_all(stop_after)
+
+
+def make_engine(model: GPT2, options: TrainOptions, world: World) -> AnyEngine:
+    """The engine that the options ask for; all ranks call it.
+
+    Raises:
+        UserError: the options and DeepSpeed's file disagree, or DeepSpeed refuses the file.
+    """
+    with world.together():
+        device = choose_device(options.device, world.local_rank)
+        if options.deepspeed_config is None:
+            return Engine(model, options, world)
+        config = read_zero_config(options.deepspeed_config, options, world.size)
+        dtype = config.dtype or choose_dtype(options.dtype, device)
+        if config.stage == 0:
+            if config.unused:
+                warn(f"{config.path}: stage 0 trains without DeepSpeed, and does not read {', '.join(config.unused)}")
+            return Engine(model, replace(options, dtype=dtype), world)
+        return ZeroEngine(model, options, world, config, dtype)
 
 
 class Trainer:
     """A run: its plan, its engine, its progress."""
 
-    def __init__(self, run: Run, options: TrainOptions, data: Data, engine: Engine) -> None:
+    def __init__(
+        self, run: Run, options: TrainOptions, data: Data, engine: AnyEngine, *, watchdog: Watchdog | None = None
+    ) -> None:
         self.run = run
         self.options = options
         self.data = data
         self.engine = engine
-        n_ctx = engine.model.config.n_ctx
-        self.train_set = data.encode("train", options, n_ctx)
-        self.val_set = data.encode("val", options, n_ctx)
-        for name, encoded in (("training", self.train_set), ("validation", self.val_set)):
-            for line in encoded.report.lines(options.max_length or n_ctx):
-                warn(f"{name}: {line}")
-        round_sizes = engine.device.type == "cuda"
-        self.batcher = Batcher(
-            packed=options.batching == "packed",
-            share_prefix=options.share_prefix,
-            round_sizes=round_sizes,
-            planner=ops.planner(engine.impl, round_sizes=round_sizes),
-        )
+        self.world = engine.world
+        self._watchdog = watchdog or Watchdog(self.world, run.hangs, 0)
+        self._stragglers = Stragglers(self.world, engine.device)
+        self._shards = Shards(run.checkpoints, engine, keep=options.keep) if isinstance(engine, ZeroEngine) else None
+        with self.world.together():
+            n_ctx = engine.model.config.n_ctx
+            self.train_set = data.encode("train", options, n_ctx)
+            self.val_set = data.encode("val", options, n_ctx)
+            for name, encoded in (("training", self.train_set), ("validation", self.val_set)):
+                for line in encoded.report.lines(options.max_length or n_ctx):
+                    warn(f"{name}: {line}")
+            round_sizes = engine.device.type == "cuda"
+            self.batcher = Batcher(
+                packed=options.batching == "packed",
+                share_prefix=options.share_prefix,
+                round_sizes=round_sizes,
+                planner=ops.planner(engine.impl, round_sizes=round_sizes),
+            )
+            self.plan, self.evaluation = self._plan()
         self._ledger: MetricsFile | None = None
-        self.plan, self.evaluation = self._plan()
+        self._trouble: FastftError | None = None
         self.progress = Progress(data_fingerprint=self.train_set.fingerprint())
 
-    def run_all(self) -> Outcome:
-        """Resumes or begins, trains, and exports the result."""
-        files.make_folder(self.run.checkpoints)
-        if self.options.overwrite:
-            _clear(self.run)
-        self.run.remove_leftovers()
+    def run_all(self, stop_after: int | None = None) -> Outcome:
+        """Resumes or begins, trains, and exports the result; stops early when `stop_after` steps are done."""
+        with self.world.together():
+            if self.world.is_first:
+                files.make_folder(self.run.checkpoints)
+                if self.options.overwrite:
+                    _clear(self.run)
+                self.run.remove_leftovers()
         self._resume()
-        files.write_text(self.run.config, to_yaml(replace(self.options, dtype=self.engine.dtype)))
-        files.write_json(self.run.data, self._data_seen())
-        self._say_hello()
-        metrics = MetricsFile(self.run.metrics, resume_at=self.progress.step)
-        with _stop_requests() as stop, _writers(self.run, metrics, tensorboard=self.options.tensorboard) as log:
-            if self.options.ledger:
-                self._ledger = MetricsFile(self.run.ledger, resume_at=self.progress.step)
-            self._loop(log, stop)
+        with contextlib.ExitStack() as stack:
+            with self.world.together():
+                log = stack.enter_context(self._opened()) if self.world.is_first else None
+            self._say_hello()
+            stop = stack.enter_context(stop_requests(self.world))
+            self._loop(log, stop, stop_after)
         if stop.signal is not None and not self._finished():
-            self._save()
+            self._save_to_stop()
             say(f"stopped by {stop.signal.name} at step {self.progress.step}, saved; go on with --resume")
             return Outcome(self.run, self.progress, stop.signal)
         self._finish()
         return Outcome(self.run, self.progress)
 
-    def _loop(self, log: _Log, stop: _StopRequest) -> None:
+    @contextmanager
+    def _opened(self) -> Iterator[Log]:
+        """The files that the first rank writes while training."""
+        files.write_text(self.run.config, to_yaml(replace(self.options, dtype=self.engine.dtype)))
+        files.write_json(self.run.data, self._data_seen())
+        metrics = MetricsFile(self.run.metrics, resume_at=self.progress.step)
+        if self.options.ledger:
+            self._ledger = MetricsFile(self.run.ledger, resume_at=self.progress.step)
+        with writers(self.run, metrics, tensorboard=self.options.tensorboard) as log:
+            yield log
+
+    def _loop(self, log: Log | None, stop: StopRequest, stop_after: int | None) -> None:
         progress, total = self.progress, self.plan.total_steps
         if progress.step == 0:
             self._evaluate(log)
@@ -146,20 +202,33 @@ class Trainer:
                 line = self._step(step)
                 progress.step += 1
                 line["seconds"] = time.perf_counter() - began
-                log.write(line)
+                self._write(log, line)
                 shown.advance(f"loss {line['loss']:.3f}, {line['tokens_real'] / line['seconds']:,.0f} tokens/s")
                 self._evaluate(log)
-                if self._save_is_due():
-                    self._save()
-                self._check_skipped(step, line)
+                for slow in self._stragglers.look(progress.step, line["seconds"]):
+                    warn(f"step {progress.step}: {slow}")
+                if progress.step == stop_after:
+                    stop.signal = signal.SIGTERM
+                self._save_where_due(stop)
+                self._check_skipped(line)
 
     def _step(self, step: Step) -> dict[str, Any]:
-        """One optimizer step; returns its line for the metrics."""
-        batches = [self.batcher(self.train_set, examples) for examples in step.packs]
-        results = [self.engine.accumulate(batch, step.count) for batch in batches]
-        loss = sum(part.item() for part, _ in results)
-        if self._ledger is not None:
-            self._ledger.append(self._entry(step, [sums for _, sums in results]))
+        """One optimizer step; returns its line for the metrics, the same on all ranks but for the memory."""
+        began = time.perf_counter()
+        batches = [self.batcher(self.train_set, examples) for examples in self._mine(step)]
+        self._stragglers.built(time.perf_counter() - began)
+        results = [self._accumulate(step, batches, number) for number in range(len(batches))]
+        sums = [sums for _, sums in results]
+        loss, padded, real, computed = self.world.sum(
+            [
+                sum(part.item() for part, _ in results),
+                sum(batch.tokens_padded for batch in batches),
+                sum(batch.tokens_real for batch in batches),
+                sum(batch.tokens.numel() for batch in batches),
+            ]
+        )
+        if self.options.ledger:
+            self._note_losses(step, sums)
         rate = learning_rate(
             step.index,
             peak=self.options.lr,
@@ -168,17 +237,16 @@ class Trainer:
             total_steps=self.plan.total_steps,
         )
         update = self.engine.update(rate, loss_is_finite=math.isfinite(loss))
-        computed = sum(batch.tokens.numel() for batch in batches)
-        self.progress.tokens_seen += computed
-        line = {
+        self.progress.tokens_seen += int(computed)
+        line: dict[str, Any] = {
             "step": step.index + 1,
             "epoch": step.epoch + 1,
             "loss": loss,
             "lr": rate,
             "grad_norm": update.grad_norm,
-            "tokens_padded": sum(batch.tokens_padded for batch in batches),
-            "tokens_real": sum(batch.tokens_real for batch in batches),
-            "tokens_computed": computed,
+            "tokens_padded": int(padded),
+            "tokens_real": int(real),
+            "tokens_computed": int(computed),
             "tokens_supervised": step.count,
             "memory_bytes": peak_memory(self.engine.device),
         }
@@ -186,42 +254,77 @@ class Trainer:
             line |= {"skipped": True, "rescaled": update.rescaled}
             if not update.rescaled:  # that is fp16's way of finding its loss scale
                 self.progress.skipped += 1
-                warn(self._why_skipped(step, line))
+                line["rows"] = self._suspects(step, sums)
+                warn(_why_skipped(line))
         return line
 
-    def _entry(self, step: Step, sums: list[Tensor]) -> dict[str, Any]:
-        """The ledger's line of a step: the mean loss of each of its examples before the update."""
-        means = torch.cat(sums).cpu().numpy() / self.plan.supervised[step.examples]
-        rows = self.train_set.rows[step.examples].tolist()
-        return {"step": step.index + 1, "epoch": step.epoch + 1, "rows": rows, "losses": means.round(6).tolist()}
+    def _accumulate(self, step: Step, batches: list[Batch], number: int) -> tuple[Tensor, Tensor]:
+        self._watchdog.beat(f"step {step.index + 1}, batch {number + 1} of {len(batches)}")
+        return self.engine.accumulate(batches[number], step.count, last=number + 1 == len(batches))
 
-    def _check_skipped(self, step: Step, line: dict[str, Any]) -> None:
+    def _mine(self, step: Step) -> list[Indices]:
+        """The packs of a step that are this rank's."""
+        return step.packs[self.world.rank :: self.world.size]
+
+    def _note_losses(self, step: Step, sums: list[Tensor]) -> None:
+        """Writes the ledger's line of a step: the mean loss of each of its examples before the update."""
+        of_ranks = self.world.gather([one.cpu().numpy() for one in sums])
+        if self._ledger is None:
+            return
+        size = self.world.size
+        in_order = [of_ranks[pack % size][pack // size] for pack in range(len(step.packs))]
+        means = np.concatenate(in_order) / self.plan.supervised[step.examples]
+        rows = self.train_set.rows[step.examples].tolist()
+        entry = {"step": step.index + 1, "epoch": step.epoch + 1, "rows": rows, "losses": means.round(6).tolist()}
+        self._ledger.append(entry)
+
+    def _write(self, log: Log | None, line: dict[str, Any]) -> None:
+        """Writes a line of the metrics. An error waits until all ranks hear of it."""
+        if log is None:
+            return
+        try:
+            log.write(line)
+        except UserError as error:
+            self._trouble = error
+
+    def _suspects(self, step: Step, sums: list[Tensor]) -> list[int]:
+        """The rows whose own losses are not finite; where all are, all rows of the step: a gradient does not say whose
+        it is."""
+        mine = [
+            self.train_set.rows[examples[~torch.isfinite(losses).cpu().numpy()]].tolist()
+            for examples, losses in zip(self._mine(step), sums, strict=True)
+        ]
+        found = sorted(row for rows in self.world.gather(mine) for pack in rows for row in pack)
+        return found or sorted(self.train_set.rows[step.examples].tolist())
+
+    def _check_skipped(self, line: dict[str, Any]) -> None:
         """Stops the run, saved with all that belongs to this step, where too many steps were skipped."""
         if not line.get("skipped") or line["rescaled"] or self.progress.skipped <= self.options.max_skipped:
             return
-        self._save()
-        raise TrainingError(
-            f"{self._why_skipped(step, line)}; that was skipped step {self.progress.skipped}, --max_skipped allows "
+        self._save_to_stop()
+        error = TrainingError(
+            f"{_why_skipped(line)}; that was skipped step {self.progress.skipped}, --max_skipped allows "
             f"{self.options.max_skipped}; look at these rows, lower --lr or use --dtype fp32. A checkpoint is saved"
         )
+        error.common = True
+        raise error
 
-    def _why_skipped(self, step: Step, line: dict[str, Any]) -> str:
-        rows = name_rows(self.train_set.rows[step.examples].tolist(), most=len(step.examples))
-        found = f"loss {line['loss']} and gradient norm {line['grad_norm']}"
-        return f"step {line['step']} has {found}: its update is skipped ({rows})"
-
-    def _evaluate(self, log: _Log) -> None:
+    def _evaluate(self, log: Log | None) -> None:
         """Validation loss, samples and the best weights, where they are due."""
         step, total = self.progress.step, self.plan.total_steps
         if len(self.val_set) and self.evaluation.due(step, total):
             began = time.perf_counter()
-            losses = self.evaluation.losses(self.engine.evaluate, step)
-            log.write({"step": step, **losses, "eval_seconds": time.perf_counter() - began})
+            losses = self.evaluation.losses(self._evaluate_batch, step)
+            self._write(log, {"step": step, **losses, "eval_seconds": time.perf_counter() - began})
             say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
             if step:
                 self._note_best(losses["val_loss"])
         if len(self.val_set) and self.evaluation.sample_due(step, total):
             self._sample(log)
+
+    def _evaluate_batch(self, batch: Batch) -> tuple[float, int]:
+        self._watchdog.beat(f"evaluation when {self.progress.step} steps are done")
+        return self.engine.evaluate(batch)
 
     def _note_best(self, val_loss: float) -> None:
         progress = self.progress
@@ -231,26 +334,35 @@ class Trainer:
             return
         progress.best_val_loss, progress.best_step, progress.evaluations_since_best = val_loss, progress.step, 0
         if self.options.keep_best:
+            self._watchdog.beat("saving the best weights")
             save_best(self.run.checkpoints, self.engine, progress)
 
-    def _sample(self, log: _Log) -> None:
-        """Answers a few validation prompts; the book answers one at each epoch's end, past any end-of-text."""
+    def _sample(self, log: Log | None) -> None:
+        """Answers a few validation prompts; the book answers one at each epoch's end, past any end-of-text.
+
+        With several ranks the answers go on past their end, and are cut: so all run the same number of forwards.
+        """
         book = self.options.recipe == "book"
         records = self.data.part("val", 1 if book else self.options.samples)
         prompts = [self.data.template.prompt(record.instruction, record.input) for record in records]
         if not prompts:
             return
+        self._watchdog.beat("answering samples")
         tokenizer = gpt2_tokenizer()
         room = self.engine.model.config.n_ctx
-        answers = greedy(
-            self.engine.model,
-            [ids[-(room - 1) :] for ids in tokenizer.encode_many(prompts)],
-            max_new_tokens=SAMPLE_TOKENS,
-            stop=NO_STOP if book else END_OF_TEXT,
-        )
+        stop = NO_STOP if book or self.world.size > 1 else END_OF_TEXT
+        with self.engine.answering():
+            answers = greedy(
+                self.engine.model,
+                [ids[-(room - 1) :] for ids in tokenizer.encode_many(prompts)],
+                max_new_tokens=SAMPLE_TOKENS,
+                stop=stop,
+            )
         for record, ids in zip(records, answers, strict=True):
+            if not book and END_OF_TEXT in ids:
+                ids = ids[: ids.index(END_OF_TEXT)]
             response = self.data.template.extract(tokenizer.decode(ids))
-            log.write({"step": self.progress.step, "sample": {**record.as_entry(), "model_response": response}})
+            self._write(log, {"step": self.progress.step, "sample": {**record.as_entry(), "model_response": response}})
             say(f"  {' '.join(f'{record.instruction} {record.input}'.split())} -> {' '.join(response.split())}")
 
     def _plan(self) -> tuple[Plan, TokenMean | BookMeans]:
@@ -281,51 +393,90 @@ class Trainer:
         if order is not None:
             return plan, BookMeans(self.train_set, self.val_set, self.batcher, options.batch_size, order)
         return plan, TokenMean(
-            self.val_set, self.batcher, options.batch_size, options.eval_every, options.eval_examples
+            self.val_set, self.batcher, options.batch_size, options.eval_every, options.eval_examples, self.world
         )
 
     def _packing(self) -> Packing:
         config = self.engine.model.config
         cost = Cost.of_gpt2(config.n_layer, config.n_embd, config.vocab_size)
         if self.options.batching != "packed":
-            return Packing(cost=cost)
+            return Packing(ranks=self.world.size, cost=cost)
         shared = self.train_set.common_prefix() if self.options.share_prefix else 0
-        return Packing(pack_tokens=self.options.pack_tokens, shared=shared, cost=cost)
+        return Packing(pack_tokens=self.options.pack_tokens, shared=shared, ranks=self.world.size, cost=cost)
 
     def _finished(self) -> bool:
         patience = self.options.patience
         out_of_patience = patience > 0 and self.progress.evaluations_since_best >= patience
         return out_of_patience or self.progress.step >= self.plan.total_steps
 
-    def _save_is_due(self) -> bool:
-        every = self.options.save_every or self.plan.steps_per_epoch
-        return self.progress.step % every == 0 or self._finished()
+    def _save_where_due(self, stop: StopRequest) -> None:
+        """The end of a step, where the ranks agree: whether to stop, to save, and whether one is in trouble."""
+        mine = [
+            *stop.votes(),
+            float(self.world.is_first and save_is_asked(self.run.folder)),
+            float(self._trouble is not None),
+            float(self._shards is not None and self._shards.is_written),
+        ]
+        *stop_votes, asked, trouble, written = self.world.sum(mine)
+        stop.settle(stop_votes)
+        if trouble:
+            with self.world.together():
+                if self._trouble is not None:
+                    raise self._trouble
+        if self._shards is not None and written == self.world.size:
+            self._shards.finish()
+        step, every = self.progress.step, self.options.save_every or self.plan.steps_per_epoch
+        whole_every = self.options.whole_every
+        if asked or self._finished() or (whole_every and step % whole_every == 0):
+            self._save(whole=True)
+        elif step % every == 0:
+            self._save(whole=False)
 
-    def _save(self) -> None:
+    def _save(self, *, whole: bool) -> None:
+        """Saves; under ZeRO in shards where it need not be `whole`."""
+        self._watchdog.beat(f"saving when {self.progress.step} steps are done")
+        if self._shards is not None and not whole:
+            self._shards.begin(self.progress)
+            return
+        if self._shards is not None:
+            self._shards.finish()
         save_checkpoint(self.run.checkpoints, self.engine, self.progress, keep=self.options.keep)
 
+    def _save_to_stop(self) -> None:
+        """Saves before leaving: first what is quick, then what any number of ranks can go on from."""
+        if self._shards is not None:
+            self._save(whole=False)
+        self._save(whole=True)
+
     def _resume(self) -> None:
-        path = newest_whole(self.run.checkpoints) if self.options.resume else None
-        if path is None:
-            if self.options.resume:
-                say(f"no checkpoint in {self.run.checkpoints} yet: starting at step 0")
+        if not self.options.resume:
             return
-        progress = load_checkpoint(path, self.engine)
-        if progress.data_fingerprint != self.progress.data_fingerprint:
-            raise UserError(
-                f"the training examples are not those of {path}: the data file, the template or the mask has changed; "
-                "start again with --overwrite, or put the data back"
-            )
-        self.progress = progress
-        prune(self.run.checkpoints, progress.step, keep=self.options.keep)
+        path = resumable(self.run.checkpoints, self.engine)
+        if path is None:
+            say(f"no checkpoint in {self.run.checkpoints} yet: starting at step 0")
+            return
+        with self.world.together():
+            progress = load_checkpoint(path, self.engine)
+            if progress.data_fingerprint != self.progress.data_fingerprint:
+                raise UserError(
+                    f"the training examples are not those of {path}: the data file, the template or the mask has "
+                    "changed; start again with --overwrite, or put the data back"
+                )
+            self.progress = progress
+            if self.world.is_first:
+                prune(self.run.checkpoints, progress.step, keep=self.options.keep)
         say(f"resuming at step {progress.step} of {self.plan.total_steps} ({path})")
 
     def _finish(self) -> None:
         """Exports the result: the last weights, or the best ones where early stopping was asked for."""
+        self._watchdog.beat("writing the model")
         if self.options.patience:
             best = load_best(self.run.checkpoints, self.engine)
             say("exporting the last weights" if best is None else f"exporting the weights of step {best}, the best")
-        save_hf(self.engine.model, files.make_folder(self.run.model))
+        model = self.engine.whole_model()
+        with self.world.together():
+            if model is not None:
+                save_hf(model, files.make_folder(self.run.model))
         say(f"trained {self.progress.step} steps; the model is in {self.run.model}")
 
     def _data_seen(self) -> dict[str, Any]:
@@ -341,10 +492,12 @@ class Trainer:
 
     def _say_hello(self) -> None:
         engine, plan = self.engine, self.plan
-        parameters = sum(p.numel() for p in engine.model.parameters())
+        parameters = number_of_parameters(engine.model.config)
+        ranks = "" if self.world.size == 1 else f" on each of {self.world.size} ranks"
+        zero = f", ZeRO stage {engine.stage}" if isinstance(engine, ZeroEngine) else ""
         say(
-            f"{parameters:,} parameters on {engine.device} in {engine.dtype}; {len(self.train_set)} examples, "
-            f"{plan.total_steps} steps of {plan.batch_size}"
+            f"{parameters:,} parameters on {engine.device}{ranks} in {engine.dtype}{zero}; {len(self.train_set)} "
+            f"examples, {plan.total_steps} steps of {plan.batch_size}"
         )
 
     def dry_run(self) -> None:
@@ -363,11 +516,12 @@ class Trainer:
         say(f"tokens in {len(steps)} of {plan.total_steps} steps: {counts}")
         largest = plan.largest_step()
         began = time.perf_counter()
-        for examples in largest.packs:
-            engine.accumulate(self.batcher(self.train_set, examples), largest.count)
+        batches = [self.batcher(self.train_set, examples) for examples in self._mine(largest)]
+        for number in range(len(batches)):
+            self._accumulate(largest, batches, number)
         seconds = time.perf_counter() - began
         peak = peak_memory(engine.device)
-        moments = 8 * sum(p.numel() for p in engine.model.parameters())
+        moments = 8 * number_of_parameters(engine.model.config)
         rows = name_rows(self.train_set.rows[largest.examples].tolist())
         say(f"largest step: {len(largest.examples)} examples ({rows}), {seconds:.2f} s forward and backward")
         say(
@@ -377,80 +531,29 @@ class Trainer:
         say("dry run: nothing is trained, nothing is written")
 
 
-def peak_memory(device: torch.device) -> int:
-    """Bytes at the peak so far: of the GPU's allocator, or of the whole process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource
-
-    # Linux counts in KiB, macOS in bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def _why_skipped(line: dict[str, Any]) -> str:
+    found = f"loss {line['loss']} and gradient norm {line['grad_norm']}"
+    rows = name_rows(line["rows"], most=len(line["rows"]))
+    return f"step {line['step']} has {found}: its update is skipped ({rows})"
 
 
-@dataclass(slots=True)
-class _StopRequest:
-    signal: signal.Signals | None = None
+def _set_threads(threads: int | None, world: World, device: torch.device) -> None:
+    """CPU threads: those asked for, else, where several ranks compute on one machine's CPU, its share."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    elif device.type == "cpu" and world.local_size > 1 and "OMP_NUM_THREADS" not in os.environ:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // world.local_size))
 
 
-@contextmanager
-def _stop_requests() -> Iterator[_StopRequest]:
-    """Turns the first Ctrl-C or SIGTERM into a request that the loop looks at; a second one ends the process."""
-    request = _StopRequest()
-    caught = (signal.SIGINT, signal.SIGTERM)
-
-    def ask(number: int, _frame: FrameType | None) -> None:
-        request.signal = signal.Signals(number)
-        for one in caught:
-            signal.signal(one, signal.SIG_DFL)
-        with contextlib.suppress(RuntimeError):  # the signal came in the middle of printing
-            say(f"{request.signal.name}: saving after this step")
-
-    try:
-        before = {one: signal.signal(one, ask) for one in caught}
-    except ValueError:  # not the main thread: signals are the host program's affair
-        yield request
-        return
-    try:
-        yield request
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
-
-
-class _Log:
-    """Where a run's metrics go: `metrics.jsonl`, and TensorBoard where asked for."""
-
-    def __init__(self, metrics: MetricsFile, board: Any | None) -> None:
-        self._metrics = metrics
-        self._board = board
-
-    def write(self, line: dict[str, Any]) -> None:
-        self._metrics.append(line)
-        if self._board is not None:
-            for name, value in line.items():
-                if isinstance(value, int | float) and name != "step":
-                    self._board.add_scalar(name, value, line["step"])
-
-
-@contextmanager
-def _writers(run: Run, metrics: MetricsFile, *, tensorboard: bool) -> Iterator[_Log]:
-    board = _summary_writer()(str(run.folder / "tensorboard")) if tensorboard else None
-    try:
-        yield _Log(metrics, board)
-    finally:
-        metrics.close()
-        if board is not None:
-            board.close()
-
-
-def _summary_writer() -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError("--tensorboard needs the package: pip install tensorboard") from error
-    return SummaryWriter
+def _settled(options: TrainOptions, run: Run) -> TrainOptions:
+    """The options with what a resumed run's own say; refuses what cannot be done before anything is changed."""
+    if options.resume and options.dtype == "auto" and run.config.is_file():
+        options = replace(options, dtype=run.options().dtype)  # another machine may find another one fast
+    _check_folder(run, options)
+    if options.tensorboard:
+        summary_writer()  # that it is missing is said before anything is changed
+    return options
 
 
 def _check_folder(run: Run, options: TrainOptions) -> None:

@@ -1,0 +1,29 @@
+"""`fastft train` for launchers: `deepspeed launch/train.py ...`, `torchrun launch/train.py ...`, `srun python ...`.
+
+Takes the options of `fastft train`, and `--local_rank`, which deepspeed passes on although LOCAL_RANK says it too.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from fastft.cli import main
+
+
+def without_local_rank(arguments: Sequence[str]) -> list[str]:
+    """The arguments but `--local_rank N` and `--local_rank=N`."""
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        if skip or argument.startswith(("--local_rank=", "--local-rank=")):
+            skip = False
+        elif argument in ("--local_rank", "--local-rank"):
+            skip = True
+        else:
+            kept.append(argument)
+    return kept
+
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *without_local_rank(sys.argv[1:])]))
