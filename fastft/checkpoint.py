@@ -144,12 +144,16 @@ class Shards:
         if progress is None:
             return
         world = self._engine.world
-        with world.together():
-            mine = self._engine.shard_writer.finish()
-        manifests = world.gather(mine)
-        with world.together():
-            if world.is_first:
-                self._seal(progress, {name: entry for part in manifests for name, entry in part.items()})
+        try:
+            with world.together():
+                mine = self._engine.shard_writer.finish()
+            manifests = world.gather(mine)
+            with world.together():
+                if world.is_first:
+                    self._seal(progress, {name: entry for part in manifests for name, entry in part.items()})
+        finally:
+            if world.is_first:  # nothing is left of what could not be made whole
+                shutil.rmtree(_beside(self._path(progress)), ignore_errors=True)
 
     def _seal(self, progress: Progress, manifest: dict[str, dict[str, str | int]]) -> None:
         path, engine = self._path(progress), self._engine

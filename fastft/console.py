@@ -5,6 +5,7 @@ Output for people goes to standard error, so that standard output can be piped.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +20,18 @@ _SECONDS_BETWEEN_PLAIN_LINES = 5.0
 
 def say(line: str) -> None:
     """Prints a line above any progress bar, markup characters as they are."""
-    console.print(line, markup=False)
+    _print(line)
 
 
 def warn(line: str) -> None:
     """Prints a warning line."""
-    console.print(f"warning: {line}", markup=False, style="yellow")
+    _print(f"warning: {line}", style="yellow")
+
+
+def _print(line: str, style: str | None = None) -> None:
+    """Prints, if anybody listens: a launcher that leaves before its ranks must not cost them their last checkpoint."""
+    with contextlib.suppress(BrokenPipeError):
+        console.print(line, markup=False, style=style)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import os
 import re
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from fastft.errors import FastftError, LostRank, UserError
 T = TypeVar("T")
 
 _DEFAULT_PORT = 29500
-_SLURM_PORTS = (20000, 40000)
+_SLURM_PORTS = (20000, 30000)
 _LOST = re.compile(
     r"Connection (closed|reset|refused)|connection was closed|Broken pipe|Socket|Timed out waiting"
     r"|NCCL (communicator|error)|remote process exited|unhandled system error",
@@ -207,18 +206,9 @@ def _is_slurm_task(environ: Mapping[str, str]) -> bool:
 
 
 def _first_slurm_host(environ: Mapping[str, str]) -> str:
-    nodes = environ.get("SLURM_STEP_NODELIST")
-    if not nodes:
-        return "127.0.0.1"
-    if re.fullmatch(r"[\w.-]+", nodes):
-        return nodes
-    try:
-        listed = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise UserError(
-            f"cannot tell the first host of SLURM_STEP_NODELIST={nodes} ({error}); set MASTER_ADDR"
-        ) from error
-    return listed.stdout.split()[0]
+    """The first of a list such as `gpu[01-04,07],login1`; this machine where there is none."""
+    nodes = environ.get("SLURM_STEP_NODELIST", "127.0.0.1")
+    return re.sub(r"\[([^],-]+)[^]]*\]", r"\1", nodes).split(",")[0]
 
 
 def _slurm_port(environ: Mapping[str, str]) -> int:

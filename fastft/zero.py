@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fastft import ops
 from fastft.batch import Batch
@@ -74,6 +75,7 @@ class ZeroEngine:
             # saves with what it saved, which is another thing when a weight has been gathered anew.
             model.reentrant_checkpoints = True
         group_of_one()  # where there is one rank alone
+        os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # DeepSpeed asks for it; srun does not set it
         settings = settings_for_deepspeed(config, options, dtype, world.size)
         try:
             self.zero, *_ = deepspeed.initialize(
@@ -87,7 +89,7 @@ class ZeroEngine:
 
         self.shard_writer = BackgroundWriter()
         self.zero.checkpoint_engine = self.shard_writer
-        self._begin_state(torch.zeros(()))
+        self._begin_state()
 
     def accumulate(self, batch: Batch, count: int, *, last: bool = True) -> tuple[Tensor, Tensor]:
         """See `fastft.engine.AnyEngine`."""
@@ -161,8 +163,6 @@ class ZeroEngine:
     @torch.no_grad()
     def load(self, weights: Path, moments: Moments) -> None:
         """See `fastft.engine.AnyEngine`. Every rank reads the files, and keeps its part."""
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
         with torch.device("meta"):
             empty = GPT2(self.model.config)
         whole = empty.to_empty(device="cpu")
@@ -171,13 +171,14 @@ class ZeroEngine:
         parameters = dict(self.model.named_parameters())
         for name, parameter in parameters.items():
             self._set_weight(parameter, values[name])
-            safe_set_full_fp32_param(parameter, values[name].to(self.device))
+            self._set_master(parameter, values[name])
         if not moments:
             return
-        self._begin_state(next(value for name, value in moments.items() if name.endswith("/step")))
+        for state in self._adamw.state.values():  # in place: DeepSpeed holds on to parts of these tensors
+            state["step"].copy_(moments["wte.weight/step"])
         for name, parameter in parameters.items():
             for key in _MOMENTS:
-                safe_set_full_optimizer_state(parameter, moments[f"{name}/{key}"].to(self.device), key)
+                self._set_master(parameter, moments[f"{name}/{key}"], key)
 
     def save_shards(self, folder: Path) -> None:
         """Takes a copy of every rank's part, which `shard_writer` writes to `folder`. All ranks call it."""
@@ -192,6 +193,9 @@ class ZeroEngine:
         loaded, _ = self.zero.load_checkpoint(str(folder), tag=self.shard_writer.tag)
         if loaded is None:
             raise UserError(f"DeepSpeed finds no checkpoint in {folder}; start from another with --overwrite")
+        if self.stage < 3:  # it has made new tensors, and finds the parameters' parts of them at the next update only
+            self.zero.optimizer._hp_optimizer_states_linked = False
+            self.zero.optimizer._lazy_init_hp_params_optimizer_state()
 
     def loss_scale(self) -> dict[str, Any]:
         """See `fastft.engine.AnyEngine`."""
@@ -215,18 +219,33 @@ class ZeroEngine:
             if self.world.is_first:
                 parameter.copy_(value)
 
-    def _begin_state(self, step: Tensor) -> None:
-        """Makes AdamW's state of each flat partition, as its first update would, at `step`.
+    def _set_master(self, parameter: Any, value: Tensor, key: str | None = None) -> None:
+        """Sets this rank's part of a parameter's float32 master, or of its moment `key`, from the whole value."""
+        from deepspeed import utils
+
+        value = value.to(self.device)
+        if self.stage == 3:
+            # The parts are equal: the last one is padded, which DeepSpeed does where it reads, and not where it sets.
+            size = parameter.ds_tensor.numel()
+            value = F.pad(value.flatten(), (0, size * self.world.size - value.numel()))
+            value = value.narrow(0, size * self.world.rank, size)
+        which = "local" if self.stage == 3 else "full"
+        if key is None:
+            getattr(utils, f"safe_set_{which}_fp32_param")(parameter, value)
+        else:
+            getattr(utils, f"safe_set_{which}_optimizer_state")(parameter, value, key)
+
+    def _begin_state(self) -> None:
+        """Makes AdamW's state of each flat partition, as its first update would.
 
         DeepSpeed finds the parameters' parts of the state after the first group's first update, when that of the other
         groups is not there yet: so it is made before.
         """
         optimizer = self.zero.optimizer
         in_groups = [partition for group in self._adamw.param_groups for partition in group["params"]]
-        flat = optimizer.fp32_partitioned_groups_flat if self.stage == 3 else in_groups
-        for partition in flat:
+        for partition in optimizer.fp32_partitioned_groups_flat if self.stage == 3 else in_groups:
             self._adamw.state[partition] = {
-                "step": step.to(partition.device, torch.float32).clone(),
+                "step": torch.zeros((), device=partition.device),
                 **{key: torch.zeros_like(partition) for key in _MOMENTS},
             }
         if self.stage < 3:

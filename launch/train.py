@@ -5,10 +5,19 @@ Takes the options of `fastft train`, and `--local_rank`, which deepspeed passes 
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
-from fastft.cli import main
+
+def main() -> int:
+    """Runs the command line; returns its exit status."""
+    # Importing takes seconds. A scheduler that ends the job meanwhile ends nothing yet: it may start it again.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    from fastft.cli import main
+
+    return main(["train", *without_local_rank(sys.argv[1:])])
 
 
 def without_local_rank(arguments: Sequence[str]) -> list[str]:
@@ -26,4 +35,4 @@ def without_local_rank(arguments: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(["train", *without_local_rank(sys.argv[1:])]))
+    sys.exit(main())

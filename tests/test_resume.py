@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from launching import Launcher
 from torch import Tensor
 
 from fastft import checkpoint
@@ -35,56 +36,6 @@ STEPS, SAVE_EVERY, EVAL_EVERY = 24, 3, 4
 LINES = STEPS + STEPS // EVAL_EVERY + 1
 PATIENCE_S = 120.0
 OF_THE_CLOCK = {"seconds", "eval_seconds", "memory_bytes"}
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a process ended: its exit status (-9 after SIGKILL), its changes in the file system, what it said."""
-
-    exit: int
-    changes: int
-    said: str
-
-
-class Launcher:
-    """`warm_launcher.py`, one command line at a time."""
-
-    def __init__(self, folder: Path) -> None:
-        self._log = folder / "said.txt"
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("warm_launcher.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            text=True,
-        )
-
-    def start(self, argv: list[str], *, kill_at: int | None = None) -> int:
-        """Starts a command line; returns its process id."""
-        assert self._process.stdin is not None
-        request = {"argv": argv, "log": str(self._log), "folder": str(self._log.parent), "kill_at": kill_at}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return int(self._reply()["pid"])
-
-    def wait(self) -> Ended:
-        """Waits until it has ended."""
-        ended = self._reply()
-        return Ended(ended["exit"], ended["changes"], self._log.read_text())
-
-    def run(self, argv: list[str], *, kill_at: int | None = None) -> Ended:
-        self.start(argv, kill_at=kill_at)
-        return self.wait()
-
-    def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-
-    def _reply(self) -> dict[str, int]:
-        assert self._process.stdout is not None
-        values: dict[str, int] = json.loads(self._process.stdout.readline())
-        return values
 
 
 @pytest.fixture(scope="module")
