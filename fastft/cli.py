@@ -35,6 +35,7 @@ from fastft.report import ReportOptions, report
 from fastft.run import Run
 from fastft.score import ScoreOptions, score, summary_line
 from fastft.trainer import Outcome, train
+from fastft.verify import VerifyOptions, verify_resume
 
 EXIT_INTERRUPTED = 130
 
@@ -51,6 +52,11 @@ def _train(options: TrainOptions) -> int:
 def _demo(options: DemoOptions) -> int:
     keep_freed_memory()
     return _status(demo(options))
+
+
+def _verify_resume(options: VerifyOptions) -> None:
+    keep_freed_memory()
+    verify_resume(options)
 
 
 def _generate(options: GenerateOptions) -> None:
@@ -83,6 +89,9 @@ COMMANDS = {
     "generate": Command("answer the test prompts with a run's model", GenerateOptions, _generate),
     "score": Command("score a run's responses by a judge and by text metrics", ScoreOptions, _score),
     "report": Command("make a run's report page", ReportOptions, _report),
+    "verify-resume": Command(
+        "prove that a stopped and resumed run is the run that was not stopped", VerifyOptions, _verify_resume
+    ),
     "doctor": Command("examine this machine: versions, kernels against float64, speeds", DoctorOptions, doctor),
 }
 
@@ -152,7 +161,7 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     command = COMMANDS[name]
     arguments = _spell_out_flags(command.options, arguments)
     parser = options_parser(command.options, prog=f"fastft {name}", description=command.help)
-    if command.options is TrainOptions:
+    if issubclass(command.options, TrainOptions):
         arguments = _with_saved_config(parser, arguments)
     try:
         values = parser.parse_args(arguments)

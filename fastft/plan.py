@@ -110,7 +110,10 @@ class Plan:
         epoch, within = divmod(index, self.steps_per_epoch)
         begin = within * self.batch_size
         examples = self.epoch_order(epoch)[begin : begin + self.batch_size]
-        return Step(index=index, epoch=epoch, packs=self._cut(examples), count=int(self.supervised[examples].sum()))
+        packs = self._cut(examples)
+        turn = index % self.packing.ranks  # the dearest pack, which comes first, goes to each rank in turn
+        packs = packs[-turn:] + packs[:-turn]
+        return Step(index=index, epoch=epoch, packs=packs, count=int(self.supervised[examples].sum()))
 
     def largest_step(self) -> Step:
         """The step with the dearest pack of the run, by tokens and loss rows: what memory must suffice for."""
