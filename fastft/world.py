@@ -169,6 +169,10 @@ def group_of_one() -> None:
 
 
 def _meet(world: World, device: torch.device, timeout_s: float) -> None:
+    if device.type == "mps":
+        raise UserError(
+            f"got {world.size} ranks on mps, for which torch has no way to talk; use --device cpu or one rank"
+        )
     address = os.environ.get("MASTER_ADDR") or _first_slurm_host(os.environ)
     port = _number(os.environ, "MASTER_PORT", _slurm_port(os.environ))
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)

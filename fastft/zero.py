@@ -106,10 +106,11 @@ class ZeroEngine:
             group["lr"] = lr
         self._adamw.idle = not loss_is_finite
         self.zero.step()
-        norm = self.zero.get_global_grad_norm()
-        grad_norm = math.nan if norm is None else float(norm)
-        applied = loss_is_finite and self.zero.was_step_applied()
-        return Update(grad_norm, applied, rescaled=loss_is_finite and not applied and self.dtype == "fp16")
+        norm_is_finite = self.zero.was_step_applied()
+        # Of a step that it leaves out, DeepSpeed does not always say the norm, but that of the step before.
+        grad_norm = float(self.zero.get_global_grad_norm() or 0.0) if norm_is_finite else math.inf
+        rescaled = loss_is_finite and not norm_is_finite and self.dtype == "fp16"
+        return Update(grad_norm, loss_is_finite and norm_is_finite, rescaled)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[float, int]:
@@ -287,8 +288,11 @@ def _check(options: TrainOptions, dtype: DType, stage: int, device: torch.device
         raise UserError(f"got --dtype fp64 with ZeRO stage {stage}, whose masters are float32; expected another dtype")
     if device.type == "mps":
         raise UserError(f"got --device mps with ZeRO stage {stage}, expected cpu or cuda")
-    if options.compile and stage == 3:
-        raise UserError("got --compile true with ZeRO stage 3, whose weights come and go while it runs; leave it out")
+    if options.compile:
+        raise UserError(
+            f"got --compile true with ZeRO stage {stage}, whose hooks torch.compile does not see; leave it out, or "
+            "train without --deepspeed_config"
+        )
 
 
 def _shape(parameter: nn.Parameter) -> torch.Size:

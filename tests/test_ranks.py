@@ -443,6 +443,7 @@ def test_what_is_not_finite_on_one_rank_is_skipped_on_all(
     assert len(skipped[0]["rows"]) == (1 if what == "loss" else 8)
     assert f"step 4 has loss {'inf' if what == 'loss' else ''}" in ended[0].said
     assert "its update is skipped (row" in ended[0].said
+    assert not math.isfinite(skipped[0][{"loss": "loss", "gradient": "grad_norm"}[what]] or math.inf)
     losses = [line["loss"] for line in metrics(run) if "loss" in line and line["step"] != 4]
     assert all(map(math.isfinite, losses))
     states = [json.loads((run / "checkpoints" / f"step-{step}/state.json").read_text()) for step in (6,)]
