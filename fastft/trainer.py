@@ -118,6 +118,7 @@ def make_engine(model: GPT2, options: TrainOptions, world: World) -> AnyEngine:
             return Engine(model, options, world)
         config = read_zero_config(options.deepspeed_config, options, world.size)
         dtype = config.dtype or choose_dtype(options.dtype, device)
+        config.check_dtype(dtype)
         if config.stage == 0:
             if config.unused:
                 warn(f"{config.path}: stage 0 trains without DeepSpeed, and does not read {', '.join(config.unused)}")
@@ -173,10 +174,10 @@ class Trainer:
             self._say_hello()
             stop = stack.enter_context(stop_requests(self.world))
             self._loop(log, stop, stop_after)
-        if stop.signal is not None and not self._finished():
-            self._save_to_stop()
-            say(f"stopped by {stop.signal.name} at step {self.progress.step}, saved; go on with --resume")
-            return Outcome(self.run, self.progress, stop.signal)
+            if stop.signal is not None and not self._finished():
+                self._save_to_stop()  # here, where a launcher's second SIGTERM does nothing
+                say(f"stopped by {stop.signal.name} at step {self.progress.step}, saved; go on with --resume")
+                return Outcome(self.run, self.progress, stop.signal)
         self._finish()
         return Outcome(self.run, self.progress)
 
@@ -208,7 +209,7 @@ class Trainer:
                 for slow in self._stragglers.look(progress.step, line["seconds"]):
                     warn(f"step {progress.step}: {slow}")
                 if progress.step == stop_after:
-                    stop.signal = signal.SIGTERM
+                    stop.asked = signal.SIGTERM
                 self._save_where_due(stop)
                 self._check_skipped(line)
 

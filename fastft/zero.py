@@ -77,11 +77,13 @@ class ZeroEngine:
         group_of_one()  # where there is one rank alone
         os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # DeepSpeed asks for it; srun does not set it
         settings = settings_for_deepspeed(config, options, dtype, world.size)
+        # Of many classes, where a section is not what DeepSpeed takes it for; pydantic's errors are ValueErrors.
+        refusals = (ValueError, TypeError, AttributeError, AssertionError, RuntimeError, deepspeed.DeepSpeedConfigError)
         try:
             self.zero, *_ = deepspeed.initialize(
                 model=model, optimizer=self._adamw, config=settings, dist_init_required=False
             )
-        except (ValueError, AssertionError, RuntimeError) as error:  # pydantic's errors are ValueErrors
+        except refusals as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise UserError(f"DeepSpeed refuses {config.path}: {' '.join(str(error).split())[:400]}") from error

@@ -24,8 +24,6 @@ def test_the_two_runs_are_the_same(options: VerifyOptions) -> None:
     for _ in range(2):  # an earlier proof is in the way of none
         proof = verify_resume(options)
         assert (proof.steps, proof.stopped_at, proof.differences) == (5, 2, [])
-    steps = {path.name for path in (options.out / "resumed/checkpoints").glob("step-*")}
-    assert steps == {"step-2", "step-5"}
 
 
 @pytest.mark.parametrize("forgotten", ["moments", "weights"])
