@@ -14,6 +14,7 @@ from typing import IO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 
 def discard(stream: IO[str]) -> None:
@@ -35,6 +36,7 @@ class _Console(Console):
 console = _Console(stderr=True, highlight=False, soft_wrap=True)
 
 _SECONDS_BETWEEN_PLAIN_LINES = 5.0
+_TABLE_WIDTH = 140
 
 
 def say(line: str) -> None:
@@ -45,6 +47,12 @@ def say(line: str) -> None:
 def warn(line: str) -> None:
     """Prints a warning line."""
     console.print(f"warning: {line}", markup=False, style="yellow")
+
+
+def show(table: Table) -> None:
+    """Prints a table whole, wider than the terminal where it must be: cut figures are none."""
+    if not console.quiet:
+        _Console(stderr=True, highlight=False, width=max(console.width, _TABLE_WIDTH)).print(table)
 
 
 @contextmanager

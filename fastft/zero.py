@@ -54,6 +54,7 @@ class ZeroEngine:
             UserError: DeepSpeed is not installed or refuses its settings, or the options ask for what it cannot do.
         """
         self.world = world
+        self.config = config
         self.stage = config.stage
         self.dtype = dtype
         self.device = choose_device(options.device, world.local_rank)
