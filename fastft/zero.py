@@ -92,6 +92,13 @@ class ZeroEngine:
 
         self.shard_writer = BackgroundWriter()
         self.zero.checkpoint_engine = self.shard_writer
+        copy_scripts = self.zero._copy_recovery_script
+
+        def copy_scripts_if_there_is_room(folder: str) -> None:
+            with contextlib.suppress(OSError):  # a full disk is told by `shard_writer`, and to all ranks
+                copy_scripts(folder)
+
+        self.zero._copy_recovery_script = copy_scripts_if_there_is_room
         self._begin_state()
 
     def accumulate(self, batch: Batch, count: int, *, last: bool = True) -> tuple[Tensor, Tensor]:

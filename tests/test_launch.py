@@ -77,10 +77,10 @@ def test_wherever_it_stands_the_others_stay(
 @forked
 def test_the_script_trains() -> None:
     """With the exit status of `fastft train`."""
-    ended = in_fork(lambda: script("--local_rank=0", "--batch_size", "0"))
+    ended = in_fork(lambda: script("--local_rank=0", "--epochs", "0"))
     assert isinstance(ended.gave, SystemExit), ended
     assert ended.gave.code == 2
-    assert ended.said.startswith("error: got --batch_size 0, expected at least 1")
+    assert ended.said.startswith("error: got --epochs 0, expected at least 1")
 
 
 @forked

@@ -139,7 +139,7 @@ def test_a_ctrl_c_that_reaches_a_rank_after_the_vote_is_the_same_one() -> None:
             return request.signal
 
     ended = in_fork(run)
-    assert (ended.exit, ended.gave) == (0, INT)
+    assert (ended.exit, ended.gave, ended.said) == (0, INT, "")
 
 
 def test_ranks_that_are_silenced_stop_without_a_word() -> None:

@@ -282,6 +282,15 @@ def test_one_slow_look_is_forgotten() -> None:
     assert run.look() == [f"rank 2 takes 3.0 times as long as the fastest for {BATCHES}"]
 
 
+def test_a_rank_that_turns_slow_is_named_beside_one_that_has_been_all_along() -> None:
+    run = Run([(2.0, 0.1), EVEN])
+    run.look()
+    assert len(run.look()) == 1
+    run.set((2.0, 0.1), (3.0, 0.1))
+    assert [line.partition(" takes ")[0] for line in run.look()] == ["rank 1"]
+    assert [line.partition(" takes ")[0] for line in run.look()] == ["rank 1", "rank 2"]
+
+
 @pytest.mark.parametrize(("seconds", "named"), [(1.0, False), (SLOWER - 0.01, False), (SLOWER + 0.01, True)])
 def test_a_rank_is_slow_from_a_limit_on(seconds: float, named: bool) -> None:
     run = Run([(seconds, 0.1), EVEN])

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastft import trainer
 from fastft.config import DType, TrainOptions
 from fastft.errors import UserError
 from fastft.optim import BETAS, EPSILON
@@ -319,12 +320,21 @@ def test_sections_that_are_none_are_refused(name: str, value: Any) -> None:
     assert f"got {json.dumps(value)} as {name}, expected an object" in message
 
 
-def test_what_auto_takes_is_held_against_what_a_file_switches_off(tmp_path: Path) -> None:
+def test_what_auto_takes_is_held_against_what_a_file_switches_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = read({"zero_optimization": {"stage": 1}, "bf16": {"enabled": False}, "fp16": {"enabled": AUTO}})
     for dtype in ("fp32", "fp16"):
         config.check_dtype(dtype)
     with pytest.raises(UserError, match="bf16 switched off there, which --dtype auto takes"):
         config.check_dtype("bf16")
+
+    path = tmp_path / "zero.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 0}, "bf16": {"enabled": False}}))
+    options = TrainOptions(model="pico", device="cpu", deepspeed_config=path)
+    monkeypatch.setattr(trainer, "choose_dtype", lambda *_: "bf16")  # a machine that does it fast
+    with pytest.raises(UserError, match="bf16 switched off there"):
+        make_engine(initial_model(options), options, ALONE)
 
 
 def test_two_arithmetics_are_refused() -> None:
