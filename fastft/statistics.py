@@ -260,7 +260,7 @@ def krippendorff_alpha(ratings: npt.ArrayLike, scale: Scale = "nominal") -> floa
 def _coincidences(table: Floats) -> tuple[Floats, Floats]:
     """The values `[K]` in order, and how often each pair of them met in an item, `[K, K]`: m ratings weigh m."""
     values = np.unique(table[~np.isnan(table)])
-    each = np.array([(table == value).sum(axis=0) for value in values]).reshape(len(values), -1)  # [K, N]
+    each = (table[None] == values[:, None, None]).sum(axis=1)  # [K, N]
     raters = each.sum(axis=0)
     paired = each[:, raters > 1].astype(np.float64)
     per_item = paired / np.maximum(raters[raters > 1] - 1, 1)

@@ -200,6 +200,7 @@ def test_alpha_of_full_agreement_of_none_and_of_one_value() -> None:
     assert statistics.krippendorff_alpha([[1, 2], [2, 1]]) == pytest.approx(-0.5)
     assert statistics.krippendorff_alpha([[1, 1], [1, 1]]) is None
     assert statistics.krippendorff_alpha([[1, NAN], [NAN, 2]]) is None
+    assert statistics.krippendorff_alpha([[NAN], [NAN]]) is None
     with pytest.raises(ValueError, match="raters, items"):
         statistics.krippendorff_alpha([1, 2])
 
