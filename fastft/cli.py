@@ -11,6 +11,7 @@ import io
 import os
 import signal
 import sys
+import time
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -24,7 +25,7 @@ import yaml
 from fastft import __version__
 from fastft.compare import CompareOptions, compare, show
 from fastft.config import RECIPES, TrainOptions
-from fastft.console import console
+from fastft.console import console, discard
 from fastft.demo import DemoOptions, demo
 from fastft.doctor import DoctorOptions, doctor
 from fastft.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR, FastftError, UserError
@@ -39,6 +40,8 @@ from fastft.trainer import Outcome, train
 from fastft.verify import VerifyOptions, verify_resume
 
 EXIT_INTERRUPTED = 130
+_FIRST_SPEAKS_S = 10.0
+"""A launcher ends all ranks when one has failed: the others wait so long for the first, which says what is wrong."""
 
 
 def _status(outcome: Outcome) -> int:
@@ -128,11 +131,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say_error("interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
-        _discard_output()
+        discard(sys.stdout)
         return EXIT_DONE
     except OSError as error:  # a path that cannot even be looked at, or a full disk behind our output
         if error.filename is None:
-            _discard_output()
+            discard(sys.stdout)
         where = f"cannot use {error.filename}" if error.filename else "cannot read or write"
         _say_error(f"{where}: {error.strerror or error}; check the path, its permissions and the free space")
         return EXIT_USER_ERROR
@@ -152,6 +155,8 @@ def _main(arguments: list[str]) -> int:
         options = parse(name, rest)
     except UserError as error:
         error.common = True  # all ranks were given the same command line
+        if _rank():
+            time.sleep(_FIRST_SPEAKS_S)
         raise
     result = COMMANDS[name].run(options)
     return result if isinstance(result, int) else EXIT_DONE
@@ -233,12 +238,6 @@ def _usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
     return "\n".join(["usage: fastft COMMAND [options]", "", *lines, "", "`fastft COMMAND --help` lists its options."])
-
-
-def _discard_output() -> None:
-    """Points standard output at nothing, so that what is left in its buffer raises no error when Python exits."""
-    with contextlib.suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _out_of_memory(error: Exception) -> int:

@@ -21,6 +21,7 @@ import pytest
 import requests
 import torch
 import yaml
+from forks import in_fork
 from safetensors.torch import load_file, save_file
 from small_records import made_records
 
@@ -264,6 +265,19 @@ def folder_for_file(place: Place, name: str, argv: Callable[[], list[str]]) -> l
     return argv()
 
 
+def deepspeed(place: Place, content: str) -> list[str]:
+    return place.train("--deepspeed_config", place.text("zero.json", content))
+
+
+def launched(place: Place, **variables: str) -> list[str]:
+    """As if a launcher had told the process so."""
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        place.patch.delenv(name, raising=False)
+    for name, value in variables.items():
+        place.patch.setenv(name, value)
+    return place.train()
+
+
 @dataclass(frozen=True)
 class Case:
     name: str
@@ -398,6 +412,45 @@ OPTIONS = [
         "inspect: everything dropped",
         lambda p: ["inspect", "--data", str(p.json(made_records())), "--max_length", "5", "--too_long", "drop"],
         ("dropped", "--max_length"),
+    ),
+]
+
+RANKS = [
+    Case("a hang of less than nothing", lambda p: p.train("--hang_timeout", "-1"), ("--hang_timeout -1", "at least 0")),
+    Case("a hang without a number", lambda p: p.train("--hang_timeout", "nan"), ("--hang_timeout nan", "a number")),
+    Case("a hang of ages", lambda p: p.train("--hang_timeout", "1e300"), ("--hang_timeout 1e+300", "at most")),
+    Case("an endless hang", lambda p: p.train("--hang_timeout", "1e999"), ("--hang_timeout inf", "at most")),
+    Case("whole every -1", lambda p: p.train("--whole_every", "-1"), ("--whole_every -1", "at least 0")),
+    Case("no DeepSpeed file", lambda p: p.train("--deepspeed_config", "no.json"), ("no.json", "not there", "launch/")),
+    Case(
+        "a folder for the file", lambda p: p.train("--deepspeed_config", p.tmp), ("--deepspeed_config", "cannot read")
+    ),
+    Case("DeepSpeed file not JSON", lambda p: deepspeed(p, "{"), ("zero.json", "not JSON", "line 1")),
+    Case("DeepSpeed file a list", lambda p: deepspeed(p, "[1]"), ("zero.json", "a list", "an object")),
+    Case("DeepSpeed file without a stage", lambda p: deepspeed(p, "{}"), ("zero.json", "zero_optimization", "launch/")),
+    Case(
+        "DeepSpeed file that disagrees",
+        lambda p: deepspeed(p, '{"zero_optimization": {"stage": 1}, "train_batch_size": 64}'),
+        ("zero.json", "train_batch_size 64 there", "--batch_size 2 here", "auto"),
+    ),
+    Case(
+        "DeepSpeed file with a scheduler",
+        lambda p: deepspeed(p, '{"zero_optimization": {"stage": 1}, "scheduler": {"type": "WarmupLR"}}'),
+        ("zero.json", "scheduler", "--schedule", "remove"),
+    ),
+    Case(
+        "resume with a DeepSpeed file that disagrees",
+        lambda p: p.resume(*deepspeed(p, '{"zero_optimization": {"stage": 0}, "gradient_clipping": 9}')[-2:]),
+        ("zero.json", "gradient_clipping 9 there", "--clip 1.0 here"),
+    ),
+    Case("a rank after the last", lambda p: launched(p, RANK="2", WORLD_SIZE="2"), ("RANK=2", "from 0 to 1")),
+    Case("a rank in words", lambda p: launched(p, RANK="one", WORLD_SIZE="2"), ("RANK=one", "whole number", "unset")),
+    Case("a rank of no world", lambda p: launched(p, RANK="0"), ("WORLD_SIZE=None", "whole number", "unset")),
+    Case("a world in words", lambda p: launched(p, RANK="0", WORLD_SIZE="all"), ("WORLD_SIZE=all", "unset")),
+    Case(
+        "a port in words",
+        lambda p: launched(p, RANK="0", WORLD_SIZE="2", MASTER_PORT="http"),
+        ("MASTER_PORT=http", "whole number"),
     ),
 ]
 
@@ -577,6 +630,7 @@ CASES = {
     for group, cases in {
         "records": RECORDS,
         "options": OPTIONS,
+        "ranks": RANKS,
         "weights": WEIGHTS,
         "runs": RUNS,
         "compare": COMPARE,
@@ -661,6 +715,17 @@ def test_bad_input_to_a_process_of_its_own(name: str, place: Place) -> None:
     done = subprocess.run([sys.executable, "-m", "fastft", *argv], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     check_line(done.stderr, CASES[name].words)
+
+
+@pytest.mark.parametrize("section", [{"elasticity": {"enabled": False}}, {"flops_profiler": True}])
+def test_what_deepspeed_refuses_is_one_line(section: dict[str, Any], place: Place) -> None:
+    """Of whatever class its error is. In a fork: it leaves a process group of one."""
+    argv = deepspeed(place, json.dumps({"zero_optimization": {"stage": 1}, **section}))
+    before = snapshot(place.tmp)
+    ended = in_fork(lambda: main(argv))
+    assert ended.gave == 2
+    check_line(ended.said, ("DeepSpeed refuses", "zero.json"))
+    assert snapshot(place.tmp) == before
 
 
 def metrics_lines(run: Path) -> list[dict[str, Any]]:
