@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import types
 import typing
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,14 +24,19 @@ _WORDS = {
 _WRONG_VALUE = re.compile(r'Parser key "(?P<key>\w+)":.*(?:Got|Given) value: ?(?P<value>.*)', re.DOTALL)
 
 
+def positionals(options: type[Any]) -> list[str]:
+    """The fields that are given by their place and not by an option's name: those that are not keyword-only."""
+    return [f.name for f in fields(options) if not f.kw_only]
+
+
 def options_parser(options: type[Any], *, prog: str, description: str = "") -> jsonargparse.ArgumentParser:
-    """A parser with an option for each field of a dataclass; it raises `jsonargparse.ArgumentError`."""
+    """A parser with an option or a place for each field of a dataclass; it raises `jsonargparse.ArgumentError`."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
         prog=prog, description=description, exit_on_error=False, default_env=False, allow_abbrev=False
     )
     parser.add_argument("--config", action="config", help="a YAML file of options, such as a run's config.yaml")
-    parser.add_class_arguments(options, as_group=False, as_positional=False)
+    parser.add_class_arguments(options, as_group=False, as_positional=True)
     return parser
 
 
@@ -62,7 +68,10 @@ def plain_error(error: jsonargparse.ArgumentError, options: type[Any]) -> str:
             f"--config: got {message.partition(':')[2].strip() or 'an empty file'}, expected options as `name: value`"
         )
     message = re.sub(r'^Parser key "(\w+)"', r"--\1", message)
-    return re.sub(r"(arguments are required: )(\w+)", r"\1--\2", message)
+    if required := re.fullmatch(r"(.*arguments are required: )(.*)", message):
+        named = [name.upper() if name in positionals(options) else f"--{name}" for name in required[2].split(", ")]
+        return required[1] + ", ".join(named)
+    return message
 
 
 def _expected(hint: Any) -> str:
