@@ -22,6 +22,7 @@ import torch
 import yaml
 
 from fastft import __version__
+from fastft.ab import AbOptions, make_page
 from fastft.config import RECIPES, TrainOptions
 from fastft.console import console
 from fastft.demo import DemoOptions, demo
@@ -30,7 +31,8 @@ from fastft.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR, FastftError, 
 from fastft.generation import GenerateOptions, generate
 from fastft.inspect import InspectOptions, inspect
 from fastft.memory import keep_freed_memory
-from fastft.options import options_parser, plain_error
+from fastft.options import options_parser, plain_error, positionals
+from fastft.ratings import import_ratings, print_summary
 from fastft.report import ReportOptions, report
 from fastft.run import Run
 from fastft.score import ScoreOptions, score, summary_line
@@ -72,6 +74,15 @@ def _report(options: ReportOptions) -> None:
     print(report(options))
 
 
+def _ab(options: AbOptions) -> None:
+    if not options.import_:
+        print(make_page(options))
+        return
+    path, result = import_ratings(options)
+    print_summary(result)
+    print(path)
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """One `fastft NAME`."""
@@ -88,6 +99,7 @@ COMMANDS = {
     "train": Command("train a model", TrainOptions, _train),
     "generate": Command("answer the test prompts with a run's model", GenerateOptions, _generate),
     "score": Command("score a run's responses by a judge and by text metrics", ScoreOptions, _score),
+    "ab": Command("make a page on which people rate two runs, or sum up their ratings", AbOptions, _ab),
     "report": Command("make a run's report page", ReportOptions, _report),
     "verify-resume": Command(
         "prove that a stopped and resumed run is the run that was not stopped", VerifyOptions, _verify_resume
@@ -214,7 +226,9 @@ def _spell_out_flags(options: type[Any], arguments: Sequence[str]) -> list[str]:
     for position, argument in enumerate(arguments):
         spelt.append(argument)
         following = arguments[position + 1] if position + 1 < len(arguments) else "--"
-        if argument in flags and following.startswith("-"):
+        # Where something can come without an option's name, only what is a value is taken for the flag's.
+        is_value = following in ("true", "false") if positionals(options) else not following.startswith("-")
+        if argument in flags and not is_value:
             spelt.append("true")
     return spelt
 
