@@ -31,6 +31,7 @@ CURVES = ("loss", "val_loss", "lr", "grad_norm")
 _DEMO = "demo.json"
 _BINS = 10
 _NAMED_FILES = ("config.yaml", "metrics.jsonl", RESPONSES, SCORES)
+_OF_PEOPLE = {"names", "raters", "n_items", "n_rated", "responses_sha256", "verdicts", "win_rate", "scale", "agreement"}
 _OF_THE_PLACE = {"out", "overwrite", "resume", "config"}  # settings that two runs of one kind may differ in
 
 
@@ -92,7 +93,7 @@ class RunFigures:
     """Exact match in percent before training, which only `fastft demo` measures."""
     ledger: dict[str, Any] | None
     people: dict[str, Any] | None
-    """ab.json."""
+    """ab.json, and under `stale` whether the run has answered again since."""
 
     @property
     def name(self) -> str:
@@ -192,7 +193,7 @@ def read_run(folder: Path) -> RunFigures:
         answers=answers,
         before=_finite(_object(folder / _DEMO).get("exact_match_before")),
         ledger=None if ledger is None else asdict(ledger),
-        people=_object(folder / AB) or None,
+        people=_people(folder),
     )
 
 
@@ -317,6 +318,16 @@ def _object(path: Path) -> dict[str, Any]:
     """A file's JSON object, an empty one where there is no file or something else in it."""
     value = read_json(path, what=f"the run's {path.name}") if path.is_file() else None
     return value if isinstance(value, dict) else {}
+
+
+def _people(run: Path) -> dict[str, Any] | None:
+    people = _object(run / AB)
+    if not people:
+        return None
+    if not people.keys() >= _OF_PEOPLE:
+        raise UserError(f"{run / AB} is not a file that fastft ab wrote; move it away and import the ratings again")
+    rated = people["responses_sha256"][0]
+    return {**people, "stale": not (run / RESPONSES).is_file() or rated != responses_sha256(run)}
 
 
 def _answers(run: Path, judgements: Sequence[Any]) -> list[Answer]:

@@ -9,6 +9,7 @@ mean on the scale; the intervals are over questions.
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -28,7 +31,9 @@ from fastft.pages import chance
 from fastft.run import names_of
 from fastft.score import RESPONSES, SCORES, responses_sha256
 from fastft.statistics import (
+    Floats,
     WinTieLoss,
+    bootstrap,
     bootstrap_mean,
     cohen_kappa,
     krippendorff_alpha,
@@ -40,6 +45,7 @@ from fastft.statistics import (
 AB_FILE = "ab.json"
 VERDICTS = ("first", "second", "tie", "both_bad")
 
+_LEAST_OF_A_LETTER = 10  # questions, for a resample to lack them all is then one in twenty thousand
 _SIGNS = {"first": 1, "second": -1, "tie": 0, "both_bad": 0}
 
 
@@ -109,6 +115,7 @@ def _read(path: Path) -> RatingsFile:
         file = RatingsFile(
             path, str(value["rater"]), value["page"], (first, second), value["seed"], value["limit"], value["ratings"]
         )
+        _check_draw(file)
         for row in file.rows:
             _check_row(row)
     except (KeyError, TypeError, ValueError) as error:
@@ -121,6 +128,11 @@ def _read(path: Path) -> RatingsFile:
     return file
 
 
+def _check_draw(file: RatingsFile) -> None:
+    if not isinstance(file.seed, int) or not (file.limit is None or (isinstance(file.limit, int) and file.limit > 0)):
+        raise ValueError(f"seed {file.seed!r} and limit {file.limit!r}, expected whole numbers")
+
+
 def _check_row(row: Mapping[str, Any]) -> None:
     for name in ("scale_a", "scale_b"):
         if row[name] not in SCALE:
@@ -129,7 +141,8 @@ def _check_row(row: Mapping[str, Any]) -> None:
         raise ValueError(f"choice {row['choice']!r} in question {row['item']}, expected {', '.join(CHOICES)}")
     if not isinstance(row["item"], int):
         raise ValueError(f"question {row['item']!r}, expected its number")
-    float(row["seconds"])
+    if not 0 <= float(row["seconds"]) < math.inf:
+        raise ValueError(f"{row['seconds']} seconds for question {row['item']}")
 
 
 def _check_one_page(files: Sequence[RatingsFile]) -> None:
@@ -345,14 +358,40 @@ def _judge_scores(run: Path) -> list[float | None] | str:
 
 
 def _position(ratings: Sequence[Rating]) -> dict[str, Any]:
-    """How often A was preferred where one was: each run is A half the time, so far from 1/2 is bias."""
-    chose = Counter(rating.chose for rating in ratings)
-    decided = chose["a"] + chose["b"]
+    """How often A was preferred where one was; far from 1/2 is a liking for a letter.
+
+    The better run may by chance have been A more often. So the questions where the first run was A, and those where the
+    second was, weigh the same: `rate_a` is the mean of the two groups' shares, its interval over questions.
+    """
+    decided: dict[tuple[bool, int], list[bool]] = {}
+    for rating in ratings:
+        if rating.chose in ("a", "b"):
+            is_a = (rating.chose == "a") == (rating.choice == "first")
+            decided.setdefault((is_a, rating.item), []).append(rating.chose == "a")
+    chose_a = np.array([fmean(answers) for answers in decided.values()])
+    first_is_a = np.array([is_a for is_a, _ in decided], dtype=np.bool_)
     return {
-        "a": chose["a"],
-        "b": chose["b"],
-        "rate_a": chose["a"] / decided if decided else None,
-        "interval": wilson(chose["a"], decided),
+        "n": sum(map(len, decided.values())),
+        "a": sum(map(sum, decided.values())),
+        **_letter_rate(chose_a, first_is_a),
+    }
+
+
+def _letter_rate(chose_a: Floats, first_is_a: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """The mean of the two groups' mean; None where a group is empty, and no interval where one is small."""
+    groups = [first_is_a.astype(np.float64), (~first_is_a).astype(np.float64)]
+    smallest = min(float(group.sum()) for group in groups)
+    if not smallest:
+        return {"rate_a": None, "interval": None}
+
+    def rate(weights: Floats) -> Floats:
+        shares = [weights @ (chose_a * group) / np.maximum(weights @ group, 1) for group in groups]
+        return np.asarray((shares[0] + shares[1]) / 2)
+
+    enough = smallest >= _LEAST_OF_A_LETTER
+    return {
+        "rate_a": float(rate(np.ones((1, len(chose_a))))[0]),
+        "interval": bootstrap(rate, len(chose_a)) if enough else None,
     }
 
 
@@ -431,8 +470,8 @@ def _agreement_lines(agreement: Mapping[str, Any]) -> list[str]:
 
 def _position_line(position: Mapping[str, Any]) -> str:
     return (
-        f"of the two letters on the page, A was preferred in {_percent(position['rate_a'])} of "
-        f"{position['a'] + position['b']} ({_interval(position['interval'], 100, 1)}); 50% is no liking for a letter"
+        f"of the two letters on the page, A was preferred in {_percent(position['rate_a'])} of {position['n']} ratings "
+        f"({_interval(position['interval'], 100, 1)}), the runs' own merits set apart; 50% is no liking for a letter"
     )
 
 

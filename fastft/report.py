@@ -101,18 +101,22 @@ def _check_different(folders: Sequence[Path]) -> None:
 def _context(
     run: RunFigures, others: Sequence[RunFigures], differences: Sequence[Any], settings: dict[str, Any]
 ) -> dict[str, Any]:
+    runs = [run, *others]
+    names = names_of([one.folder for one in runs])
     rows = by_question(run, others)
+    histograms = [(name, one.histogram(run.main_score)) for name, one in zip(names, runs, strict=True) if one.answers]
     return {
         "run": run,
-        "runs": [run, *others],
-        "names": names_of([one.folder for one in (run, *others)]),
+        "names": names,
         "facts": _facts(run),
         "charts": _charts(run, others),
         "token_kinds": TOKEN_KINDS,
-        "compared": _compared([run, *others]),
+        "compared": _compared(runs),
         "differences": differences,
         "differing_settings": settings,
         "rows": rows,
+        "histograms": histograms,
+        "most_in_a_bar": max([1, *(count for _, counts in histograms for count in counts)]),
         "lists": _lists(run, rows, several=bool(others)),
     }
 

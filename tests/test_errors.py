@@ -556,6 +556,9 @@ PAGES = [
     Case("import a scale of 6", lambda p: rating(p, scale_a=6), ("scale_a 6", "1 to 5", "export")),
     Case("import another choice", lambda p: rating(p, choice="c"), ("choice 'c'", "both_bad")),
     Case("import a rating without its time", lambda p: rating(p, seconds=None), ("another form", "export")),
+    Case("import a seed that is none", lambda p: ratings(p, seed=[1]), ("seed [1]", "export")),
+    Case("import a limit of 0", lambda p: ratings(p, limit=0), ("limit 0", "export")),
+    Case("import an endless rating", lambda p: rating(p, seconds=float("inf")), ("inf seconds", "export")),
     Case("import an unknown question", lambda p: rating(p, item=1), ("question 1", "not on its page")),
     Case(
         "import a question rated twice",
@@ -577,6 +580,11 @@ PAGES = [
     Case("import of one rater twice", lambda p: (argv := ratings(p)) + argv[-1:], ("both by Eve", "leave one out")),
     Case("report against nothing", lambda p: p.on_run("report", "--against"), ("--against", "at least one")),
     Case("report against no run", lambda p: p.on_run("report", "--against", "nowhere"), ("nowhere", "fastft train")),
+    Case(
+        "report with another ab.json",
+        lambda p: (p.run(), p.text("out/ab.json", '{"n_items": 3}'), p.on_run("report"))[2],
+        ("ab.json", "not a file that fastft ab wrote", "import"),
+    ),
     Case("report against itself", lambda p: p.on_run("report", "--against", p.out), ("twice", "--against")),
 ]
 
