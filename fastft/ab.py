@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fastft.compare import matched
 from fastft.errors import UserError
 from fastft.pages import write_page
 from fastft.score import RESPONSES, read_responses
@@ -25,8 +26,6 @@ AB_PAGE = "ab.html"
 RATINGS_FORMAT = "fastft ratings 1"
 CHOICES = ("a", "b", "tie", "both_bad")
 SCALE = (1, 2, 3, 4, 5)
-
-_ASKED = ("instruction", "input", "output")
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Item:
     """One question with its two answers as the page shows them."""
 
     item: int
-    """Row of the question in responses.json, from 1."""
+    """Row of the question in the first run's responses.json, from 1."""
     instruction: str
     input: str
     reference: str
@@ -79,6 +78,8 @@ class Sheet:
     items: tuple[Item, ...]
     first_is_a: tuple[bool, ...]
     """For each item, whether A is the first run's answer."""
+    order: tuple[int, ...]
+    """For each response of the first run, where in the second run's the one to the same question is."""
     n_same: int
     """Questions that both runs answer with the same text, which there is no use in asking about."""
 
@@ -107,8 +108,11 @@ def make_page(options: AbOptions) -> Path:
 
 def make_sheet(runs: tuple[Path, Path], seed: int, limit: int | None) -> Sheet:
     """Draws what a page of two runs asks, and in which order. The same arguments give the same sheet."""
-    first, second = paired_responses(runs)
-    pairs = list(zip(first, second, strict=True))
+    if runs[0].resolve() == runs[1].resolve():
+        raise UserError(f"got {runs[0]} twice, expected two runs")
+    first, second = map(_responses_of, runs)
+    order = matched(first, second, *runs)
+    pairs = [(entry, second[place]) for entry, place in zip(first, order, strict=True)]
     differing = [row for row, (one, other) in enumerate(pairs) if _answer(one) != _answer(other)]
     if not differing:
         raise UserError(f"nothing to compare: {runs[0]} and {runs[1]} give the same {len(pairs)} answers")
@@ -118,33 +122,13 @@ def make_sheet(runs: tuple[Path, Path], seed: int, limit: int | None) -> Sheet:
     first_is_a = [place % 2 == 0 for place in range(len(rows))]
     draw.shuffle(first_is_a)
     items = [_item(row, *pairs[row], swapped=not is_a) for row, is_a in zip(rows, first_is_a, strict=True)]
-    return Sheet(runs, seed, limit, tuple(items), tuple(first_is_a), len(pairs) - len(differing))
-
-
-def paired_responses(runs: tuple[Path, Path]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The entries of two runs' responses.json, checked to be answers to the same questions in the same order."""
-    first, second = (_responses_of(run) for run in runs)
-    if runs[0].resolve() == runs[1].resolve():
-        raise UserError(f"got {runs[0]} twice, expected two runs")
-    for row, (one, other) in enumerate(zip(first, second, strict=False), start=1):
-        if any(one[name] != other[name] for name in _ASKED):
-            raise UserError(_other_questions(runs, f"row {row} differs"))
-    if len(first) != len(second):
-        raise UserError(_other_questions(runs, f"{len(first)} and {len(second)} rows"))
-    return first, second
+    return Sheet(runs, seed, limit, tuple(items), tuple(first_is_a), tuple(order), len(pairs) - len(differing))
 
 
 def _responses_of(run: Path) -> list[dict[str, Any]]:
     if not run.is_dir():
         raise UserError(f"no such run: {run} is not a folder; fastft ab takes two runs that have {RESPONSES}")
     return read_responses(run)
-
-
-def _other_questions(runs: tuple[Path, Path], how: str) -> str:
-    return (
-        f"{runs[0] / RESPONSES} and {runs[1] / RESPONSES} do not answer the same questions ({how}); "
-        "let both runs answer the same data, with the same split"
-    )
 
 
 def _answer(entry: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ import yaml
 
 from fastft import __version__
 from fastft.ab import AbOptions, make_page
+from fastft.compare import CompareOptions, compare, show
 from fastft.config import RECIPES, TrainOptions
 from fastft.console import console
 from fastft.demo import DemoOptions, demo
@@ -70,6 +71,10 @@ def _score(options: ScoreOptions) -> None:
     print(summary_line(score(options)["summary"]))
 
 
+def _compare(options: CompareOptions) -> None:
+    show(compare(options), options.path())
+
+
 def _report(options: ReportOptions) -> None:
     print(report(options))
 
@@ -99,6 +104,9 @@ COMMANDS = {
     "train": Command("train a model", TrainOptions, _train),
     "generate": Command("answer the test prompts with a run's model", GenerateOptions, _generate),
     "score": Command("score a run's responses by a judge and by text metrics", ScoreOptions, _score),
+    "compare": Command(
+        "compare two runs' responses, entry by entry, by their scores and by text metrics", CompareOptions, _compare
+    ),
     "ab": Command("make a page on which people rate two runs, or sum up their ratings", AbOptions, _ab),
     "report": Command("make a run's report page", ReportOptions, _report),
     "verify-resume": Command(

@@ -13,12 +13,11 @@ from statistics import fmean
 from typing import Any
 
 import yaml
-from rouge_score.rouge_scorer import RougeScorer
 
 from fastft.errors import UserError
 from fastft.files import read_json
 from fastft.ledger import read_ledger
-from fastft.metrics import is_exact
+from fastft.metrics import is_exact, rouge_measures
 from fastft.run import Run, read_metrics
 from fastft.score import RESPONSES, SCORES, read_responses, responses_sha256
 from fastft.statistics import bootstrap_mean, sign_flip, wilson
@@ -334,16 +333,13 @@ def _answers(run: Path, judgements: Sequence[Any]) -> list[Answer]:
     entries = read_responses(run) if (run / RESPONSES).is_file() else []
     held = [item if isinstance(item, dict) else None for item in judgements]
     held += [None] * (len(entries) - len(held))
-    scorer = RougeScorer(["rougeL"], use_stemmer=False)  # as fastft.metrics has it
+    if not entries:
+        return []
+    texts = [(entry["model_response"], entry["output"]) for entry in entries]
+    rouge_l = rouge_measures([text for text, _ in texts], [reference for _, reference in texts])["rouge_l"].counts[:, 0]
     return [
-        Answer(
-            row,
-            entry,
-            is_exact(entry["model_response"], entry["output"]),
-            100 * float(scorer.score(entry["output"], entry["model_response"])["rougeL"].fmeasure),
-            judgement,
-        )
-        for row, (entry, judgement) in enumerate(zip(entries, held, strict=False), start=1)
+        Answer(row, entry, is_exact(*text), float(score), judgement)
+        for row, (entry, text, score, judgement) in enumerate(zip(entries, texts, rouge_l, held, strict=False), start=1)
     ]
 
 

@@ -328,7 +328,7 @@ def _judge_agreement(sheet: Sheet, verdicts: Sequence[Verdict]) -> dict[str, Any
         if isinstance(found, str):
             return {"n": 0, "reason": found}
         scores.append(found)
-    first, second = scores
+    first, second = scores[0], [scores[1][place] for place in sheet.order]
     judged = [v for v in verdicts if first[v.item - 1] is not None and second[v.item - 1] is not None]
     if not judged:
         return {"n": 0, "reason": "the judge has scored no question that people have rated in both runs"}

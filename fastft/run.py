@@ -99,7 +99,7 @@ class Run:
             responses = self.responses_of(part)
             names += [responses.name, responses.with_suffix(".made-from.json").name]
         names += ["scores.json", "report.html", "report.json", "ab.html", "ab.json"]
-        return [self.folder / name for name in names]
+        return [*(self.folder / name for name in names), *sorted(self.folder.glob("compare-*.json"))]
 
     def holds_something(self) -> bool:
         """Whether a run has left something in the folder that another one would replace."""

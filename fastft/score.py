@@ -28,6 +28,7 @@ from fastft.judge import (
     judge_prompt,
     judgement_key,
 )
+from fastft.records import category_of, choices_of, fault_of_category, fault_of_choices
 
 RESPONSES = "responses.json"
 SCORES = "scores.json"
@@ -72,9 +73,10 @@ def score(options: ScoreOptions) -> dict[str, Any]:
     if _are_stale(options.run):
         warn("the responses are not those of the run's model as it is now; `fastft generate` answers again")
     sheet = _Sheet(options.run, options.judge_model, entries)
-    sheet.add(_text_summary(entries))
+    sheet.add(metrics.summary(entries))
     sheet.write()
-    sheet.add({"perplexity": _perplexity(options.run, entries)})
+    sheet.add(_perplexity(options.run, entries))
+    sheet.add({"choices_by_likelihood": _choices_by_likelihood(options.run, entries)})
     problem = _judge_all(judge, sheet)
     sheet.close(problem)
     if problem is not None and options.require_judge:
@@ -121,6 +123,9 @@ def _check_entry(entry: Any, where: str, remedy: str) -> None:
     for name in ("instruction", "input", "output", "model_response"):
         if not isinstance(entry.get(name, ""), str):
             raise UserError(f"{where}: {name} is {_kind(entry[name])}, expected text; {remedy}")
+    fault = fault_of_category(entry.get("category")) or fault_of_choices(entry.get("choices"), entry["output"])
+    if fault is not None:
+        raise UserError(f"{where}: {fault}")
 
 
 def _kind(value: Any) -> str:
@@ -137,13 +142,22 @@ def summary_line(summary: Mapping[str, Any]) -> str:
     """The figures of a summary in one line; what was not or cannot be computed is left out."""
     figures = [
         ("exact match", summary["exact_match"], "%"),
+        ("multiple choice", (summary.get("multiple_choice") or {}).get("accuracy"), "%"),
         ("BLEU", summary["bleu"], "%"),
         ("ROUGE-L", summary["rouge_l"], "%"),
         ("perplexity of the references", summary["perplexity"], ""),
-        ("judge's mean", summary["judge_mean"], f" over {summary['n_scored']} of {summary['n']} responses"),
+        (
+            "judge's mean",
+            summary["judge_mean"],
+            f"{_shown(summary.get('judge_interval'))} over {summary['n_scored']} of {summary['n']} responses",
+        ),
     ]
     said = [f"{name} {value:.2f}{unit}" for name, value, unit in figures if value is not None]
     return f"{summary['n']} responses: {', '.join(said)}"
+
+
+def _shown(interval: Sequence[float] | None) -> str:
+    return "" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
 class _Sheet:
@@ -155,6 +169,7 @@ class _Sheet:
         self._model = model
         self._summary: dict[str, Any] = {"responses_sha256": responses_sha256(run)}
         self._no_judge: str | None = None
+        self._closed = False
         self._answers = _earlier_answers(self._path)
         self._keys = [judgement_key(model, judge_prompt(entry)) for entry in entries]
         self._judgements = [Judgement(score=None, reason=_NOT_YET, key=key, answered=False) for key in self._keys]
@@ -180,6 +195,7 @@ class _Sheet:
     def close(self, no_judge: str | None) -> None:
         """Writes the file for the last time; `no_judge` is why rows that are still open stay without a score."""
         self._no_judge = no_judge
+        self._closed = True
         if no_judge is not None:
             self._judgements = [
                 Judgement(score=None, reason=f"no judge: {no_judge}", key=old.key, answered=False)
@@ -214,17 +230,20 @@ class _Sheet:
             "n_scored": len(scored),
             "n_unscored": len(judgements) - len(scored),
             "judge_mean": _mean(scored),
+            "judge_interval": self._interval(scored),
         }
 
     def _category_summary(self, judgements: Sequence[Judgement]) -> dict[str, Any]:
-        categories = self._summary.get("by_category", {})
-        means = {
-            name: _mean(
-                _scores([j for j, entry in zip(judgements, self.entries, strict=True) if _category(entry) == name])
-            )
-            for name in categories
-        }
-        return {"by_category": {name: {**figures, "judge_mean": means[name]} for name, figures in categories.items()}}
+        rows = {}
+        for name, figures in self._summary.get("by_category", {}).items():
+            own = [j for j, entry in zip(judgements, self.entries, strict=True) if category_of(entry) == name]
+            scored = _scores(own)
+            rows[name] = {**figures, "judge_mean": _mean(scored), "judge_interval": self._interval(scored)}
+        return {"by_category": rows}
+
+    def _interval(self, scored: Sequence[int]) -> list[float] | None:
+        """Of the judge's mean, once no judgement is missing any more: it is not worth its time after each of them."""
+        return metrics.mean_interval(scored) if self._closed else None
 
 
 def _earlier_answers(path: Path) -> dict[str, Judgement]:
@@ -248,37 +267,36 @@ def _mean(scores: Sequence[int]) -> float | None:
     return sum(scores) / len(scores) if scores else None
 
 
-def _category(entry: Mapping[str, Any]) -> str | None:
-    category = entry.get("category")
-    return None if category is None else str(category)
-
-
-def _text_summary(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    responses = [entry["model_response"] for entry in entries]
-    references = [entry["output"] for entry in entries]
-    return {
-        **metrics.text_metrics(responses, references),
-        "empty_responses": sum(not response.strip() for response in responses),
-        "by_category": metrics.by_category([_category(entry) for entry in entries], responses, references),
-    }
-
-
-def _perplexity(run: Path, entries: list[dict[str, Any]]) -> float | None:
-    """Perplexity of RUN/model on the reference outputs, or None and a line that says why it is left out."""
+def _perplexity(run: Path, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Perplexity of RUN/model on the reference outputs, or null and a line that says why it is left out."""
+    nothing: dict[str, Any] = {"perplexity": None, "perplexity_by_category": {}}
     if not (run / "model").is_dir():
         say(f"perplexity is left out: there is no {run / 'model'}")
+        return nothing
+    try:
+        from fastft.perplexity import response_perplexities  # torch, which a score without a model does not wait for
+
+        values = response_perplexities(run, entries)
+    except (FastftError, ImportError, OSError, RuntimeError, ValueError, OverflowError) as error:
+        say(f"perplexity is left out: {' '.join(str(error).split())}")
+        return nothing
+    if not all(map(math.isfinite, values.values())):
+        say(f"perplexity is left out: it is {values[None]}")
+        return nothing
+    return {"perplexity": values.pop(None), "perplexity_by_category": values}
+
+
+def _choices_by_likelihood(run: Path, entries: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """How often RUN/model finds the right choice the likeliest, or None; a line says why where entries have choices."""
+    if not any(choices_of(entry) for entry in entries) or not (run / "model").is_dir():
         return None
     try:
-        from fastft.perplexity import response_perplexity  # torch, which a score without a model does not wait for
+        from fastft.perplexity import choice_accuracy  # torch, as above
 
-        value = response_perplexity(run, entries)
+        return choice_accuracy(run, entries)
     except (FastftError, ImportError, OSError, RuntimeError, ValueError) as error:
-        say(f"perplexity is left out: {' '.join(str(error).split())}")
+        say(f"multiple choice by likelihood is left out: {' '.join(str(error).split())}")
         return None
-    if not math.isfinite(value):
-        say(f"perplexity is left out: it is {value}")
-        return None
-    return value
 
 
 def _judge_all(judge: OllamaJudge | None, sheet: _Sheet) -> str | None:

@@ -78,6 +78,20 @@ def test_hostile_answers_stay_text(tmp_path: Path) -> None:
     assert {evil} <= {item[side] for item in page_data(page)["items"] for side in ("a", "b")}
 
 
+def test_runs_may_answer_in_another_order(tmp_path: Path) -> None:
+    first, second = two_runs(tmp_path)
+    judge(first, [*range(10)])
+    judge(second, [*range(100, 90, -1)])
+    write_run(tmp_path / "turned", entries("bob")[::-1])
+    judge(tmp_path / "turned", [*range(91, 101)])
+    results = []
+    for other in (second, tmp_path / "turned"):
+        page = make_page(AbOptions(first, other))
+        results.append(imported(exported(tmp_path, rated(page, "Eve", says("ada")))))
+    assert results[0]["page"] == results[1]["page"]
+    assert results[0]["agreement"] == results[1]["agreement"]
+
+
 # --- The ratings ---
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from fastft import __version__
 from fastft.cli import COMMANDS, main, parse
+from fastft.compare import CompareOptions
 from fastft.config import BOOK_RECIPE, TrainOptions, to_yaml
 
 
@@ -47,6 +48,14 @@ def test_resume_takes_the_options_of_the_run(tmp_path: Path) -> None:
 )
 def test_flags(arguments: list[str], value: bool) -> None:
     assert parse("train", [*arguments, "--seed", "1"]).resume is value
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["a", "b", "--pairwise"], ["--pairwise", "a", "b"], ["a", "--pairwise", "b"], ["--pairwise", "true", "a", "b"]],
+)
+def test_runs_are_given_by_their_place_around_flags(arguments: list[str]) -> None:
+    assert parse("compare", arguments) == CompareOptions(Path("a"), Path("b"), pairwise=True)
 
 
 def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:

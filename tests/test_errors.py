@@ -120,6 +120,10 @@ def changed(record_changes: dict[str, Any]) -> dict[str, Any]:
     return {**made_records()[2], **record_changes}
 
 
+def choices(given: Any, output: str = "a") -> dict[str, Any]:
+    return changed({"choices": given, "output": output})
+
+
 def without(key: str) -> dict[str, Any]:
     return {name: value for name, value in made_records()[2].items() if name != key}
 
@@ -242,6 +246,17 @@ def responses(place: Place, content: str, command: str) -> list[str]:
     return argv if command == "generate" else place.on_run(command)
 
 
+def answered(instruction: str, **more: Any) -> dict[str, Any]:
+    return {"instruction": instruction, "input": "", "output": "b", "model_response": "c", **more}
+
+
+def comparing(place: Place, *options: object) -> list[str]:
+    """Two runs of nothing but the same two answered entries."""
+    for name in ("a", "b"):
+        place.json([answered("a"), answered("c")], f"{name}/responses.json")
+    return ["compare", str(place.tmp / "a"), str(place.tmp / "b"), *map(str, options)]
+
+
 def folder_for_file(place: Place, name: str, argv: Callable[[], list[str]]) -> list[str]:
     """A folder stands where the command writes a file."""
     place.run()
@@ -304,6 +319,13 @@ RECORDS = [
     Case("list for input", lambda p: p.train_on(changed({"input": ["a"]})), ("row 3", "`input` is an array")),
     Case("blank instruction", lambda p: p.train_on(changed({"instruction": " \n"})), ("row 3", "blank", "skip_bad")),
     Case("lone surrogate", lambda p: p.train_on(changed({"output": "\ud800"})), ("row 3", "surrogate", "Unicode")),
+    Case("category a list", lambda p: p.train_on(changed({"category": ["a"]})), ("row 3", "`category` is an array")),
+    Case("choices an object", lambda p: p.train_on(choices({})), ("row 3", "`choices` is an object", "another name")),
+    Case("one choice", lambda p: p.train_on(choices(["a"])), ("row 3", "`choices` has 1 entries", "2 to 26")),
+    Case("a number for a choice", lambda p: p.train_on(choices(["a", 5])), ("row 3", "number 2 is a number")),
+    Case("a blank choice", lambda p: p.train_on(choices(["a", " "])), ("row 3", "number 2 is ' '", "expected text")),
+    Case("the same choice twice", lambda p: p.train_on(choices(["a", "a "])), ("row 3", "same text twice")),
+    Case("output no choice", lambda p: p.train_on(choices(["x", "y"], "D")), ("row 3", "`output` is none", "A to B")),
     Case("not UTF-8", lambda p: p.train(data=p.bytes("data.json", b'["\xff"]')), ("not UTF-8", "byte 2", "save it")),
     Case("not gzip", lambda p: p.train(data=p.text("data.json.gz", "[]")), ("data.json.gz", "gzip", "again")),
     Case(
@@ -508,6 +530,52 @@ RUNS = [
     Case("responses not JSON: score", lambda p: responses(p, "[{", "score"), ("responses.json", "not JSON")),
     Case("responses without the response", lambda p: responses(p, "[{}]", "score"), ("row 1", "fastft generate")),
     Case("judge's address is none", lambda p: p.on_run("score", "--judge_url", "here"), ("here", "expected")),
+    Case(
+        "responses with choices that are none",
+        lambda p: responses(p, json.dumps([answered("a", choices="abc")]), "score"),
+        ("responses.json row 1", "`choices` is text"),
+    ),
+]
+
+COMPARE = [
+    Case("no runs", lambda _: ["compare"], ("required", "RUN_A, RUN_B", "--help")),
+    Case("one run", lambda p: ["compare", str(p.run())], ("required", "RUN_B")),
+    Case("three runs", lambda p: comparing(p, "third"), ("unrecognized", "third")),
+    Case("a run that is not there", lambda p: ["compare", str(p.run()), "nowhere"], ("no such run", "nowhere")),
+    Case("a run without responses", lambda p: ["compare", str(p.run()), str(p.out)], ("no responses", "generate")),
+    Case(
+        "responses not JSON",
+        lambda p: (comparing(p), p.text("b/responses.json", "[{"))[0],
+        ("b/responses.json", "not JSON"),
+    ),
+    Case(
+        "other entries",
+        lambda p: (comparing(p), p.json([answered("x"), answered("c")], "b/responses.json"))[0],
+        ("other test entries", "1 of 2", "row 1", "--data"),
+    ),
+    Case(
+        "scores that are none",
+        lambda p: (comparing(p), p.text("a/scores.json", "[]"))[0],
+        ("a/scores.json", "fastft score", "move it away"),
+    ),
+    Case("scores not JSON", lambda p: (comparing(p), p.text("a/scores.json", "["))[0], ("a/scores.json", "not JSON")),
+    Case(
+        "an earlier comparison that is none",
+        lambda p: (comparing(p), p.text("a/compare-b.json", "{}"))[0],
+        ("a/compare-b.json", "fastft compare", "--out"),
+    ),
+    Case("no value for a flag", lambda p: comparing(p, "--pairwise=maybe"), ("--pairwise maybe", "true or false")),
+    Case("a required judge for nothing", lambda p: comparing(p, "--require_judge"), ("--require_judge", "--pairwise")),
+    Case(
+        "no address of a judge",
+        lambda p: comparing(p, "--pairwise", "--judge_url", "here"),
+        ("--judge_url", "here", "expected"),
+    ),
+    Case(
+        "no such folder for the figures",
+        lambda p: comparing(p, "--out", p.tmp / "nowhere" / "x.json"),
+        ("cannot write", "nowhere/x.json"),
+    ),
 ]
 
 UNWRITABLE = [
@@ -543,8 +611,8 @@ PAGES = [
         lambda p: [*ab(p)[:2], str(p.run())],
         ("responses.json", "fastft generate"),
     ),
-    Case("rate other questions", lambda p: ab(p, second=entries("bob")[::-1]), ("same questions", "row 1 differs")),
-    Case("rate fewer questions", lambda p: ab(p, second=entries("bob")[:-1]), ("same questions", "10 and 9 rows")),
+    Case("rate other questions", lambda p: ab(p, second=entries("bob", 30)[20:]), ("other test entries", "10 of 10")),
+    Case("rate fewer questions", lambda p: ab(p, second=entries("bob")[:-1]), ("1 of 10", "row 10")),
     Case("rate the same answers", lambda p: ab(p, second=entries("ada")), ("nothing to compare", "same 10 answers")),
     Case("rate nothing", lambda p: ab(p, "--limit", "0"), ("--limit 0", "at least 1")),
     Case("import nothing", lambda _: ["ab", "--import"], ("--import", "at least one")),
@@ -595,6 +663,7 @@ CASES = {
         "options": OPTIONS,
         "weights": WEIGHTS,
         "runs": RUNS,
+        "compare": COMPARE,
         "unwritable": UNWRITABLE,
         "pages": PAGES,
     }.items()
@@ -803,6 +872,14 @@ def test_a_full_disk_while_scoring_or_reporting(
         assert main(place.on_run(command, *(["--judge", "none"] if command == "score" else []))) == 2
     check_line(capsys.readouterr().err, ("cannot write", name, "free space"))
     assert snapshot(place.out) == before
+
+
+def test_a_pairwise_judge_that_is_required_and_not_there(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = comparing(place, "--pairwise", "--require_judge", "--judge_url", "http://127.0.0.1:9")
+    place.json([answered("a"), answered("c", model_response="other")], "b/responses.json")
+    assert main(argv) == 3
+    check_line(capsys.readouterr().err, ("ollama serve", "--judge_url"))
+    assert json.loads((place.tmp / "a/compare-b.json").read_text())["metrics"]["exact_match"]["a"] == 0
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
