@@ -23,6 +23,7 @@ import torch
 import yaml
 
 from fastft import __version__
+from fastft.ab import AbOptions, make_page
 from fastft.compare import CompareOptions, compare, show
 from fastft.config import RECIPES, TrainOptions
 from fastft.console import console, discard
@@ -33,6 +34,7 @@ from fastft.generation import GenerateOptions, generate
 from fastft.inspect import InspectOptions, inspect
 from fastft.memory import keep_freed_memory
 from fastft.options import options_parser, plain_error, positionals
+from fastft.ratings import import_ratings, print_summary
 from fastft.report import ReportOptions, report
 from fastft.run import Run
 from fastft.score import ScoreOptions, score, summary_line
@@ -80,6 +82,15 @@ def _report(options: ReportOptions) -> None:
     print(report(options))
 
 
+def _ab(options: AbOptions) -> None:
+    if not options.import_:
+        print(make_page(options))
+        return
+    path, result = import_ratings(options)
+    print_summary(result)
+    print(path)
+
+
 @dataclass(frozen=True, slots=True)
 class Command:
     """One `fastft NAME`."""
@@ -99,6 +110,7 @@ COMMANDS = {
     "compare": Command(
         "compare two runs' responses, entry by entry, by their scores and by text metrics", CompareOptions, _compare
     ),
+    "ab": Command("make a page on which people rate two runs, or sum up their ratings", AbOptions, _ab),
     "report": Command("make a run's report page", ReportOptions, _report),
     "verify-resume": Command(
         "prove that a stopped and resumed run is the run that was not stopped", VerifyOptions, _verify_resume

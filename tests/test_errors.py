@@ -22,6 +22,7 @@ import requests
 import torch
 import yaml
 from forks import in_fork
+from rating_pages import entries, exported, made_page, rated, says, two_runs, write_run
 from safetensors.torch import load_file, save_file
 from small_records import made_records
 
@@ -276,6 +277,33 @@ def launched(place: Place, **variables: str) -> list[str]:
     for name, value in variables.items():
         place.patch.setenv(name, value)
     return place.train()
+
+
+def ab(place: Place, *options: object, second: Any = None) -> list[str]:
+    """Two runs to rate, the second one with other entries where these are given."""
+    ada, bob = two_runs(place.tmp)
+    if second is not None:
+        write_run(bob, second)
+    return ["ab", str(ada), str(bob), *map(str, options)]
+
+
+def ratings(place: Place, *options: object, **changes: Any) -> list[str]:
+    """Ratings of a page, with changes to what was exported."""
+    file = {**rated(made_page(place.tmp), "Eve", says("ada")), **changes}
+    return ["ab", "--import", str(exported(place.tmp, file)), *map(str, options)]
+
+
+def rating(place: Place, **changes: Any) -> list[str]:
+    """Ratings with changes to the first of them."""
+    first, *rest = rated(made_page(place.tmp), "Eve", says("ada"))["ratings"]
+    return ratings(place, ratings=[{**first, **changes}, *rest])
+
+
+def rated_before(place: Place) -> list[str]:
+    """One of the runs has answered again since."""
+    argv = ratings(place)
+    write_run(place.tmp / "bob", entries("tom"))
+    return argv
 
 
 @dataclass(frozen=True)
@@ -625,6 +653,62 @@ UNWRITABLE = [
     ),
 ]
 
+PAGES = [
+    Case("rate no runs", lambda _: ["ab"], ("no run", "fastft ab RUN_A RUN_B", "--import")),
+    Case("rate one run", lambda p: ["ab", str(p.tmp)], ("one run", "RUN_A RUN_B")),
+    Case("rate three runs", lambda p: ab(p, "third"), ("third", "--help")),
+    Case("rate a run that is not there", lambda p: [*ab(p)[:2], "nowhere"], ("nowhere", "not a folder")),
+    Case("rate a run twice", lambda p: ["ab", *ab(p)[1:2] * 2], ("twice", "expected two runs")),
+    Case(
+        "rate without responses",
+        lambda p: [*ab(p)[:2], str(p.run())],
+        ("responses.json", "fastft generate"),
+    ),
+    Case("rate other questions", lambda p: ab(p, second=entries("bob", 30)[20:]), ("other test entries", "10 of 10")),
+    Case("rate fewer questions", lambda p: ab(p, second=entries("bob")[:-1]), ("1 of 10", "row 10")),
+    Case("rate the same answers", lambda p: ab(p, second=entries("ada")), ("nothing to compare", "same 10 answers")),
+    Case("rate nothing", lambda p: ab(p, "--limit", "0"), ("--limit 0", "at least 1")),
+    Case("import nothing", lambda _: ["ab", "--import"], ("--import", "at least one")),
+    Case("import what is not there", lambda _: ["ab", "--import", "nowhere.json"], ("ratings", "nowhere.json")),
+    Case("import broken JSON", lambda p: ["ab", "--import", str(exported(p.tmp, "[{"))], ("not JSON", "ratings.json")),
+    Case("import something else", lambda p: ["ab", "--import", str(exported(p.tmp, {}))], ("no file of ratings",)),
+    Case("import no rating", lambda p: ratings(p, ratings=[]), ("holds no rating", "Eve")),
+    Case("import ratings without runs", lambda p: ratings(p, runs=["a"]), ("another form", "again")),
+    Case("import a scale of 6", lambda p: rating(p, scale_a=6), ("scale_a 6", "1 to 5", "export")),
+    Case("import another choice", lambda p: rating(p, choice="c"), ("choice 'c'", "both_bad")),
+    Case("import a rating without its time", lambda p: rating(p, seconds=None), ("another form", "export")),
+    Case("import a seed that is none", lambda p: ratings(p, seed=[1]), ("seed [1]", "export")),
+    Case("import a limit of 0", lambda p: ratings(p, limit=0), ("limit 0", "export")),
+    Case("import an endless rating", lambda p: rating(p, seconds=float("inf")), ("inf seconds", "export")),
+    Case("import an unknown question", lambda p: rating(p, item=1), ("question 1", "not on its page")),
+    Case(
+        "import a question rated twice",
+        lambda p: rating(p, item=rated(made_page(p.tmp), "Eve", says("ada"))["ratings"][1]["item"]),
+        ("rated twice", "again"),
+    ),
+    Case("import of runs that have gone", lambda p: ratings(p, runs=["gone", "away"]), ("gone", "say where they are")),
+    Case("import of answers that have changed", rated_before, ("rates other answers", "answered again")),
+    Case(
+        "import of runs in another order",
+        lambda p: ["ab", str(p.tmp / "bob"), str(p.tmp / "ada"), *ratings(p)[1:]],
+        ("rates other answers", "another order"),
+    ),
+    Case(
+        "import of two pages",
+        lambda p: [*ratings(p), str(exported(p.tmp, rated(made_page(p.tmp, seed=5), "Max", says("ada")), "2.json"))],
+        ("two pages", "2.json"),
+    ),
+    Case("import of one rater twice", lambda p: (argv := ratings(p)) + argv[-1:], ("both by Eve", "leave one out")),
+    Case("report against nothing", lambda p: p.on_run("report", "--against"), ("--against", "at least one")),
+    Case("report against no run", lambda p: p.on_run("report", "--against", "nowhere"), ("nowhere", "fastft train")),
+    Case(
+        "report with another ab.json",
+        lambda p: (p.run(), p.text("out/ab.json", '{"n_items": 3}'), p.on_run("report"))[2],
+        ("ab.json", "not a file that fastft ab wrote", "import"),
+    ),
+    Case("report against itself", lambda p: p.on_run("report", "--against", p.out), ("twice", "--against")),
+]
+
 CASES = {
     f"{group}: {case.name}": case
     for group, cases in {
@@ -635,6 +719,7 @@ CASES = {
         "runs": RUNS,
         "compare": COMPARE,
         "unwritable": UNWRITABLE,
+        "pages": PAGES,
     }.items()
     for case in cases
 }
