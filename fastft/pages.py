@@ -56,7 +56,13 @@ def number(value: Any, digits: int = 2) -> str:
     """A figure for people, a dash where there is none."""
     if value is None:
         return "–"
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
+    text = f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
+    return text.replace("-", "−")
+
+
+def signed(value: float) -> str:
+    """A difference for people."""
+    return f"{value:+.2f}".replace("-", "−")
 
 
 def chance(p: float) -> str:
@@ -83,7 +89,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, duration=duration, embedded=embedded, chance=chance)
+    environment.filters.update(number=number, duration=duration, signed=signed, embedded=embedded, chance=chance)
     return environment
 
 
