@@ -98,7 +98,7 @@ class Run:
         for part in ("test", "val", "train"):
             responses = self.responses_of(part)
             names += [responses.name, responses.with_suffix(".made-from.json").name]
-        names += ["scores.json", "report.html"]
+        names += ["scores.json", "judge-replies.jsonl", "report.html"]
         return [self.folder / name for name in names]
 
     def holds_something(self) -> bool:
