@@ -16,7 +16,7 @@ import json
 import queue
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -73,6 +73,10 @@ class _Row:
     second_key: str
 
 
+_Results = queue.SimpleQueue[_Row | BaseException | None]
+"""What the threads say: a row that is done with, what broke it off, None at a thread's end."""
+
+
 class Judge:
     """Judges the responses of a run.
 
@@ -110,21 +114,33 @@ class Judge:
         self._failed_in_a_row = 0
         self._refusal: str | None = None
 
-    def ask(self, before: Callable[[], object] = lambda: None) -> str | None:
-        """Asks about every response without an answer, in order; each answer is kept as soon as it is read.
+    def find(self, before: Callable[[], object] = lambda: None) -> None:
+        """Looks at the server, and takes up what was answered before; also where it is away.
 
         Args:
-            before: what is done before the server is looked at, such as pulling its model.
+            before: what is done before that, such as pulling the model; it may raise JudgeUnavailable.
+        """
+        known: Known | None
+        try:
+            before()
+            known = self._server.check()
+            self._reachable = True
+            self._journal.keep_judge(self._server.remembered_as, known.as_json())
+        except JudgeUnavailable as error:
+            self._problem = str(error)
+            known = Known.from_json(self._journal.judge(self._server.remembered_as))
+        if known is not None:
+            self._settle(known)
+        if self._rows and not self._open_rows():
+            self._problem = None  # every answer is there already: no server is needed
+
+    def ask(self) -> str | None:
+        """Asks about every response without an answer, in order; each answer is kept as soon as it is read.
 
         Returns:
             Why there is no (further) judge, in one line that ends with the remedy, or None.
         """
-        self._problem = self._seek(before)
-        if not self._rows:
-            return self._problem
         todo = self._open_rows()
-        if not todo:
-            self._problem = None  # every answer is there already: no server is needed
         if self._problem is None and todo:
             self._problem = self._ask_all(todo)
         return self._problem
@@ -153,26 +169,11 @@ class Judge:
             "n_book": len(book),
         }
 
-    def _seek(self, before: Callable[[], object]) -> str | None:
-        """Finds the judge, or what was known of it when it was last there."""
-        problem = None
-        try:
-            before()
-            self._known = self._server.check()
-            self._reachable = True
-            self._journal.keep_judge(self._server.remembered_as, self._known.as_json())
-        except JudgeUnavailable as error:
-            problem = str(error)
-            known = self._journal.judge(self._server.remembered_as)
-            self._known = Known(**known) if known is not None else None
-        if self._known is not None:
-            self._settle(self._known)
-            if self._style == "reason" and not self._known.takes_schema:
-                problem = problem or self._no_schema(f"version {self._known.version} is older than 0.5.0")
-        return problem
-
     def _settle(self, known: Known) -> None:
         """One context for all questions, and with it their keys."""
+        self._known = known
+        if self._style == "reason" and not known.takes_schema:
+            self._problem = self._problem or self._no_schema(f"version {known.version} is older than 0.5.0")
         needed = token_bound([first.prompt for first, _ in self._questions]) + self._questions[0][0].room
         num_ctx = num_ctx_for(needed, known.context_length)
         for first, second in self._questions:
@@ -185,7 +186,9 @@ class Judge:
         return hashlib.sha256(json.dumps([known.identity, payload], sort_keys=True).encode("ascii")).hexdigest()
 
     def _open_rows(self) -> list[_Row]:
-        """Those without an answer, each question once."""
+        """Those without an answer, each question once; none where nobody is known who could be asked."""
+        if not self._rows:
+            return []
         found: dict[str, _Row] = {}
         for row, empty in zip(self._rows, self._empty, strict=True):
             if not empty and self._next_question(row) is not None:
@@ -217,40 +220,38 @@ class Judge:
         return problem or self._of_no_use(len(todo))
 
     def _ask_in_threads(self, todo: Sequence[_Row], shown: _Shown) -> str | None:
-        """Each thread asks one question after the other. They are left behind where something breaks off."""
-        results: queue.SimpleQueue[_Row | BaseException | None] = queue.SimpleQueue()
-        ended = threading.Event()
+        """Asks on threads of their own, which are left behind where a full disk or Ctrl-C breaks it off."""
+        results: _Results = queue.SimpleQueue()
         rows = _Shared(todo)
-
-        def work() -> None:
-            try:
-                while not ended.is_set() and (row := rows.next()) is not None:
-                    self._ask_about(row)
-                    results.put(row)
-            except BaseException as error:
-                results.put(error)
-            finally:
-                results.put(None)
-
         for _ in range(self._parallel):
-            threading.Thread(target=work, daemon=True).start()
+            threading.Thread(target=self._ask_one_by_one, args=(rows, results), daemon=True).start()
         problem: str | None = None
+        working = self._parallel
         try:
-            working = self._parallel
             while working:
                 result = results.get()
-                if isinstance(result, _Row):
+                if result is None:
+                    working -= 1
+                elif isinstance(result, _Row):
                     shown.advance(result, self._judgement(result))
                 elif isinstance(result, JudgeUnavailable):
                     problem = problem or str(result)
-                    ended.set()  # the others' questions are under way: their answers are worth waiting for
-                elif result is not None:
-                    raise result
+                    rows.close()  # the others' questions are under way: their answers are worth waiting for
                 else:
-                    working -= 1
+                    raise result
         finally:
-            ended.set()
+            rows.close()
         return problem
+
+    def _ask_one_by_one(self, rows: _Shared, results: _Results) -> None:
+        try:
+            while (row := rows.next()) is not None:
+                self._ask_about(row)
+                results.put(row)
+        except BaseException as error:  # raised again where it is waited for
+            results.put(error)
+        finally:
+            results.put(None)
 
     def _ask_about(self, row: _Row) -> None:
         """Asks what is open about one response.
@@ -362,15 +363,19 @@ class Judge:
 
 
 class _Shared:
-    """An iterable that several threads take from."""
+    """Rows that several threads take, until they are all taken or it is closed."""
 
     def __init__(self, rows: Iterable[_Row]) -> None:
-        self._rows: Iterator[_Row] = iter(rows)
+        self._rows = iter(rows)
         self._lock = threading.Lock()
 
     def next(self) -> _Row | None:
         with self._lock:
             return next(self._rows, None)
+
+    def close(self) -> None:
+        with self._lock:
+            self._rows = iter(())
 
 
 class _Shown:

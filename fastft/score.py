@@ -122,11 +122,12 @@ def score(options: ScoreOptions) -> dict[str, Any]:
         parallel=options.judge_parallel,
     )
     sheet = _Sheet(options.run, entries, judge)
+    judge.find(lambda: _before(server, options))
     sheet.add(_text_summary(entries))
     sheet.write()
     sheet.add({"perplexity": _perplexity(options.run, entries)})
     try:
-        problem = judge.ask(lambda: _before(server, options))
+        problem = judge.ask()
     finally:  # also where Ctrl-C or a full disk ends the asking
         sheet.write()
     if problem is not None and options.require_judge:

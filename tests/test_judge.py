@@ -92,9 +92,7 @@ def test_the_payload_is_the_books_with_a_bound_and_without_thoughts() -> None:
 def test_the_styles_differ_in_their_ending_and_their_schema() -> None:
     reason, again = first_question(ENTRY, "reason"), second_question(ENTRY)
     assert reason.prompt.startswith(CONTENT + "Respond with a JSON object: first `reason`")
-    assert again.prompt == CONTENT + (
-        'Respond with a JSON object that holds the integer number only, such as {"score": 50}.'
-    )
+    assert again.prompt == CONTENT + "Respond with a JSON object whose only member, `score`, is the integer number."
     assert reason.schema is not None
     assert list(reason.schema["properties"]) == ["reason", "score"]
     assert again.schema is not None

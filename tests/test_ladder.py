@@ -96,3 +96,12 @@ def test_a_score_before_the_cut_counts(text: str, score: int) -> None:
 )
 def test_the_books_reading_is_pythons_int(text: str, value: int | None) -> None:
     assert bare_integer(text) == value
+
+
+@pytest.mark.parametrize(
+    "text", ["9", "9 ", "{", '{"a":', "score ", "score *", "9/", "<think>", "100 is ", " \n", "a.", "-1"]
+)
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_megabyte_of_anything_is_read(text: str, cut: bool) -> None:
+    """A repetition that is not bounded would take hours over some of these."""
+    read_score(text * ((1 << 20) // len(text)), cut=cut)

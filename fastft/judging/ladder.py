@@ -20,18 +20,19 @@ _DEEPEST = 4
 
 _THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 _QUESTION = re.compile(
-    r"\b[01]\s*(?:to|-|–|—|and|\.\.)\s*100\b|\b100[\s-]points?\s+scale\b|\bscale\s+of\s+100\b"
-    r"|\b100(?:\s+\w+)?\s+(?:is|being)\s+(?:the\s+)?best",
+    r"\b[01]\s{0,9}(?:to|-|–|—|and|\.\.)\s{0,9}100\b|\b100[\s-]points?\s{1,9}scale\b|\bscale\s{1,9}of\s{1,9}100\b"
+    r"|\b100(?:\s{1,9}\w{1,20})?\s{1,9}(?:is|being)\s{1,9}(?:the\s{1,9})?best",
     re.IGNORECASE,
 )
+# Every repetition is bounded: a reply can be a megabyte of anything.
 # A whole number that stands alone: no part of a word, decimal, date, fraction or thousand, and not negative.
-_NUMBER = r"(?<![\w.,/$€£-])(?<!\d:)\+?(\d{1,3})(?:\.0+)?(?![\w/]|[.,:-]\d)"
+_NUMBER = r"(?<![\w.,/$€£-])(?<!\d:)\+?(\d{1,3})(?:\.0{1,9})?(?![\w/]|[.,:-]\d)"
 _OUT_OF_100 = re.compile(
-    r"(?<![\w.,/-])(\d{1,3})(?:\.0+)?[*_]*\s*(?:/|out of)\s*[*_]*100(?![\w/]|[.,]\d)", re.IGNORECASE
+    r"(?<![\w.,/-])(\d{1,3})(?:\.0{1,9})?[*_]{0,9}\s{0,9}(?:/|out of)\s{0,9}[*_]{0,9}100(?![\w/]|[.,]\d)", re.IGNORECASE
 )
-_FRACTION = re.compile(r"\d+(?:\.\d+)?\s*(?:/|out of)\s*\d+", re.IGNORECASE)
+_FRACTION = re.compile(r"(?<!\d)\d{1,9}(?:\.\d{1,9})?\s{0,9}(?:/|out of)\s{0,9}\d+", re.IGNORECASE)
 _LABELLED = re.compile(
-    r"\b(?:score|rating|grade)\b[\"'`*_\s]*(?:is|of|would be|:|=)?[\"'`*_:\s]*" + _NUMBER, re.IGNORECASE
+    r"\b(?:score|rating|grade)\b[\"'`*_\s]{0,9}(?:is|of|would be|:|=)?[\"'`*_:\s]{0,9}" + _NUMBER, re.IGNORECASE
 )
 _LAST = re.compile(_NUMBER)
 _UNFINISHED = re.compile(r"[\w.,/+%-]*\Z")

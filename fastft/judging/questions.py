@@ -40,7 +40,8 @@ _ENDINGS = {
         "Respond with a JSON object: first `reason`, one or two sentences on what is right and what is wrong in the "
         "response, then `score`, the integer number."
     ),
-    "again": 'Respond with a JSON object that holds the integer number only, such as {"score": 50}.',
+    # Without an example: small judges give its number back.
+    "again": "Respond with a JSON object whose only member, `score`, is the integer number.",
 }
 
 

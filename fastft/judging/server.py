@@ -28,6 +28,12 @@ class Known:
         """The fields as a JSON object."""
         return asdict(self)
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any] | None) -> Known | None:
+        """What `as_json` gave; None where it is not there, or of another version."""
+        fits = value is not None and isinstance(value.get("identity"), str) and set(value) == set(cls.__slots__)
+        return cls(**value) if fits and value is not None else None
+
 
 class Server(Protocol):
     """A language model behind an address."""
