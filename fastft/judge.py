@@ -1,38 +1,37 @@
-"""The judge: asks a language model behind Ollama for a score from 0 to 100, as the book's chapter 7 does.
+"""The judge: asks a language model for a score from 0 to 100 of each response, as the book's chapter 7 does.
 
-Prompt and payload are those of `ollama_evaluate.py` (github.com/rasbt/LLMs-from-scratch, ch07/01_main-chapter-code).
-The protocol is Ollama's (github.com/ollama/ollama, docs/api.md): POST /api/chat answers with one JSON object a line,
-the last one with `done: true`. An error after the first line comes as a line `{"error": ...}` under status 200, and a
-stream can end without `done: true` and without an error. Both are failed requests here, never short answers.
+What is different from the book's script, and why: a failed request is tried again and never taken for a short answer;
+an answer that was read is never asked for again; a reply without a bare integer is read further (`judging/ladder.py`),
+asked about once more with a JSON schema, and otherwise listed, where the book drops it and its mean moves. The book's
+own figure stands beside ours.
+
+One question is under way at a time, in the file's order: a server's prompt cache makes a score depend on the questions
+before it (llama.cpp at temperature 0, 60 scores: 8 differed in another order, one of them by 100).
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+import queue
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
-from urllib.parse import urlsplit
 
-import requests
-import urllib3
+from fastft.console import Meter, meter, warn
+from fastft.errors import JudgeUnavailable
+from fastft.judging.journal import Journal, Reply
+from fastft.judging.ladder import Reading, bare_integer, read_score
+from fastft.judging.questions import Question, Style, first_question, num_ctx_for, second_question, token_bound
+from fastft.judging.server import Known, Server
+from fastft.judging.wire import NoAnswerError
 
-from fastft.errors import JudgeUnavailable, UserError
-from fastft.prompts import ALPACA
-
-DEFAULT_URL = "http://localhost:11434"
-DEFAULT_MODEL = "llama3"
-# A num_ctx that changes between requests makes Ollama reload the model: it is one constant for every request.
-OPTIONS: Mapping[str, int] = {"seed": 123, "temperature": 0, "num_ctx": 2048}
 EMPTY_RESPONSE = "empty response"
 
-_CHECK_TIMEOUT_S = 5.0
-_RETRIES = 2
-_WORTH_RETRYING = {408, 429}  # of the statuses below 500: request timeout, too many requests
-_SHOWN_CHARACTERS = 200
+_NOT_YET = "not judged yet"
+_MOST_FAILURES_IN_A_ROW = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,269 +44,380 @@ class Judgement:
     """The judge's reply as it was read, also where it was read in part."""
     reason: str | None = None
     """One line: why there is no score, or why there is one without a call."""
-    key: str
-    """`judgement_key` of what was asked."""
-    answered: bool
-    """Whether a whole answer was read (or none was needed), so that asking again would be of no use."""
+    key: str | None = None
+    """SHA-256 (hex) of the judge and the question; None where no judge was ever seen."""
+    answered: bool = False
+    """Whether asking again would be of no use: whole answers were read, or none was needed."""
+    rung: str | None = None
+    """How the score was found in the reply (`fastft.judging.ladder`)."""
+    raw_again: str | None = None
+    """The reply to the same question with a JSON schema, where the first one held no score."""
+    cut: bool = False
+    """Whether the server cut the front of the prompt: the score is of something else."""
+    prompt_tokens: int | None = None
+    """As the server counts them."""
 
     def as_json(self) -> dict[str, Any]:
-        """The fields as a JSON object, without `reason` where there is none."""
-        return {name: value for name, value in asdict(self).items() if name != "reason" or value is not None}
+        """The fields as a JSON object, without those that have nothing to say."""
+        always = ("score", "raw", "key", "answered")
+        return {name: value for name, value in asdict(self).items() if name in always or value not in (None, False)}
 
 
-def judge_prompt(entry: Mapping[str, Any]) -> str:
-    """The book's question about one entry (`instruction`, `input`, `output`, `model_response`).
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A response with its two questions, as soon as it is known who is asked."""
 
-    The entry is always formatted in Alpaca style, whatever template the model was trained with: scores of different
-    templates stay comparable, and equal to the book's.
-    """
-    asked = ALPACA.prompt(entry["instruction"], entry.get("input") or "")
-    return (
-        f"Given the input `{asked}` "
-        f"and correct output `{entry['output']}`, "
-        f"score the model response `{entry['model_response']}`"
-        " on a scale from 0 to 100, where 100 is the best score. "
-        "Respond with the integer number only."
-    )
+    first: Question
+    second: Question
+    first_key: str
+    second_key: str
 
 
-def judgement_key(model: str, prompt: str) -> str:
-    """SHA-256 (hex) of the model's full name, the options and the prompt: equal keys are the same question.
-
-    The server's address is not part of it: the same model answers the same wherever it runs.
-    """
-    question = json.dumps([full_name(model), dict(OPTIONS), prompt], sort_keys=True)
-    return hashlib.sha256(question.encode("ascii")).hexdigest()
+_Results = queue.SimpleQueue[_Row | BaseException | None]
+"""What the threads say: a row that is done with, what broke it off, None at a thread's end."""
 
 
-def full_name(model: str) -> str:
-    """The name under which Ollama lists a model: `llama3` is `llama3:latest`."""
-    return model if ":" in model.rsplit("/", 1)[-1] else f"{model}:latest"
-
-
-def parse_score(raw: str) -> tuple[int | None, str | None]:
-    """The score in a whole answer, or why there is none: `(score, None)` or `(None, reason)`.
-
-    As in the book the answer must be an integer and nothing else; unlike there it must also lie in 0..100.
-    """
-    try:
-        score = int(raw.strip())
-    except ValueError:
-        return None, f"not an integer: {_one_line(repr(raw))}"
-    if not 0 <= score <= 100:
-        return None, f"not in 0..100: {_one_line(str(score))}"
-    return score, None
-
-
-class OllamaJudge:
-    """A client of one Ollama server and one of its models.
+class Judge:
+    """Judges the responses of a run.
 
     Args:
-        url: the server's address, `http://host:port`; the book's `.../api/chat` means the same.
-        model: the judge's name in Ollama.
-        timeout: seconds to wait for the next byte. The first one can take long: the model is loaded on the first
-            request, and a busy server makes clients wait without a word.
-        total_timeout: seconds that one whole answer may take.
-        pause: seconds before the first retry; the second one waits twice as long.
-
-    Raises:
-        UserError: the address is not of the form http(s)://host[:port], or the model's name is empty.
+        server: who is asked.
+        journal: the answers that were read before, and those to come.
+        entries: objects with `instruction`, `input`, `output`, `model_response`.
+        style: the book's question, or one with a reason first.
+        rubric: a sentence for both questions, what is good and what is bad.
+        parallel: how many questions are under way at a time.
     """
 
     def __init__(
         self,
-        url: str = DEFAULT_URL,
-        model: str = DEFAULT_MODEL,
+        server: Server,
+        journal: Journal,
+        entries: Sequence[Mapping[str, Any]],
         *,
-        timeout: float = 120.0,
-        total_timeout: float = 600.0,
-        pause: float = 0.5,
+        style: Style = "book",
+        rubric: str = "",
+        parallel: int = 1,
     ) -> None:
-        if not model.strip():
-            raise UserError(f"--judge_model: got {model!r}, expected the name of a model in Ollama such as llama3")
-        self.url = checked_url(url)
-        self.model = model
-        self._timeout = timeout
-        self._total_timeout = total_timeout
-        self._pause = pause
-        self._session = requests.Session()
-        # The server is mostly this machine, which a proxy from the environment cannot reach.
-        self._session.trust_env = False
+        self._server = server
+        self._journal = journal
+        self._style = style
+        self._rubric = rubric
+        self._parallel = parallel
+        self._empty = [not entry["model_response"].strip() for entry in entries]
+        self._questions = [(first_question(entry, style, rubric), second_question(entry, rubric)) for entry in entries]
+        self._known: Known | None = None
+        self._rows: list[_Row] = []
+        self._reachable = False
+        self._problem: str | None = None
+        self._failures: dict[str, NoAnswerError] = {}
+        self._failed_in_a_row = 0
+        self._refusal: str | None = None
 
-    def check(self) -> None:
-        """Makes sure that the server answers and has the model.
+    def find(self, before: Callable[[], object] = lambda: None) -> None:
+        """Looks at the server, and takes up what was answered before; also where it is away.
+
+        Args:
+            before: what is done before that, such as pulling the model; it may raise JudgeUnavailable.
+        """
+        known: Known | None
+        try:
+            before()
+            known = self._server.check()
+            self._reachable = True
+            self._journal.keep_judge(self._server.remembered_as, known.as_json())
+        except JudgeUnavailable as error:
+            self._problem = str(error)
+            known = Known.from_json(self._journal.judge(self._server.remembered_as))
+        if known is not None:
+            self._settle(known)
+        if self._rows and not self._open_rows():
+            self._problem = None  # every answer is there already: no server is needed
+
+    def ask(self) -> str | None:
+        """Asks about every response without an answer, in order; each answer is kept as soon as it is read.
+
+        Returns:
+            Why there is no (further) judge, in one line that ends with the remedy, or None.
+        """
+        todo = self._open_rows()
+        if self._problem is None and todo:
+            self._problem = self._ask_all(todo)
+        return self._problem
+
+    def judgements(self) -> list[Judgement]:
+        """One for each response, in order."""
+        if not self._rows:
+            return [Judgement(score=None, reason=self._why_not()) for _ in self._empty]
+        # A mean over empty responses alone would look like a judge's: they count once a judge was there.
+        in_use = self._reachable or self._was_heard()
+        return [
+            Judgement(score=0, reason=EMPTY_RESPONSE, key=row.first_key, answered=True)
+            if empty and in_use
+            else self._judgement(row)
+            for row, empty in zip(self._rows, self._empty, strict=True)
+        ]
+
+    def summary(self, judgements: Sequence[Judgement]) -> dict[str, Any]:
+        """Counts and lists (rows count from 1) over `judgements`, and who was asked with what."""
+        book = self._book_scores() if self._was_heard() else []
+        return {
+            **_counts(judgements),
+            "judge": self._who() if self._was_heard() else None,
+            "no_judge": self._problem,
+            "judge_book_mean": sum(book) / len(book) if book else None,
+            "n_book": len(book),
+        }
+
+    def _settle(self, known: Known) -> None:
+        """One context for all questions, and with it their keys."""
+        self._known = known
+        if self._style == "reason" and not known.takes_schema:
+            self._problem = self._problem or self._no_schema(f"version {known.version} is older than 0.5.0")
+        needed = token_bound([first.prompt for first, _ in self._questions]) + self._questions[0][0].room
+        num_ctx = num_ctx_for(needed, known.context_length)
+        for first, second in self._questions:
+            first, second = replace(first, num_ctx=num_ctx), replace(second, num_ctx=num_ctx)
+            self._rows.append(_Row(first, second, self._key(known, first), self._key(known, second)))
+
+    def _key(self, known: Known, question: Question) -> str:
+        """SHA-256 (hex) of the judge's identity and all that it is sent: equal keys are the same question."""
+        payload = {n: v for n, v in self._server.payload(question).items() if n != "model"}
+        return hashlib.sha256(json.dumps([known.identity, payload], sort_keys=True).encode("ascii")).hexdigest()
+
+    def _open_rows(self) -> list[_Row]:
+        """Those without an answer, each question once; none where nobody is known who could be asked."""
+        if not self._rows:
+            return []
+        found: dict[str, _Row] = {}
+        for row, empty in zip(self._rows, self._empty, strict=True):
+            if not empty and self._next_question(row) is not None:
+                found.setdefault(row.first_key, row)
+        return list(found.values())
+
+    def _next_question(self, row: _Row) -> tuple[str, Question] | None:
+        """What is still to be asked about a response, with its key."""
+        first = self._journal.reply(row.first_key)
+        if first is None:
+            return row.first_key, row.first
+        if _read(first).score is not None or not self._can_ask_again():
+            return None
+        return None if self._journal.reply(row.second_key) else (row.second_key, row.second)
+
+    def _can_ask_again(self) -> bool:
+        return self._refusal is None and self._known is not None and self._known.takes_schema
+
+    def _ask_all(self, todo: Sequence[_Row]) -> str | None:
+        """Asks about the rows; the reason why it ended before the last one, or None."""
+        try:
+            self._server.warm_up(todo[0].first.num_ctx)
+        except NoAnswerError as failure:
+            return f"{self._server.model} at {self._server.where} cannot be loaded: {failure}"
+        n_same = Counter(row.first_key for row, empty in zip(self._rows, self._empty, strict=True) if not empty)
+        done = len(self._rows) - sum(n_same[row.first_key] for row in todo)
+        with meter("judge", len(self._rows), done=done) as shown:
+            problem = self._ask_in_threads(todo, _Shown(shown, self.judgements(), n_same))
+        return problem or self._of_no_use(len(todo))
+
+    def _ask_in_threads(self, todo: Sequence[_Row], shown: _Shown) -> str | None:
+        """Asks on threads of their own, which are left behind where a full disk or Ctrl-C breaks it off."""
+        results: _Results = queue.SimpleQueue()
+        rows = _Shared(todo)
+        for _ in range(self._parallel):
+            threading.Thread(target=self._ask_one_by_one, args=(rows, results), daemon=True).start()
+        problem: str | None = None
+        working = self._parallel
+        try:
+            while working:
+                result = results.get()
+                if result is None:
+                    working -= 1
+                elif isinstance(result, _Row):
+                    shown.advance(result, self._judgement(result))
+                elif isinstance(result, JudgeUnavailable):
+                    problem = problem or str(result)
+                    rows.close()  # the others' questions are under way: their answers are worth waiting for
+                else:
+                    raise result
+        finally:
+            rows.close()
+        return problem
+
+    def _ask_one_by_one(self, rows: _Shared, results: _Results) -> None:
+        try:
+            while (row := rows.next()) is not None:
+                self._ask_about(row)
+                results.put(row)
+        except BaseException as error:  # raised again where it is waited for
+            results.put(error)
+        finally:
+            results.put(None)
+
+    def _ask_about(self, row: _Row) -> None:
+        """Asks what is open about one response.
 
         Raises:
-            JudgeUnavailable: it does not; the message is one line that ends with the remedy.
+            JudgeUnavailable: the server has gone away, takes no schema where the style needs one, or fails too often.
         """
-        if "version" not in self._get("/api/version"):
-            raise self._not_ollama("/api/version has no version")
-        listed = self._get("/api/tags").get("models")
-        if not isinstance(listed, list):
-            raise self._not_ollama("/api/tags has no list of models")
-        names = {str(item.get(key)) for item in listed if isinstance(item, dict) for key in ("name", "model")}
-        # Ollama itself takes Llama3 for llama3.
-        if full_name(self.model).casefold() not in {name.casefold() for name in names}:
-            where = _without_password(self.url)
-            raise JudgeUnavailable(
-                f"the Ollama server at {where} has no model {self.model}: get it with `ollama pull {self.model}`"
-            )
-
-    def score(self, entry: Mapping[str, Any]) -> Judgement:
-        """Judges the `model_response` of one entry; an empty one scores 0 without a call.
-
-        A failed request is not an exception but a judgement without a score: the other entries go on.
-        """
-        prompt = judge_prompt(entry)
-        key = judgement_key(self.model, prompt)
-        if not entry["model_response"].strip():
-            return Judgement(score=0, reason=EMPTY_RESPONSE, key=key, answered=True)
-        pieces: list[str] = []
-        try:
-            self._ask(prompt, pieces)
-        except _NoAnswerError as failure:
-            return Judgement(score=None, raw="".join(pieces), reason=str(failure), key=key, answered=False)
-        raw = "".join(pieces)
-        score, reason = parse_score(raw)
-        return Judgement(score=score, raw=raw, reason=reason, key=key, answered=True)
-
-    def _ask(self, prompt: str, pieces: list[str]) -> None:
-        """Leaves the answer in `pieces`, retrying what may pass; an answer that was read whole is never asked again."""
-        for attempt in range(1, _RETRIES + 2):
-            pieces.clear()
+        self._failures.pop(row.first_key, None)
+        while (open_question := self._next_question(row)) is not None:
+            key, question = open_question
             try:
-                return self._ask_once(prompt, pieces)
-            except _NoAnswerError as failure:
-                if not failure.may_pass or attempt > _RETRIES:
-                    raise
-            time.sleep(self._pause * attempt)
-        raise AssertionError("the last attempt returns or raises")
+                self._journal.keep(key, self._server.ask(question))
+            except NoAnswerError as failure:
+                if question.schema is not None and self._server.refuses_schema(failure):
+                    self._refuse(failure)
+                    continue
+                self._failures[row.first_key] = failure
+                self._look_after(failure)
+                return
+            self._failed_in_a_row = 0
 
-    def _ask_once(self, prompt: str, pieces: list[str]) -> None:
-        payload = {"model": self.model, "messages": [{"role": "user", "content": prompt}], "options": dict(OPTIONS)}
-        deadline = time.monotonic() + self._total_timeout
-        with (
-            _network_failures(self._timeout),
-            self._session.post(
-                f"{self.url}/api/chat", json=payload, stream=True, timeout=self._timeout, allow_redirects=False
-            ) as response,
-        ):
-            if response.status_code != 200:
-                status = response.status_code
-                raise _NoAnswerError(_http_reason(response), may_pass=status >= 500 or status in _WORTH_RETRYING)
-            for line in response.iter_lines():
-                if line.strip() and _take(line, pieces):
-                    return
-                if time.monotonic() > deadline:
-                    raise _NoAnswerError(f"no whole answer within {self._total_timeout:g} s")
-        raise _NoAnswerError("the stream ended without done:true")
+    def _refuse(self, failure: NoAnswerError) -> None:
+        """The server takes no JSON schema: the book's question goes on without its re-ask, the other style cannot."""
+        self._refusal = str(failure)
+        if self._style == "reason":
+            raise JudgeUnavailable(self._no_schema(str(failure)))
+        warn(f"the judge takes no JSON schema ({failure}): replies without a score are not asked about again")
 
-    def _get(self, path: str) -> dict[str, Any]:
-        try:
-            with _network_failures(_CHECK_TIMEOUT_S):
-                response = self._session.get(f"{self.url}{path}", timeout=_CHECK_TIMEOUT_S, allow_redirects=False)
-                if response.status_code != 200:
-                    raise self._not_ollama(f"{path}: {_http_reason(response)}")
-                content = response.content
-        except _NoAnswerError as failure:
-            where = _without_password(self.url)
-            raise JudgeUnavailable(
-                f"no Ollama server answers at {where} ({failure}): start one with `ollama serve`, "
-                "or give its address with --judge_url"
-            ) from failure
-        value = _json_object(content)
-        if value is None:
-            raise self._not_ollama(f"{path} is not a JSON object")
-        return value
-
-    def _not_ollama(self, what: str) -> JudgeUnavailable:
-        where = _without_password(self.url)
-        return JudgeUnavailable(
-            f"{where} does not answer as an Ollama server does ({what}): start one with `ollama serve`, "
-            "or give its address with --judge_url"
+    def _no_schema(self, why: str) -> str:
+        return (
+            f"{self._server.where} takes no JSON schema for {self._server.model} ({why}), which --judge_style reason "
+            "needs: update the server, or use --judge_style book"
         )
 
+    def _look_after(self, failure: NoAnswerError) -> None:
+        """One failed request is bad luck; a server that went away, or one that only fails, ends the asking."""
+        self._server.check()
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row >= _MOST_FAILURES_IN_A_ROW:
+            raise JudgeUnavailable(
+                f"{self._server.model} at {self._server.where} failed {_MOST_FAILURES_IN_A_ROW} questions in a row, "
+                f"the last one with: {failure}; see to the server and run it again: what was answered is kept"
+            )
 
-def checked_url(url: str) -> str:
-    """The address without a trailing slash or `/api/chat`.
+    def _of_no_use(self, asked: int) -> str | None:
+        """Why a judge that was there was of no use: every request to it failed, and nothing was answered before."""
+        if self._was_heard() or not self._failures:
+            return None
+        last = list(self._failures.values())[-1]
+        return f"{self._server.model} answered none of {asked} questions, the last one with: {last}"
 
-    Raises:
-        UserError: it is not of the form http(s)://host[:port][/path].
-    """
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        usable = bool(host.encode("idna")) and (parts.port is None or parts.port > 0)
-    except ValueError:  # UnicodeError, of a host that no name server takes, is one
-        usable = False
-    if not usable or parts.scheme not in ("http", "https") or parts.query or parts.fragment or url.split() != [url]:
-        raise UserError(f"--judge_url: got {url!r}, expected http://HOST:PORT such as {DEFAULT_URL}")
-    return url.rstrip("/").removesuffix("/api/chat").rstrip("/")
+    def _judgement(self, row: _Row) -> Judgement:
+        first = self._journal.reply(row.first_key)
+        failure = self._failures.get(row.first_key)
+        if first is None:
+            raw = failure.partial if failure else ""
+            return Judgement(score=None, raw=raw, reason=str(failure or self._why_not()), key=row.first_key)
+        second = self._journal.reply(row.second_key)
+        reading = _read(first)
+        again = _read(second) if reading.score is None and second is not None else None
+        return Judgement(
+            score=reading.score if again is None else again.score,
+            raw=first.content,
+            reason=_reason(reading, again, failure, self._refusal),
+            key=row.first_key,
+            answered=self._next_question(row) is None,
+            rung=reading.rung if again is None else again.rung and f"asked again: {again.rung}",
+            raw_again=second.content if again is not None and second is not None else None,
+            cut=self._is_cut(first, row.first) or self._is_cut(second, row.second),
+            prompt_tokens=first.prompt_tokens,
+        )
+
+    def _is_cut(self, reply: Reply | None, question: Question) -> bool:
+        """Whether the prompt and the reply's room fill the context: a longer prompt loses its front, silently."""
+        if reply is None:
+            return False
+        num_ctx = self._server.options(question).get("num_ctx")
+        return num_ctx is not None and (reply.prompt_tokens or 0) + question.room >= num_ctx
+
+    def _was_heard(self) -> bool:
+        """Whether an answer about any response was ever read."""
+        return any(self._journal.reply(row.first_key) is not None for row in self._rows)
+
+    def _book_scores(self) -> list[int]:
+        """What the book's script would average: bare integers of any size, the rest dropped."""
+        if self._style != "book" or self._rubric:
+            return []
+        pairs = zip(self._rows, self._empty, strict=True)
+        replies = [Reply("0") if empty else self._journal.reply(row.first_key) for row, empty in pairs]
+        scores = [bare_integer(reply.content) for reply in replies if reply is not None]
+        return [score for score in scores if score is not None]
+
+    def _why_not(self) -> str:
+        return f"no judge: {self._problem}" if self._problem is not None else _NOT_YET
+
+    def _who(self) -> dict[str, Any]:
+        known = self._known or Known(identity="")
+        return {
+            "name": self._server.name,
+            "model": self._server.model,
+            "digest": known.digest,
+            "version": known.version,
+            "url": self._server.where,
+            "style": self._style,
+            "rubric": self._rubric or None,
+            "parallel": self._parallel,
+            "options": dict(self._server.options(self._rows[0].first)),
+        }
 
 
-class _NoAnswerError(Exception):
-    """No whole answer was read. The message is the reason in one line."""
+class _Shared:
+    """Rows that several threads take, until they are all taken or it is closed."""
 
-    def __init__(self, reason: str, *, may_pass: bool = True) -> None:
-        super().__init__(_one_line(reason))
-        self.may_pass = may_pass
+    def __init__(self, rows: Iterable[_Row]) -> None:
+        self._rows = iter(rows)
+        self._lock = threading.Lock()
 
+    def next(self) -> _Row | None:
+        with self._lock:
+            return next(self._rows, None)
 
-def _take(line: bytes, pieces: list[str]) -> bool:
-    """Adds the text of one line of a stream to `pieces`; whether the line was the last one."""
-    value = _json_object(line)
-    if value is None:
-        raise _NoAnswerError(f"a line of the stream is not a JSON object: {line[:_SHOWN_CHARACTERS]!r}")
-    if "error" in value:
-        raise _NoAnswerError(f"the server reported an error: {value['error']}")
-    message = value.get("message") or {}
-    content = message.get("content") or "" if isinstance(message, dict) else None
-    if not isinstance(content, str):
-        raise _NoAnswerError(f"a line of the stream has no text in message.content: {line[:_SHOWN_CHARACTERS]!r}")
-    # Half of a surrogate pair can stand in JSON, but not in the UTF-8 file that the text goes to.
-    pieces.append(content.encode(errors="replace").decode())
-    return value.get("done") is True
+    def close(self) -> None:
+        with self._lock:
+            self._rows = iter(())
 
 
-def _json_object(content: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
+class _Shown:
+    """The progress, with the mean so far."""
+
+    def __init__(self, shown: Meter, before: Sequence[Judgement], n_same: Mapping[str, int]) -> None:
+        scores = [judgement.score for judgement in before if judgement.score is not None]
+        self._meter, self._n_same = shown, n_same
+        self._sum, self._n = sum(scores), len(scores)
+
+    def advance(self, row: _Row, judgement: Judgement) -> None:
+        n = self._n_same[row.first_key]
+        if judgement.score is not None:
+            self._sum, self._n = self._sum + n * judgement.score, self._n + n
+        self._meter.advance(f"mean {self._sum / self._n:.2f}" if self._n else "no score yet", by=n)
+
+
+def _counts(judgements: Sequence[Judgement]) -> dict[str, Any]:
+    """How the scores came about, and the responses (counted from 1) that something is the matter with."""
+    return {
+        "n_empty_scored_0": sum(judgement.reason == EMPTY_RESPONSE for judgement in judgements),
+        "n_asked_again": sum(judgement.raw_again is not None for judgement in judgements),
+        "judge_rungs": dict(Counter(judgement.rung for judgement in judgements if judgement.rung)),
+        "unparsed_rows": _rows(judgement.answered and judgement.score is None for judgement in judgements),
+        "unanswered_rows": _rows(not judgement.answered for judgement in judgements),
+        "cut_rows": _rows(judgement.cut for judgement in judgements),
+    }
+
+
+def _read(reply: Reply) -> Reading:
+    return read_score(reply.content, cut=reply.finish == "length")
+
+
+def _reason(first: Reading, again: Reading | None, failure: NoAnswerError | None, refusal: str | None) -> str | None:
+    """Why there is no score, of one that was asked about twice both times."""
+    if first.score is not None or (again is not None and again.score is not None):
         return None
-    return value if isinstance(value, dict) else None
+    if again is not None:
+        return f"{first.reason}; asked again: {again.reason}"
+    missing = str(failure) if failure is not None else refusal
+    return f"{first.reason}; asked again: {missing}" if missing else first.reason
 
 
-def _http_reason(response: requests.Response) -> str:
-    """`HTTP 404: model 'x' not found`: the status, and the server's own words where it has some."""
-    said = (_json_object(response.content) or {}).get("error") or response.headers.get("Location") or response.reason
-    return f"HTTP {response.status_code}: {_one_line(str(said))}"
-
-
-@contextlib.contextmanager
-def _network_failures(timeout: float) -> Iterator[None]:
-    """Turns every exception of the network into a _NoAnswerError."""
-    try:
-        yield
-    except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-        raise _NoAnswerError(_network_reason(error, timeout)) from error
-
-
-def _network_reason(error: BaseException, timeout: float) -> str:
-    """The innermost cause: requests and urllib3 wrap it up to four times, with addresses of objects in the text."""
-    chain = [error]
-    while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(inner)
-    if any(isinstance(link, (TimeoutError, urllib3.exceptions.ReadTimeoutError)) for link in chain):
-        return f"timed out: nothing came for {timeout:g} s"
-    cause = chain[-1]
-    return (isinstance(cause, OSError) and cause.strerror) or str(cause) or type(cause).__name__
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
-def _one_line(text: str) -> str:
-    line = " ".join(text.encode(errors="replace").decode().split())
-    return line if len(line) <= _SHOWN_CHARACTERS else line[: _SHOWN_CHARACTERS - 1] + "…"
+def _rows(chosen: Iterable[bool]) -> list[int]:
+    return [row for row, yes in enumerate(chosen, start=1) if yes]

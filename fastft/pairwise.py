@@ -28,7 +28,7 @@ SAME_TEXT = "the same text"
 EMPTY_RESPONSE = "empty response"
 NOT_ASKED = "not asked"
 
-_ORDERS = ("ab", "ba")
+ORDERS = ("ab", "ba")
 _KEYS = ("winner", "verdict", "better", "choice", "answer")
 _BARE = re.compile(r"\W*(?:(?i:response|answer|model)\s+)?([ABab]|(?i:tie|draw))\W*")
 _BRACKETS = re.compile(r"\[\[([ABC])\]\]")
@@ -194,7 +194,7 @@ def _without_a_call(pair: Pair) -> dict[str, Any] | None:
 
 def _asked_about(pair: Pair, referee: Referee, replies: dict[str, str], keep: Callable[[], None]) -> dict[str, Any]:
     asked: list[dict[str, Any]] = []
-    for order in _ORDERS:
+    for order in ORDERS:
         prompt = prompt_of(pair, order)
         key = referee.key(prompt)
         if key not in replies:

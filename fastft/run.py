@@ -98,7 +98,7 @@ class Run:
         for part in ("test", "val", "train"):
             responses = self.responses_of(part)
             names += [responses.name, responses.with_suffix(".made-from.json").name]
-        names += ["scores.json", "report.html", "report.json", "ab.html", "ab.json"]
+        names += ["scores.json", "judge-replies.jsonl", "report.html", "report.json", "ab.html", "ab.json"]
         return [*(self.folder / name for name in names), *sorted(self.folder.glob("compare-*.json"))]
 
     def holds_something(self) -> bool:

@@ -1,39 +1,34 @@
 """The stage `responses.json` -> `scores.json`: text metrics of every response, and a judge's score of each.
 
-`scores.json` is written whole after every judgement, and a judgement is kept under the key of its question
-(`fastft.judge.judgement_key`): a run that was killed, or whose judge went away, goes on where it stopped, and an
-answer that was read once is never asked for again. Identical questions of one run share one answer.
+Each of the judge's answers is kept in `judge-replies.jsonl` as soon as it is read, under the key of its question: a
+run that was killed, or whose judge went away, goes on where it stopped, and an answer that was read once is never
+asked for again. `scores.json` is made of the answers: at the start, and whenever the asking ends.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from fastft import metrics
-from fastft.console import meter, say, warn
+from fastft.console import say, warn
 from fastft.errors import FastftError, JudgeUnavailable, UserError
 from fastft.files import read_json, write_json
-from fastft.judge import (
-    DEFAULT_MODEL,
-    DEFAULT_URL,
-    EMPTY_RESPONSE,
-    OPTIONS,
-    Judgement,
-    OllamaJudge,
-    judge_prompt,
-    judgement_key,
-)
+from fastft.judge import Judge, Judgement
+from fastft.judging.journal import Journal
+from fastft.judging.ollama import DEFAULT_MODEL, DEFAULT_URL, OllamaServer
+from fastft.judging.openai import DEFAULT_KEY_VARIABLE, OpenAIServer, key_from_environment
+from fastft.judging.questions import Style
+from fastft.judging.wire import Patience
 from fastft.records import category_of, choices_of, fault_of_category, fault_of_choices
 
 RESPONSES = "responses.json"
 SCORES = "scores.json"
-
-_NOT_YET = "not judged yet"
+JUDGE_REPLIES = "judge-replies.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,48 +37,171 @@ class ScoreOptions:
 
     run: Path
     """Folder of the run; its responses.json is scored."""
-    judge: Literal["ollama", "none"] = "ollama"
-    """Who gives scores from 0 to 100; none leaves it at the text metrics."""
+    judge: Literal["ollama", "openai", "none"] = "ollama"
+    """Who gives scores from 0 to 100: a model behind Ollama, or behind any OpenAI-compatible server; none leaves it at
+    the text metrics."""
     judge_model: str = DEFAULT_MODEL
-    """Name of the judge's model in Ollama."""
-    judge_url: str = DEFAULT_URL
-    """Address of the Ollama server."""
+    """Name of the judge's model there."""
+    judge_url: str | None = None
+    """Address of the server: of Ollama http://localhost:11434 unless given, of another one such as
+    http://localhost:8000/v1."""
+    judge_style: Style = "book"
+    """What is asked: book, its prompt, for an integer only; reason, for one or two sentences and then the score, by a
+    JSON schema, which told good answers from bad ones best with small judges."""
+    judge_rubric: Path | None = None
+    """A text file with what is good and what is bad, which is put into the prompt."""
+    judge_parallel: int = 1
+    """Questions under way at a time. A server's prompt cache makes a score depend on the questions before it, so that
+    more than 1, whose order is left to chance, gives scores that differ a little from run to run."""
+    judge_key_env: str | None = None
+    """Name of the environment variable that holds the API key of an OpenAI-compatible server; OPENAI_API_KEY, where it
+    is set, unless given. The key is written nowhere."""
+    judge_timeout: float = 120.0
+    """Seconds without a byte after which a request has failed."""
+    judge_load_timeout: float = 600.0
+    """The same while the judge's model is being loaded or pulled."""
+    judge_total_timeout: float = 600.0
+    """Seconds for one whole answer."""
+    judge_retries: int = 4
+    """How often a request is tried again of which no whole answer was read."""
+    judge_pause: float = 0.5
+    """Seconds before the first of them; each further one waits twice as long, give or take half."""
+    pull: bool = False
+    """Have Ollama download the judge's model where it is missing."""
     require_judge: bool = False
     """Exit with status 3 where no judge can be used, instead of leaving the scores out."""
 
     def __post_init__(self) -> None:
         if self.require_judge and self.judge == "none":
             raise UserError("--require_judge: got it with --judge none; leave one of the two out")
+        if self.pull and self.judge != "ollama":
+            raise UserError(
+                f"--pull: got it with --judge {self.judge}, expected --judge ollama, which alone has models"
+            )
+        if self.judge == "openai" and self.judge_url is None:
+            raise UserError("--judge openai: expected --judge_url with it, such as http://localhost:8000/v1")
+        for name, least in (("judge_parallel", 1), ("judge_retries", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"got --{name} {getattr(self, name)}, expected at least {least}")
+        for name in ("judge_timeout", "judge_load_timeout", "judge_total_timeout", "judge_pause"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"got --{name} {getattr(self, name)}, expected seconds above 0")
+
+    def patience(self) -> Patience:
+        """How long the judge is waited for."""
+        return Patience(
+            silence=self.judge_timeout,
+            loading=self.judge_load_timeout,
+            whole=self.judge_total_timeout,
+            retries=self.judge_retries,
+            pause=self.judge_pause,
+        )
 
 
 def score(options: ScoreOptions) -> dict[str, Any]:
     """Scores the responses of a run, writes RUN/scores.json, and returns what it holds.
 
     `judgements` holds one object for each response, in its order: `score` (0..100 or null), `raw`, `key`, `answered`,
-    and `reason` where there is something to explain. `summary` holds the figures, metrics in percent. `earlier` holds
-    answers to questions that are not asked now (another judge, another response), so that none is lost.
+    and `reason` where there is something to explain (`fastft.judge.Judgement`). `summary` holds the figures, metrics
+    in percent.
 
     Raises:
         UserError: responses.json is missing or malformed, or the judge's address is no address.
         JudgeUnavailable: `require_judge`, and the judge cannot be used; scores.json is written all the same.
     """
     # Made first: a mistyped address is to be heard of at once, not after the metrics.
-    judge = OllamaJudge(options.judge_url, options.judge_model) if options.judge == "ollama" else None
+    server, rubric = _server(options), _rubric(options.judge_rubric)
     entries = read_responses(options.run)
     if _are_stale(options.run):
         warn("the responses are not those of the run's model as it is now; `fastft generate` answers again")
-    sheet = _Sheet(options.run, options.judge_model, entries)
+    judge = Judge(
+        server,
+        Journal(options.run / JUDGE_REPLIES),
+        entries,
+        style=options.judge_style,
+        rubric=rubric,
+        parallel=options.judge_parallel,
+    )
+    sheet = _Sheet(options.run, entries, judge)
+    judge.find(lambda: _before(server, options))
     sheet.add(metrics.summary(entries))
     sheet.write()
     sheet.add(_perplexity(options.run, entries))
     sheet.add({"choices_by_likelihood": _choices_by_likelihood(options.run, entries)})
-    problem = _judge_all(judge, sheet)
-    sheet.close(problem)
+    try:
+        problem = judge.ask()
+    finally:  # also where Ctrl-C or a full disk ends the asking
+        sheet.write()
     if problem is not None and options.require_judge:
         raise JudgeUnavailable(problem)
-    if problem is not None and judge is not None:
+    if problem is not None and options.judge != "none":
         say(f"no judge, everything else is kept: {problem}")
-    return sheet.as_json()
+    scores = sheet.as_json()
+    for line in judge_notes(scores["summary"]):
+        say(line)
+    return scores
+
+
+def _server(options: ScoreOptions) -> OllamaServer | OpenAIServer:
+    """Who is asked; with `--judge none` whose answers of an earlier call are kept."""
+    if options.judge == "openai":
+        variable = options.judge_key_env
+        return OpenAIServer(
+            options.judge_url or "",
+            options.judge_model,
+            key_from_environment(variable),
+            options.patience(),
+            key_variable=variable or DEFAULT_KEY_VARIABLE,
+        )
+    url = options.judge_url if options.judge == "ollama" else None
+    return OllamaServer(url or DEFAULT_URL, options.judge_model, options.patience())
+
+
+def _before(server: OllamaServer | OpenAIServer, options: ScoreOptions) -> None:
+    """What comes before the server is looked at."""
+    if options.judge == "none":
+        raise JudgeUnavailable("--judge none")
+    if options.pull and isinstance(server, OllamaServer):
+        server.pull()
+
+
+def _rubric(path: Path | None) -> str:
+    if path is None:
+        return ""
+    try:
+        text = " ".join(path.read_text(encoding="utf-8").split())
+    except (OSError, UnicodeDecodeError) as error:
+        problem = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise UserError(f"--judge_rubric: cannot read {path}: {problem}; expected a text file") from error
+    if not text:
+        raise UserError(f"--judge_rubric: {path} is empty, expected what is good and what is bad in a response")
+    return text
+
+
+def judge_notes(summary: Mapping[str, Any]) -> list[str]:
+    """What a reader of the judge's mean has to know, one line each."""
+    if summary["judge"] is None:
+        return []
+    book, n = summary["judge_book_mean"], summary["n"]
+    notes = [
+        (summary["n_empty_scored_0"], "{} empty responses score 0, as in the book, without a question"),
+        (summary["n_asked_again"], "{} replies without a score were asked about again with a JSON schema"),
+        (len(summary["unparsed_rows"]), "{} replies hold no score: {unparsed_rows}"),
+        (len(summary["unanswered_rows"]), "{} responses have no answer: {unanswered_rows}"),
+        (len(summary["cut_rows"]), "{} prompts were longer than the judge's context and lost their front: {cut_rows}"),
+    ]
+    rows = {name: _row_list(summary[name]) for name in ("unparsed_rows", "unanswered_rows", "cut_rows")}
+    lines = [f"judge: {text.format(count, **rows)}" for count, text in notes if count]
+    if book is not None and (summary["n_book"], book) != (summary["n_scored"], summary["judge_mean"]):
+        lines.append(f"judge: the book's mean, over bare integers alone: {book:.2f} over {summary['n_book']} of {n}")
+    return lines
+
+
+def _row_list(rows: Sequence[int], most: int = 10) -> str:
+    named = ", ".join(map(str, rows[:most]))
+    return f"{'row' if len(rows) == 1 else 'rows'} {named}" + (
+        f" and {len(rows) - most} more" if len(rows) > most else ""
+    )
 
 
 def read_responses(run: Path) -> list[dict[str, Any]]:
@@ -142,9 +260,9 @@ def summary_line(summary: Mapping[str, Any]) -> str:
     """The figures of a summary in one line; what was not or cannot be computed is left out."""
     figures = [
         ("exact match", summary["exact_match"], "%"),
-        ("multiple choice", (summary.get("multiple_choice") or {}).get("accuracy"), "%"),
         ("BLEU", summary["bleu"], "%"),
         ("ROUGE-L", summary["rouge_l"], "%"),
+        ("multiple choice", (summary.get("multiple_choice") or {}).get("accuracy"), "%"),
         ("perplexity of the references", summary["perplexity"], ""),
         (
             "judge's mean",
@@ -161,61 +279,23 @@ def _shown(interval: Sequence[float] | None) -> str:
 
 
 class _Sheet:
-    """scores.json while it is being filled. Starts with the judgements of an earlier call that still hold."""
+    """scores.json: the figures, and what has come of judging each response so far."""
 
-    def __init__(self, run: Path, model: str, entries: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, run: Path, entries: Sequence[Mapping[str, Any]], judge: Judge) -> None:
         self.entries = entries
+        self._judge = judge
         self._path = run / SCORES
-        self._model = model
         self._summary: dict[str, Any] = {"responses_sha256": responses_sha256(run)}
-        self._no_judge: str | None = None
-        self._closed = False
-        self._answers = _earlier_answers(self._path)
-        self._keys = [judgement_key(model, judge_prompt(entry)) for entry in entries]
-        self._judgements = [Judgement(score=None, reason=_NOT_YET, key=key, answered=False) for key in self._keys]
+        _check_ours(self._path)
 
     def add(self, figures: Mapping[str, Any]) -> None:
         self._summary.update(figures)
 
-    def open_rows(self) -> Iterator[int]:
-        """The rows without an answer, tested as they are reached: one answer may serve several."""
-        return (row for row, key in enumerate(self._keys) if key not in self._answers)
-
-    def n_open(self) -> int:
-        """How many different questions have no answer yet."""
-        return len({self._keys[row] for row in self.open_rows()})
-
-    def put(self, row: int, judgement: Judgement) -> None:
-        """Takes a judgement and writes the file, so that a kill at any moment loses nothing that was answered."""
-        self._judgements[row] = judgement
-        if judgement.answered:
-            self._answers[judgement.key] = judgement
-        self.write()
-
-    def close(self, no_judge: str | None) -> None:
-        """Writes the file for the last time; `no_judge` is why rows that are still open stay without a score."""
-        self._no_judge = no_judge
-        self._closed = True
-        if no_judge is not None:
-            self._judgements = [
-                Judgement(score=None, reason=f"no judge: {no_judge}", key=old.key, answered=False)
-                if old.reason == _NOT_YET
-                else old
-                for old in self._judgements
-            ]
-        self.write()
-
-    def judgements(self) -> list[Judgement]:
-        """One for each response, in its order."""
-        return [self._answers.get(key, open_one) for key, open_one in zip(self._keys, self._judgements, strict=True)]
-
     def as_json(self) -> dict[str, Any]:
-        judgements = self.judgements()
-        current = set(self._keys)
+        judgements = self._judge.judgements()
         return {
             "summary": {**self._judge_summary(judgements), **self._summary, **self._category_summary(judgements)},
             "judgements": [judgement.as_json() for judgement in judgements],
-            "earlier": [answer.as_json() for key, answer in self._answers.items() if key not in current],
         }
 
     def write(self) -> None:
@@ -223,14 +303,12 @@ class _Sheet:
 
     def _judge_summary(self, judgements: Sequence[Judgement]) -> dict[str, Any]:
         scored = _scores(judgements)
-        judge = {"name": "ollama", "model": self._model, "options": dict(OPTIONS)}
         return {
-            "judge": judge if any(judgement.answered for judgement in judgements) else None,
-            "no_judge": self._no_judge,
+            **self._judge.summary(judgements),
             "n_scored": len(scored),
             "n_unscored": len(judgements) - len(scored),
             "judge_mean": _mean(scored),
-            "judge_interval": self._interval(scored),
+            "judge_interval": metrics.mean_interval(scored),
         }
 
     def _category_summary(self, judgements: Sequence[Judgement]) -> dict[str, Any]:
@@ -238,24 +316,19 @@ class _Sheet:
         for name, figures in self._summary.get("by_category", {}).items():
             own = [j for j, entry in zip(judgements, self.entries, strict=True) if category_of(entry) == name]
             scored = _scores(own)
-            rows[name] = {**figures, "judge_mean": _mean(scored), "judge_interval": self._interval(scored)}
+            interval = metrics.mean_interval(scored)
+            rows[name] = {**figures, "judge_mean": _mean(scored), "judge_interval": interval}
         return {"by_category": rows}
 
-    def _interval(self, scored: Sequence[int]) -> list[float] | None:
-        """Of the judge's mean, once no judgement is missing any more: it is not worth its time after each of them."""
-        return metrics.mean_interval(scored) if self._closed else None
 
-
-def _earlier_answers(path: Path) -> dict[str, Judgement]:
-    """The answers that an earlier call left in scores.json, by key; what it could not get is asked again."""
+def _check_ours(path: Path) -> None:
+    """Refuses to write over a scores.json of something else."""
     if not path.is_file():
-        return {}
+        return
     scores = read_json(path, what="the scores of an earlier call")
-    try:
-        kept = [Judgement(**{"reason": None, **item}) for item in scores["judgements"] + scores.get("earlier", [])]
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a file that fastft score wrote ({error!r}); move it away") from error
-    return {judgement.key: judgement for judgement in kept if judgement.answered}
+    parts = (scores.get("summary"), scores.get("judgements")) if isinstance(scores, dict) else (None, None)
+    if not (isinstance(parts[0], dict) and isinstance(parts[1], list)):
+        raise UserError(f"{path} is not a file that fastft score wrote; move it away")
 
 
 def _scores(judgements: Sequence[Judgement]) -> list[int]:
@@ -297,36 +370,3 @@ def _choices_by_likelihood(run: Path, entries: list[dict[str, Any]]) -> dict[str
     except (FastftError, ImportError, OSError, RuntimeError, ValueError) as error:
         say(f"multiple choice by likelihood is left out: {' '.join(str(error).split())}")
         return None
-
-
-def _judge_all(judge: OllamaJudge | None, sheet: _Sheet) -> str | None:
-    """Asks the judge about every open row, in file order. Returns None, or why there is no (further) judge."""
-    if not sheet.n_open():
-        return None  # nothing to ask: a second call needs no server
-    if judge is None:
-        return "--judge none"
-    try:
-        judge.check()
-        with meter("judge", len(sheet.entries), done=len(sheet.entries) - sheet.n_open()) as shown:
-            for row in sheet.open_rows():
-                judgement = judge.score(sheet.entries[row])
-                sheet.put(row, judgement)
-                shown.advance(_mean_text(sheet))
-                if not judgement.answered:
-                    judge.check()  # one failed request is bad luck, a server that went away ends the asking
-    except JudgeUnavailable as error:
-        return str(error)
-    return _useless(judge, sheet.judgements())
-
-
-def _useless(judge: OllamaJudge, judgements: Sequence[Judgement]) -> str | None:
-    """Why a judge that was there was of no use: every request to it failed."""
-    asked = [judgement for judgement in judgements if judgement.reason != EMPTY_RESPONSE]
-    if not asked or any(judgement.answered for judgement in asked):
-        return None
-    return f"{judge.model} answered none of {len(asked)} requests, the last one with: {asked[-1].reason}"
-
-
-def _mean_text(sheet: _Sheet) -> str:
-    mean = _mean(_scores(sheet.judgements()))
-    return "no score yet" if mean is None else f"mean {mean:.2f}"

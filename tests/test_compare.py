@@ -9,11 +9,14 @@ import pytest
 from ollama_stub import OllamaStub, says, status, unused_url
 from scipy import stats
 
-from fastft import judge as judge_module
 from fastft import metrics
 from fastft.cli import main
 from fastft.compare import CompareOptions, compare, judge_figures, matched, metric_figures, swap_test
 from fastft.errors import JudgeUnavailable, UserError
+from fastft.judging.journal import Reply
+from fastft.judging.ollama import OllamaServer
+from fastft.judging.questions import Question
+from fastft.judging.wire import Patience
 from fastft.run import Run
 from fastft.score import ScoreOptions, responses_sha256, score
 
@@ -28,7 +31,7 @@ JUDGE = {"name": "ollama", "model": "llama3", "options": {"seed": 123, "num_ctx"
 
 @pytest.fixture(autouse=True)
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge_module.time, "sleep", lambda _: None)
+    monkeypatch.setattr(Patience, "before_retry", lambda *_: 0.0)
 
 
 def make_run(folder: Path, responses: list[str], scores: list[int | None] | None = None, **judge: Any) -> Path:
@@ -216,16 +219,16 @@ def test_pairwise_asks_both_orders_and_a_second_call_asks_nothing(runs: tuple[Pa
 
 def test_a_killed_comparison_goes_on_where_it_stopped(runs: tuple[Path, Path]) -> None:
     with OllamaStub(says("A"), says("B"), says("A"), says("B")) as stub:
-        ask, asked = judge_module.OllamaJudge._ask, []
+        ask, asked = OllamaServer.ask, []
 
-        def killed_at_the_third(self: judge_module.OllamaJudge, prompt: str, pieces: list[str]) -> None:
-            asked.append(prompt)
+        def killed_at_the_third(self: OllamaServer, question: Question) -> Reply:
+            asked.append(question)
             if len(asked) == 3:
                 raise KeyboardInterrupt
-            ask(self, prompt, pieces)
+            return ask(self, question)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(judge_module.OllamaJudge, "_ask", killed_at_the_third)
+            patch.setattr(OllamaServer, "ask", killed_at_the_third)
             with pytest.raises(KeyboardInterrupt):
                 compare(CompareOptions(*runs, pairwise=True, judge_url=stub.url))
         found = compared(runs, pairwise=True, judge_url=stub.url)["pairwise"]

@@ -22,11 +22,14 @@ import requests
 import torch
 import yaml
 from forks import in_fork
+from ollama_stub import OllamaStub, body, pull_lines, status
+from ollama_stub import says as judge_says
 from rating_pages import entries, exported, made_page, rated, says, two_runs, write_run
 from safetensors.torch import load_file, save_file
 from small_records import made_records
 
 from fastft.cli import main
+from fastft.errors import EXIT_NO_JUDGE
 
 resource = pytest.importorskip("resource", reason="full disks are played by RLIMIT_FSIZE, which POSIX alone has")
 
@@ -582,7 +585,6 @@ RUNS = [
     Case("no responses to score", lambda p: p.on_run("score"), ("responses.json", "fastft generate")),
     Case("responses not JSON: score", lambda p: responses(p, "[{", "score"), ("responses.json", "not JSON")),
     Case("responses without the response", lambda p: responses(p, "[{}]", "score"), ("row 1", "fastft generate")),
-    Case("judge's address is none", lambda p: p.on_run("score", "--judge_url", "here"), ("here", "expected")),
     Case(
         "responses with choices that are none",
         lambda p: responses(p, json.dumps([answered("a", choices="abc")]), "score"),
@@ -628,6 +630,51 @@ COMPARE = [
         "no such folder for the figures",
         lambda p: comparing(p, "--out", p.tmp / "nowhere" / "x.json"),
         ("cannot write", "nowhere/x.json"),
+    ),
+]
+
+
+def scoring(place: Place, *options: object) -> list[str]:
+    """`fastft score` on three responses."""
+    place.json(
+        [{"instruction": "a", "output": "b", "model_response": f"c{row}"} for row in range(3)], "out/responses.json"
+    )
+    return ["score", "--run", str(place.out), *map(str, options)]
+
+
+JUDGE = [
+    Case("address is none", lambda p: scoring(p, "--judge_url", "here"), ("--judge_url", "here", "expected http://")),
+    Case("unknown judge", lambda p: scoring(p, "--judge", "gpt"), ("--judge gpt", "ollama, openai or none")),
+    Case("no model's name", lambda p: scoring(p, "--judge_model", " "), ("--judge_model", "expected the name")),
+    Case("unknown style", lambda p: scoring(p, "--judge_style", "kind"), ("--judge_style kind", "book or reason")),
+    Case("openai without an address", lambda p: scoring(p, "--judge", "openai"), ("--judge openai", "--judge_url")),
+    Case(
+        "openai's address is none",
+        lambda p: scoring(p, "--judge", "openai", "--judge_url", "localhost:8000"),
+        ("localhost:8000", "http://localhost:8000/v1"),
+    ),
+    Case(
+        "no such variable",
+        lambda p: scoring(p, "--judge", "openai", "--judge_url", "http://localhost:8000", "--judge_key_env", "NO_KEY"),
+        ("--judge_key_env", "NO_KEY is not set", "export"),
+    ),
+    Case("no question at a time", lambda p: scoring(p, "--judge_parallel", 0), ("--judge_parallel 0", "at least 1")),
+    Case("fewer than no retries", lambda p: scoring(p, "--judge_retries", -1), ("--judge_retries -1", "at least 0")),
+    Case("no time", lambda p: scoring(p, "--judge_timeout", 0), ("--judge_timeout 0", "seconds above 0")),
+    Case("no rubric", lambda p: scoring(p, "--judge_rubric", "gone.txt"), ("--judge_rubric", "gone.txt", "No such")),
+    Case("pull for another", lambda p: scoring(p, "--judge", "none", "--pull"), ("--pull", "expected --judge ollama")),
+    Case(
+        "none, required", lambda p: scoring(p, "--judge", "none", "--require_judge"), ("--require_judge", "leave one")
+    ),
+    Case(
+        "a folder for its answers",
+        lambda p: (p.text("out/judge-replies.jsonl/inside", ""), scoring(p))[1],
+        ("cannot read the judge's answers", "judge-replies.jsonl"),
+    ),
+    Case(
+        "other scores in the way",
+        lambda p: (p.json({"mine": 1}, "out/scores.json"), scoring(p))[1],
+        ("scores.json", "move it away"),
     ),
 ]
 
@@ -718,6 +765,7 @@ CASES = {
         "weights": WEIGHTS,
         "runs": RUNS,
         "compare": COMPARE,
+        "judge": JUDGE,
         "unwritable": UNWRITABLE,
         "pages": PAGES,
     }.items()
@@ -945,6 +993,99 @@ def test_a_pairwise_judge_that_is_required_and_not_there(place: Place, capsys: p
     assert main(argv) == 3
     check_line(capsys.readouterr().err, ("ollama serve", "--judge_url"))
     assert json.loads((place.tmp / "a/compare-b.json").read_text())["metrics"]["exact_match"]["a"] == 0
+
+
+@dataclass(frozen=True)
+class NoJudge:
+    """A judge that cannot be used."""
+
+    name: str
+    prepare: Callable[[OllamaStub], object]
+    options: tuple[str, ...]
+    words: tuple[str, ...]
+
+
+def is_no_ollama(stub: OllamaStub) -> None:
+    stub.get_override = body(b"<html>It works!</html>")
+
+
+def refuses_key(stub: OllamaStub) -> None:
+    stub.get_override = status(401, "no")
+
+
+def is_old(stub: OllamaStub) -> None:
+    stub.version = "0.4.7"
+
+
+def cannot_load(stub: OllamaStub) -> None:
+    stub.warm_up = status(500, "model requires more system memory (5.6 GiB) than is available (2.0 GiB)")
+
+
+def pull_fails(stub: OllamaStub) -> None:
+    stub.models = {}
+    stub.pull = pull_lines({"status": "pulling manifest"}, {"error": "pull model manifest: file does not exist"})
+
+
+def nothing(_: OllamaStub) -> None:
+    pass
+
+
+OPENAI = ("--judge", "openai")
+NO_JUDGE = [
+    NoJudge("no server", OllamaStub.close, (), ("no Ollama server", "Connection refused", "`ollama serve`")),
+    NoJudge("another server", is_no_ollama, (), ("does not answer as an Ollama server", "--judge_url")),
+    NoJudge("no such model", nothing, ("--judge_model", "phi3"), ("no model phi3", "`ollama pull phi3`", "--pull")),
+    NoJudge("no pull", pull_fails, ("--pull",), ("could not pull llama3", "file does not exist", "check the name")),
+    NoJudge("too large a model", cannot_load, (), ("llama3", "cannot be loaded", "more system memory")),
+    NoJudge("no schemas", is_old, ("--judge_style", "reason"), ("no JSON schema", "0.4.7", "--judge_style book")),
+    NoJudge("a refused schema", nothing, ("--judge_style", "reason"), ("no JSON schema", "invalid format", "book")),
+    NoJudge("only failures", nothing, (), ("answered none of 3", "invalid format")),
+    NoJudge("openai: no server", OllamaStub.close, OPENAI, ("no OpenAI-compatible server", "--judge_url")),
+    NoJudge("openai: no such model", nothing, (*OPENAI, "--judge_model", "phi3"), ("no model phi3", "llama3:latest")),
+    NoJudge("openai: a wrong key", refuses_key, OPENAI, ("refuses the API key", "OPENAI_API_KEY", "--judge_key_env")),
+]
+
+
+@pytest.mark.parametrize("required", [True, False])
+@pytest.mark.parametrize("case", NO_JUDGE, ids=lambda case: case.name)
+def test_no_usable_judge_is_one_line_and_status_3_where_one_is_required(
+    case: NoJudge, required: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Place(tmp_path, tmp_path, pytest.MonkeyPatch())
+    with OllamaStub(status(500, "invalid format")) as stub:
+        case.prepare(stub)
+        argv = scoring(place, "--judge_url", stub.url, "--judge_retries", 0, "--judge_pause", 0.001, *case.options)
+        exit_status = main([*argv, "--require_judge"] if required else argv)
+    stderr = capsys.readouterr().err
+    if required:
+        check_line(stderr, case.words)
+    else:
+        said = [line for line in stderr.splitlines() if line.startswith("no judge, everything else is kept: ")]
+        assert len(said) == 1
+        assert [word for word in case.words if word not in said[0]] == []
+    assert exit_status == (EXIT_NO_JUDGE if required else 0)
+    scores = json.loads((place.out / "scores.json").read_text())
+    assert [judgement["score"] for judgement in scores["judgements"]] == [None] * 3
+    assert all(judgement["reason"] for judgement in scores["judgements"])
+    assert scores["summary"]["rouge_l"] == 0
+
+
+def test_a_full_disk_while_judging_keeps_the_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = Place(tmp_path, tmp_path, pytest.MonkeyPatch())
+    with OllamaStub(judge_says("80")) as stub:
+        argv = scoring(place, "--judge_url", stub.url)
+        assert main([*argv, "--judge", "none"]) == 0  # a scores.json that fits
+        largest = (place.out / "scores.json").stat().st_size + 20
+        place.text("out/judge-replies.jsonl", "\n" * (largest - 600))  # room for two answers, not for three
+        capsys.readouterr()
+        with full_disk(largest):
+            assert main(argv) == 2
+        check_line(capsys.readouterr().err, ("cannot write", "free space"))
+        kept = [line for line in (place.out / "judge-replies.jsonl").read_text().splitlines() if '"80"' in line]
+        asked = len(stub.asked)
+        assert main(argv) == 0
+        assert len(kept) > 0
+        assert len(stub.asked) == asked + 3 - len(kept)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")

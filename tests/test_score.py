@@ -3,15 +3,30 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+import threading
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ollama_stub import Action, Handler, OllamaStub, says, status, unused_url
+from ollama_stub import (
+    DIGEST,
+    FAULTS,
+    Action,
+    Handler,
+    OllamaStub,
+    completes,
+    lines,
+    piece,
+    pull_lines,
+    says,
+    status,
+    unused_url,
+)
 
-from fastft import judge as judge_module
 from fastft import metrics
+from fastft.console import Meter
 from fastft.errors import JudgeUnavailable, UserError
 from fastft.score import ScoreOptions, score, summary_line
 
@@ -26,11 +41,6 @@ def with_responses(*responses: str) -> list[dict[str, Any]]:
 
 
 RESPONSES = with_responses("This is the word one.", "This is a word.", "", "five")
-
-
-@pytest.fixture(autouse=True)
-def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(judge_module.time, "sleep", lambda _: None)
 
 
 @pytest.fixture
@@ -50,9 +60,13 @@ def saved(run: Path) -> dict[str, Any]:
 
 def scored(run: Path, stub: OllamaStub | str, **options: Any) -> dict[str, Any]:
     url = stub if isinstance(stub, str) else stub.url
-    scores = score(ScoreOptions(run=run, judge_url=url, **options))
+    scores = score(ScoreOptions(run=run, judge_url=url, **{"judge_pause": 0.001, "judge_retries": 2, **options}))
     assert scores == saved(run)
     return scores
+
+
+def word_in(prompt: str) -> str:
+    return prompt.partition("Say ")[2].partition(".")[0]
 
 
 def given(scores: dict[str, Any]) -> list[int | None]:
@@ -60,21 +74,28 @@ def given(scores: dict[str, Any]) -> list[int | None]:
 
 
 def test_every_response_has_a_judgement_in_its_order(run: Path) -> None:
-    with OllamaStub(says("100"), says("about 40"), says("7")) as stub:
+    with OllamaStub(says("100"), says("maybe"), says("no idea"), says("7")) as stub:
         scores = scored(run, stub)
     assert given(scores) == [100, None, 0, 7]
     assert [judgement.get("reason") for judgement in scores["judgements"]] == [
         None,
-        "not an integer: 'about 40'",
+        "no score in it: 'maybe'; asked again: no score in it: 'no idea'",
         "empty response",
         None,
     ]
-    assert [judgement["raw"] for judgement in scores["judgements"]] == ["100", "about 40", "", "7"]
+    assert [judgement["raw"] for judgement in scores["judgements"]] == ["100", "maybe", "", "7"]
+    assert scores["judgements"][1]["raw_again"] == "no idea"
     summary = scores["summary"]
     assert summary["judge"] == {
         "name": "ollama",
         "model": "llama3",
-        "options": {"seed": 123, "temperature": 0, "num_ctx": 2048},
+        "digest": DIGEST,
+        "version": "0.9.0",
+        "url": stub.url,
+        "style": "book",
+        "rubric": None,
+        "parallel": 1,
+        "options": {"seed": 123, "temperature": 0, "num_ctx": 2048, "num_predict": 128},
     }
     assert (summary["n_scored"], summary["n_unscored"], summary["no_judge"]) == (3, 1, None)
     assert summary["judge_mean"] == pytest.approx(107 / 3)
@@ -89,40 +110,227 @@ def test_every_response_has_a_judgement_in_its_order(run: Path) -> None:
     assert summary["by_category"]["b"]["judge_mean"] == 3.5
 
 
+def test_the_summary_says_how_the_scores_came_about(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with OllamaStub(says("150"), says('{"score": 90}'), says("Score: 50"), says("?"), says("!")) as stub:
+        summary = scored(run, stub)["summary"]
+    assert summary["judge_rungs"] == {"asked again: json": 1, "labelled": 1}
+    assert (summary["n_asked_again"], summary["n_empty_scored_0"]) == (2, 1)
+    assert (summary["unparsed_rows"], summary["unanswered_rows"], summary["cut_rows"]) == ([4], [], [])
+    assert summary["judge_mean"] == pytest.approx(140 / 3)
+    assert (summary["judge_book_mean"], summary["n_book"]) == (75, 2)  # int() takes 150, and the empty one is 0
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("judge: ")] == [
+        "judge: 1 empty responses score 0, as in the book, without a question",
+        "judge: 2 replies without a score were asked about again with a JSON schema",
+        "judge: 1 replies hold no score: row 4",
+        "judge: the book's mean, over bare integers alone: 75.00 over 2 of 4",
+    ]
+
+
+def test_questions_come_one_at_a_time_in_the_files_order_after_the_last_answer_is_kept(run: Path) -> None:
+    kept: list[int] = []
+
+    def route(prompt: str) -> Action:
+        journal = run / "judge-replies.jsonl"
+        kept.append(journal.read_text().count('"content"') if journal.is_file() else 0)
+        return says("80")
+
+    with OllamaStub() as stub:
+        stub.route = route
+        scored(run, stub)
+        assert [word_in(prompt) for prompt in stub.prompts()] == ["one", "two", "four"]
+        assert stub.warm_ups == [{"model": "llama3", "messages": [], "options": {"num_ctx": 2048}, "stream": False}]
+    assert kept == [0, 1, 2]
+
+
+def test_parallel_questions_are_under_way_together_and_end_in_their_places(run: Path) -> None:
+    together = threading.Barrier(3)
+
+    def route(prompt: str) -> Action:
+        together.wait(5)
+        return says({"one": "1", "two": "2", "four": "4"}[word_in(prompt)])
+
+    with OllamaStub() as stub:
+        stub.route = route
+        scores = scored(run, stub, judge_parallel=3)
+    assert given(scores) == [1, 2, 0, 4]
+    assert scores["summary"]["judge"]["parallel"] == 3
+
+
 def test_a_second_call_asks_nothing_and_needs_no_server(run: Path) -> None:
-    with OllamaStub(says("80")) as stub:
+    with OllamaStub(says("80"), says("nothing")) as stub:
         first = scored(run, stub)
-        assert len(stub.asked) == 3
-    assert scored(run, unused_url(), require_judge=True) == first
+        assert len(stub.asked) == 1 + 2 * 2
+        assert scored(run, stub) == first
+        assert len(stub.asked) == 5
+        assert len(stub.warm_ups) == 1
+    second = scored(run, unused_url(), require_judge=True)
+    assert second["judgements"] == first["judgements"]
 
 
-def test_a_killed_run_goes_on_where_it_stopped(run: Path) -> None:
-    with OllamaStub(says("80"), says("no number")) as stub:
-        ask = judge_module.OllamaJudge.score
+def test_a_model_that_was_pulled_anew_is_asked_anew(run: Path) -> None:
+    with OllamaStub(says("10"), models={"llama3:latest": "old"}) as stub:
+        assert given(scored(run, stub)) == [10, 10, 0, 10]
+        stub.actions, stub.models = [says("20")], {"llama3:latest": "new"}
+        assert given(scored(run, stub)) == [20, 20, 0, 20]
+        stub.models = {"llama3:latest": "old", "copy:latest": "new"}
+        assert given(scored(run, stub)) == [10, 10, 0, 10]
+        assert given(scored(run, stub, judge_model="copy")) == [20, 20, 0, 20]  # the same model by another name
+        assert len(stub.asked) == 6
 
-        def killed_at_the_fourth(self: judge_module.OllamaJudge, entry: Any) -> Any:
-            if entry["instruction"] == "Say four.":
-                raise KeyboardInterrupt
-            return ask(self, entry)
 
+def test_an_interrupted_run_goes_on_where_it_stopped(run: Path) -> None:
+    with OllamaStub(says("80"), says("no number"), says("none"), FAULTS["hangs without a word"]) as stub:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(judge_module.OllamaJudge, "score", killed_at_the_fourth)
+            patch.setattr(Meter, "advance", interrupt_at(2))
             with pytest.raises(KeyboardInterrupt):
                 scored(run, stub)
         assert given(saved(run)) == [80, None, 0, None]
+        assert saved(run)["judgements"][1]["raw"] == "no number"
         assert saved(run)["judgements"][3]["reason"] == "not judged yet"
-        stub.actions = [says("60")]
-        scores = scored(run, stub)
-        assert len(stub.asked) == 3
-    assert given(scores) == [80, None, 0, 60]
-    assert scores["judgements"][1]["reason"] == "not an integer: 'no number'"
+        answered = stub.prompts()[:3]
+        stub.route = lambda _: says("60")
+        assert given(scored(run, stub)) == [80, None, 0, 60]
+        assert not set(answered) & set(stub.prompts()[3:])
+
+
+def interrupt_at(number: int) -> Callable[..., None]:
+    calls: list[int] = []
+
+    def advance(*_: Any, **__: Any) -> None:
+        calls.append(1)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+
+    return advance
 
 
 def test_a_failed_request_is_asked_again_by_the_next_call(run: Path) -> None:
     with OllamaStub(status(400, "bad"), says("50")) as stub:
-        assert given(scored(run, stub)) == [None, 50, 0, 50]
+        scores = scored(run, stub)
+        assert given(scores) == [None, 50, 0, 50]
+        assert scores["summary"]["unanswered_rows"] == [1]
         assert given(scored(run, stub)) == [50, 50, 0, 50]
         assert len(stub.asked) == 4
+
+
+def test_a_failed_second_question_alone_is_asked_again_by_the_next_call(tmp_path: Path) -> None:
+    write(tmp_path, RESPONSES[:1])
+    with OllamaStub(says("hm"), status(400, "bad"), says('{"score": 50}')) as stub:
+        first = scored(tmp_path, stub)["judgements"][0]
+        assert (first["score"], first["raw"], first["answered"]) == (None, "hm", False)
+        assert first["reason"] == "no score in it: 'hm'; asked again: HTTP 400: bad"
+        second = scored(tmp_path, stub)["judgements"][0]
+        assert (second["score"], second["rung"], second["raw"]) == (50, "asked again: json", "hm")
+        assert ["format" in payload for payload in stub.asked] == [False, True, True]
+
+
+def test_a_server_that_takes_no_schema_is_not_asked_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with OllamaStub(says("hm"), status(500, "invalid format"), says("hm")) as stub:
+        scores = scored(run, stub)
+        assert len(stub.asked) == 4
+    assert given(scores) == [None, None, 0, None]
+    assert scores["judgements"][0]["reason"] == "no score in it: 'hm'; asked again: HTTP 500: invalid format"
+    assert scores["summary"]["unparsed_rows"] == [1, 2, 4]
+    assert capsys.readouterr().err.count("takes no JSON schema") == 1
+
+
+def test_an_old_ollama_is_not_asked_again_either(run: Path) -> None:
+    with OllamaStub(says("hm")) as stub:
+        stub.version = "0.4.7"
+        assert scored(run, stub)["summary"]["unparsed_rows"] == [1, 2, 4]
+        assert len(stub.asked) == 3
+
+
+def test_the_reason_style_asks_for_a_reason_first(run: Path) -> None:
+    with OllamaStub(says('{"reason": "4 of 5 right", "score": 80}')) as stub:
+        scores = scored(run, stub, judge_style="reason")
+        assert list(stub.asked[0]["format"]["properties"]) == ["reason", "score"]
+        assert stub.asked[0]["options"]["num_predict"] == 512
+    assert given(scores) == [80, 80, 0, 80]
+    assert scores["summary"]["judge"]["style"] == "reason"
+    assert (scores["summary"]["judge_book_mean"], scores["summary"]["n_book"]) == (None, 0)
+
+
+@pytest.mark.parametrize("version", ["0.4.7", "0.9.0"])
+def test_the_reason_style_needs_a_schema(run: Path, version: str) -> None:
+    with OllamaStub(status(500, "invalid format")) as stub:
+        stub.version = version
+        with pytest.raises(JudgeUnavailable, match=r"takes no JSON schema .*use --judge_style book$") as caught:
+            scored(run, stub, judge_style="reason", require_judge=True)
+        assert len(stub.asked) == (version == "0.9.0")
+    assert "\n" not in str(caught.value)
+    assert given(saved(run)) == [None, None, 0, None]
+
+
+def test_styles_and_rubrics_do_not_share_answers(run: Path, tmp_path: Path) -> None:
+    rubric = tmp_path / "rubric.txt"
+    rubric.write_text("Spelling counts\nas much as facts.\n")
+    with OllamaStub(says("10"), says("10"), says("10"), says('{"score": 20}')) as stub:
+        assert given(scored(run, stub)) == [10, 10, 0, 10]
+        scores = scored(run, stub, judge_rubric=rubric)
+        assert given(scores) == [20, 20, 0, 20]
+        assert given(scored(run, stub, judge_style="reason")) == [20, 20, 0, 20]
+        assert len(stub.asked) == 9
+        assert "score. Spelling counts as much as facts. Respond" in stub.prompts()[3]
+    assert scores["summary"]["judge"]["rubric"] == "Spelling counts as much as facts."
+    assert scores["summary"]["judge_book_mean"] is None
+
+
+def test_an_openai_compatible_judge(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "sk-very-secret")
+    with OllamaStub(completes("80"), completes("hm"), completes('{"score": 70}'), completes("60")) as stub:
+        options = {"judge": "openai", "judge_model": "llama3:latest", "judge_key_env": "MY_KEY"}
+        scores = scored(run, stub, **options)
+        assert given(scores) == [80, 70, 0, 60]
+        assert scored(run, stub, **options) == scores
+        assert len(stub.asked) == 4
+        assert {headers["Authorization"] for headers in stub.headers} == {"Bearer sk-very-secret"}
+    judge = scores["summary"]["judge"]
+    assert (judge["name"], judge["url"], judge["digest"]) == ("openai", f"{stub.url}/v1", None)
+    assert judge["options"] == {"seed": 123, "temperature": 0, "max_tokens": 128}
+    assert given(scored(run, stub.url, **options)) == [80, 70, 0, 60]  # it is gone, its answers hold
+    for path in run.iterdir():
+        assert b"very-secret" not in path.read_bytes(), path
+
+
+def test_a_pull_gets_the_model_and_then_it_is_asked(run: Path) -> None:
+    with OllamaStub(says("80"), models=[]) as stub:
+        stub.pull = pull_lines({"status": "success"}, then=lambda stub: stub.models.update({"llama3:latest": DIGEST}))
+        assert given(scored(run, stub, pull=True)) == [80, 80, 0, 80]
+        assert len(stub.pulls) == 1
+
+
+def test_a_pull_that_fails_is_no_judge(run: Path) -> None:
+    with OllamaStub(models=[]) as stub:
+        stub.pull = pull_lines({"status": "pulling manifest"}, {"error": "file does not exist"})
+        with pytest.raises(JudgeUnavailable, match="could not pull llama3"):
+            scored(run, stub, pull=True, require_judge=True)
+        assert stub.asked == []
+
+
+def test_a_model_that_cannot_be_loaded_is_no_judge(run: Path) -> None:
+    with OllamaStub(says("80")) as stub:
+        stub.warm_up = status(500, "model requires more system memory")
+        with pytest.raises(JudgeUnavailable, match="cannot be loaded: HTTP 500: model requires more system memory"):
+            scored(run, stub, require_judge=True)
+        assert stub.asked == []
+
+
+def test_one_context_for_all_holds_the_longest_prompt(run: Path) -> None:
+    write(run, [*RESPONSES, {**RESPONSES[0], "model_response": "word " * 2000}])
+    with OllamaStub(says("80")) as stub:
+        scored(run, stub)
+        assert {payload["options"]["num_ctx"] for payload in [*stub.asked, *stub.warm_ups]} == {4096}
+
+
+def test_prompts_that_the_server_cut_are_listed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    full = [says("80", prompt_eval_count=count) for count in (2048 - 128, 2048 - 129)]
+    with OllamaStub(*full, lines(piece("80"), b'{"done": true}\n')) as stub:
+        scores = scored(run, stub)
+    assert scores["summary"]["cut_rows"] == [1]
+    assert [judgement.get("cut") for judgement in scores["judgements"]] == [True, None, None, None]
+    assert [judgement.get("prompt_tokens") for judgement in scores["judgements"]] == [1920, 1919, None, None]
+    assert "1 prompts were longer than the judge's context and lost their front: row 1" in capsys.readouterr().err
 
 
 def test_only_changed_responses_are_asked_about_and_old_answers_stay(run: Path) -> None:
@@ -136,7 +344,8 @@ def test_only_changed_responses_are_asked_about_and_old_answers_stay(run: Path) 
 
 
 def test_another_model_is_asked_anew_and_the_first_ones_answers_stay(run: Path) -> None:
-    with OllamaStub(says("10"), says("20"), says("40"), says("99"), models=["llama3:latest", "phi3:latest"]) as stub:
+    models = {"llama3:latest": "a", "phi3:latest": "b"}
+    with OllamaStub(says("10"), says("20"), says("40"), says("99"), models=models) as stub:
         scored(run, stub)
         scores = scored(run, stub, judge_model="phi3")
         assert given(scores) == [99, 99, 0, 99]
@@ -180,10 +389,22 @@ def test_a_required_judge_that_is_not_there_is_an_error_after_the_metrics(run: P
 
 
 @pytest.mark.parametrize("action", [status(500, "out of memory"), status(400, "out of memory")])
-def test_a_judge_that_answers_no_request_is_no_usable_judge(run: Path, action: Action) -> None:
-    with OllamaStub(action) as stub, pytest.raises(JudgeUnavailable, match=r"none of 3 requests.*out of memory"):
+def test_a_judge_that_answers_no_question_is_no_usable_judge(run: Path, action: Action) -> None:
+    with OllamaStub(action) as stub, pytest.raises(JudgeUnavailable, match=r"none of 3 questions.*out of memory"):
         scored(run, stub, require_judge=True)
     assert given(saved(run)) == [None, None, 0, None]
+
+
+def test_a_server_that_only_fails_ends_the_asking(tmp_path: Path) -> None:
+    write(tmp_path, [{**ENTRIES[0], "model_response": str(number)} for number in range(10)])
+    with OllamaStub(says("80"), status(400, "broken")) as stub:
+        scores = scored(tmp_path, stub)
+        assert len(stub.asked) == 1 + 5
+        assert "failed 5 questions in a row, the last one with: HTTP 400: broken" in scores["summary"]["no_judge"]
+        assert scores["judgements"][1]["reason"] == "HTTP 400: broken"
+        assert scores["judgements"][9]["reason"].startswith("no judge: ")
+        stub.actions = [says("70")]
+        assert given(scored(tmp_path, stub)) == [80] + [70] * 9
 
 
 def test_a_server_that_goes_away_ends_the_asking_and_loses_nothing(run: Path) -> None:
@@ -194,12 +415,12 @@ def test_a_server_that_goes_away_ends_the_asking_and_loses_nothing(run: Path) ->
             status(500, "shutting down")(handler)
 
         stub.actions.append(go_away)
-        scores = scored(run, stub)
-        assert len(stub.asked) == 1 + 3
-    assert given(scores) == [80, None, None, None]
+        scores = scored(run, stub, judge_retries=1)
+        assert len(stub.asked) == 1 + 2
+    assert given(scores) == [80, None, 0, None]
     assert scores["judgements"][1]["reason"] == "HTTP 500: shutting down"
     assert scores["judgements"][3]["reason"].startswith("no judge: ")
-    assert scores["summary"]["judge_mean"] == 80
+    assert scores["summary"]["judge_mean"] == 40
 
 
 def test_judge_none_asks_nobody_and_keeps_answers(run: Path) -> None:
@@ -208,13 +429,36 @@ def test_judge_none_asks_nobody_and_keeps_answers(run: Path) -> None:
         assert given(scores) == [None] * 4
         assert (scores["summary"]["judge"], scores["summary"]["no_judge"]) == (None, "--judge none")
         assert stub.gets == stub.asked == []
-        scored(run, stub)
+        assert scores["summary"].keys() == scored(run, stub)["summary"].keys()
     assert given(scored(run, "no address", judge="none")) == [80, 80, 0, 80]
 
 
-def test_a_required_judge_cannot_be_none() -> None:
-    with pytest.raises(UserError, match="--require_judge"):
-        ScoreOptions(run=Path("out"), judge="none", require_judge=True)
+BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"judge": "none", "require_judge": True}, "--require_judge: got it with --judge none"),
+    ({"judge": "none", "pull": True}, "--pull: got it with --judge none, expected --judge ollama"),
+    ({"judge": "openai", "judge_url": "http://x", "pull": True}, "--pull: got it with --judge openai"),
+    ({"judge": "openai"}, "--judge openai: expected --judge_url with it"),
+    ({"judge_parallel": 0}, "got --judge_parallel 0, expected at least 1"),
+    ({"judge_retries": -1}, "got --judge_retries -1, expected at least 0"),
+    ({"judge_timeout": 0.0}, "got --judge_timeout 0.0, expected seconds above 0"),
+    ({"judge_pause": float("nan")}, "got --judge_pause nan"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_OPTIONS)
+def test_options_that_do_not_fit_each_other(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        ScoreOptions(run=Path("out"), **options)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, b"", b" \n", b"\xff"])
+def test_a_rubric_that_cannot_be_read(run: Path, tmp_path: Path, content: bytes | None) -> None:
+    rubric = tmp_path / "rubric.txt"
+    if content is not None:
+        rubric.write_bytes(content)
+    with pytest.raises(UserError, match=r"--judge_rubric: .*rubric\.txt"):
+        scored(run, unused_url(), judge_rubric=rubric)
 
 
 def test_a_bad_address_is_found_before_any_work(run: Path) -> None:
@@ -249,7 +493,7 @@ def test_missing_responses_name_the_command_that_makes_them(tmp_path: Path) -> N
         scored(tmp_path, unused_url())
 
 
-@pytest.mark.parametrize("text", ["[", "[]", "{}", '{"judgements": [{"score": 1}]}', '{"judgements": 3}'])
+@pytest.mark.parametrize("text", ["[", "[]", "{}", '{"judgements": [{"score": 1}]}', '{"summary": 3}', "null"])
 def test_foreign_scores_are_not_overwritten(run: Path, text: str) -> None:
     (run / "scores.json").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=r"scores\.json"):
