@@ -154,6 +154,7 @@ def test_ranks_that_are_silenced_stop_without_a_word() -> None:
 def test_after_the_block_signals_do_what_they_did_before() -> None:
     def run() -> object:
         signal.signal(TERM, before)
+        signal.signal(INT, signal.default_int_handler)  # a shell's background job ignores it
         with stop_requests(ALONE) as request:
             inside = signal.getsignal(TERM) is not before, signal.getsignal(INT) is not signal.default_int_handler
         try:
