@@ -1075,7 +1075,7 @@ def test_a_full_disk_while_judging_keeps_the_answers(tmp_path: Path, capsys: pyt
     with OllamaStub(judge_says("80")) as stub:
         argv = scoring(place, "--judge_url", stub.url)
         assert main([*argv, "--judge", "none"]) == 0  # a scores.json that fits
-        largest = (place.out / "scores.json").stat().st_size + 20
+        largest = (place.out / "scores.json").stat().st_size + 600
         place.text("out/judge-replies.jsonl", "\n" * (largest - 600))  # room for two answers, not for three
         capsys.readouterr()
         with full_disk(largest):
