@@ -268,7 +268,7 @@ class _GuardedAdamW(torch.optim.AdamW):
 
     idle = False
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:  # type: ignore[override] # torch's overloads return a loss
         """Updates the weights, unless the optimizer step is to be left out."""
         if not self.idle:
             super().step(closure)

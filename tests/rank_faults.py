@@ -32,7 +32,7 @@ def averaged_over_ranks() -> None:
         loss, sums = right(self, batch, count * self.world.size, last=last)
         return loss * self.world.size, sums
 
-    ZeroEngine.accumulate = accumulate  # type: ignore[method-assign]
+    ZeroEngine.accumulate = accumulate
 
 
 def mean_of_means() -> None:
@@ -46,12 +46,12 @@ def mean_of_means() -> None:
             del count
             return right(self, batch, max(1, batch.count) * self.world.size, last=last)
 
-        engine.accumulate = accumulate  # type: ignore[assignment, method-assign]
+        engine.accumulate = accumulate
 
 
 def first_ranks_examples_twice() -> None:
     """The second rank trains what the first one does."""
-    Trainer._mine = lambda self, step: step.packs[:: self.world.size]  # type: ignore[method-assign]
+    Trainer._mine = lambda self, step: step.packs[:: self.world.size]
 
 
 def _at_the_bad_step(change: Any) -> None:
@@ -62,7 +62,7 @@ def _at_the_bad_step(change: Any) -> None:
         now["step"] = step.index
         return right_step(self, step)
 
-    Trainer._step = step  # type: ignore[method-assign]
+    Trainer._step = step
     for engine in (Engine, ZeroEngine):
         right = engine.accumulate
 
@@ -70,7 +70,7 @@ def _at_the_bad_step(change: Any) -> None:
             loss, sums = right(self, *args, **kwargs)
             return change(loss, sums) if _is_rank(1) and now["step"] == BAD_STEP else (loss, sums)
 
-        engine.accumulate = accumulate  # type: ignore[assignment, method-assign]
+        engine.accumulate = accumulate
 
 
 def loss_not_finite_on_rank_1() -> None:
@@ -98,7 +98,7 @@ def gradient_not_finite_on_rank_1() -> None:
         bias = engine.model.h[0].mlp.c_fc.bias
         bias.register_hook(lambda g: g * torch.inf if _is_rank(1) and now["step"] == BAD_STEP else g)
 
-    Trainer._step, Trainer.__init__ = step, init  # type: ignore[method-assign]
+    Trainer._step, Trainer.__init__ = step, init
 
 
 def rank_1_sleeps() -> None:
@@ -117,7 +117,7 @@ def rank_1_is_slow() -> None:
 
     right = watch.probe_seconds
     watch.LOOK_EVERY = 3
-    watch.probe_seconds = lambda device: right(device) + (0.05 if _is_rank(1) else 0.0)  # type: ignore[assignment]
+    watch.probe_seconds = lambda device: right(device) + (0.05 if _is_rank(1) else 0.0)
 
 
 def rank_1_cannot_write_shards() -> None:

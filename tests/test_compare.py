@@ -83,8 +83,8 @@ def test_text_metrics_are_those_of_each_run_and_their_difference(runs: tuple[Pat
     outputs = [entry["output"] for entry in ENTRIES]
     ours, theirs = (metrics.text_metrics(texts, outputs) for texts in (A, B))
     for name, row in found.items():
-        assert row["a"] == pytest.approx(ours[name])  # type: ignore[literal-required]
-        assert row["difference"] == pytest.approx(ours[name] - theirs[name])  # type: ignore[literal-required]
+        assert row["a"] == pytest.approx(ours[name])
+        assert row["difference"] == pytest.approx(ours[name] - theirs[name])
         assert row["interval"][0] <= row["difference"] <= row["interval"][1], name
     assert found["exact_match"]["p"] == 0.25
 

@@ -517,7 +517,7 @@ OPENAI_FAULTS: dict[str, Action] = {
     "an error under 200": body(b'{"error": {"message": "overloaded"}}'),
     "no choice": body(b'{"choices": []}'),
     "no message": body(b'{"choices": [{"finish_reason": "stop"}]}'),
-    "a list for the text": completes(["8"]),  # type: ignore[arg-type]
+    "a list for the text": completes(["8"]),
     **{name: FAULTS[name] for name in ("garbage", "HTTP 503, queue full", "hangs after the headers", "a huge line")},
     **{name: FAULTS[name] for name in ("reset without a word", "less than its length", "an empty body")},
 }

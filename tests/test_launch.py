@@ -89,7 +89,7 @@ def test_a_job_that_is_ended_while_it_begins_may_be_started_again() -> None:
 
     def ended_early() -> object:
         # The first thing that is imported once the script has begun is fastft's command line.
-        sys.modules["fastft.cli"] = Ending()  # type: ignore[assignment]
+        sys.modules["fastft.cli"] = Ending()
         return script()
 
     ended = in_fork(ended_early)

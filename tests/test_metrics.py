@@ -18,7 +18,7 @@ REFERENCES = ["The cat sat on the mat.", "Water boils at 100 degrees."]
 def test_equal_texts_score_100() -> None:
     scores = metrics.text_metrics(REFERENCES, REFERENCES)
     names = ("exact_match", "bleu", "chrf", "rouge_1", "rouge_2", "rouge_l")
-    assert [scores[name] for name in names] == pytest.approx([100] * 6)  # type: ignore[literal-required]
+    assert [scores[name] for name in names] == pytest.approx([100] * 6)
     assert (scores["n"], scores["words"], scores["looping"]) == (2, 5.5, 0)
     assert (scores["distinct_1"], scores["distinct_2"]) == (100, 100)
 
@@ -192,7 +192,7 @@ def test_categories_are_scored_apart_in_order_of_appearance() -> None:
 @pytest.mark.parametrize(
     "metric", [metrics.exact_match, metrics.bleu, metrics.chrf, metrics.rouge, metrics.text_metrics]
 )
-def test_nothing_to_score_is_an_error(metric) -> None:  # type: ignore[no-untyped-def]
+def test_nothing_to_score_is_an_error(metric) -> None:
     with pytest.raises(ValueError, match="N > 0"):
         metric([], [])
     with pytest.raises(ValueError, match="2 responses and 1 references"):

@@ -510,7 +510,7 @@ def perplexity_stub(monkeypatch: pytest.MonkeyPatch, run: Path, answer: Any) -> 
 
     (run / "model").mkdir()
     module = types.ModuleType("fastft.perplexity")
-    module.response_perplexities = response_perplexities  # type: ignore[attr-defined]
+    module.response_perplexities = response_perplexities
     monkeypatch.setitem(sys.modules, "fastft.perplexity", module)
 
 
@@ -539,7 +539,7 @@ def test_multiple_choice_by_likelihood_is_in_the_summary_or_left_out_with_a_line
     write(run, [{**RESPONSES[0], "output": "B", "choices": ["x", "y"]}, *RESPONSES[1:]])
     assert scored(run, unused_url())["summary"]["choices_by_likelihood"] is None
     assert "multiple choice by likelihood is left out" in capsys.readouterr().err
-    sys.modules["fastft.perplexity"].choice_accuracy = lambda *_: {"total": 1}  # type: ignore[attr-defined]
+    sys.modules["fastft.perplexity"].choice_accuracy = lambda *_: {"total": 1}
     summary = scored(run, unused_url())["summary"]
     assert (summary["choices_by_likelihood"], summary["multiple_choice"]["n"]) == ({"total": 1}, 1)
     assert "multiple choice 0.00%" in summary_line(summary)

@@ -173,7 +173,7 @@ def test_sums_are_the_same_bits_on_all_ranks() -> None:
 
     first, *others = results(on_ranks(3, act))
     assert others == [first, first]
-    got = [float.fromhex(one) for one in first]  # type: ignore[attr-defined]
+    got = [float.fromhex(one) for one in first]
     exact = [sum(column) for column in zip(*parts, strict=True)]
     assert got == pytest.approx(exact, rel=1e-15)
     in_float32 = torch.tensor(parts, dtype=torch.float32).sum(0).tolist()
