@@ -188,10 +188,11 @@ def test_sigterm_before_training_ends_nothing(moment: str, data: Path, tmp_path:
 
 
 def test_what_nobody_reads_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`_file` and not the property, which reads as the stream of the moment, and would be put back as that one."""
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as stream:
-        monkeypatch.setattr(console, "file", stream)
+        monkeypatch.setattr(console, "_file", stream)
         say("a line that reaches nobody")
         say("another one")
 
