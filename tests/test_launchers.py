@@ -41,7 +41,7 @@ TRAIN = LAUNCH / "train.py"
 SMALL = {"steps": 4, "eval_every": 0, "samples": 0}
 STOPPED = {"steps": 80, "save_every": 5, "eval_every": 20, "samples": 0, "lr": 1e-3, "schedule": "cosine"}
 
-OPTIONS_OF_DEEPSPEED = ("num_gpus", "master_port", "master_addr", "no_ssh", "node_rank")
+OPTIONS_OF_DEEPSPEED = ("num_gpus", "master_port")
 SHOWN = (
     "has lost another rank (", "has not got on for", "it was in: ", "error: the run hangs", "nothing from rank",
     "times as long as the fastest for", "the same matrix products", "building its batches",
