@@ -5,6 +5,7 @@ Takes the options of `fastft train`, and `--local_rank`, which deepspeed passes 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -35,4 +36,9 @@ def without_local_rank(arguments: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    # A launcher's late SIGTERM, or a thread of torch's that Python's end catches halfway, would make it another status.
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(status)

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from started import Started, catches_sigterm, started
 from warm_launcher import free_port
 
 import fastft
+from fastft.config import TrainOptions
 from fastft.console import console, say
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="looks at processes in /proc")
@@ -39,6 +41,13 @@ TRAIN = LAUNCH / "train.py"
 SMALL = {"steps": 4, "eval_every": 0, "samples": 0}
 STOPPED = {"steps": 80, "save_every": 5, "eval_every": 20, "samples": 0, "lr": 1e-3, "schedule": "cosine"}
 
+OPTIONS_OF_DEEPSPEED = ("num_gpus", "master_port")
+SHOWN = (
+    "has lost another rank (", "has not got on for", "it was in: ", "error: the run hangs", "nothing from rank",
+    "times as long as the fastest for", "the same matrix products", "building its batches",
+    "cannot write a shard of the checkpoint: ", "free space and go on with --resume", "its update is skipped (",
+    "cannot meet the other",
+)  # fmt: skip
 FIRST_RANK_IS_LATE = "import os, time\nif os.environ.get('RANK') == '0': time.sleep(3)\n"
 
 
@@ -185,6 +194,50 @@ def test_sigterm_before_training_ends_nothing(moment: str, data: Path, tmp_path:
         assert running.ended() == 0, running.said
         assert "Traceback" not in running.said
     assert not (run / "model").exists()
+
+
+@pytest.mark.long
+def test_a_late_sigterm_changes_no_exit_status(data: Path, tmp_path: Path) -> None:
+    """Schedulers and launchers send it more than once, also to a rank that has saved and is about to leave."""
+    run = tmp_path / "run"
+    command = [sys.executable, TRAIN, *arguments(settings(data, run, "zero2", **STOPPED))]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with ExitStack() as stack:
+        ranks = [
+            stack.enter_context(
+                started(
+                    command,
+                    log=tmp_path / f"log-{rank}",
+                    environ={**shared, "RANK": f"{rank}", "LOCAL_RANK": f"{rank}"},
+                )
+            )
+            for rank in (0, 1)
+        ]
+        wait_for_lines(run, 3)
+
+        def told_again() -> bool:
+            left = [rank for rank in ranks if rank.process.poll() is None]
+            for rank in left:
+                rank.process.send_signal(signal.SIGTERM)
+            return not left
+
+        wait_until(told_again, every_s=0.005)
+        assert [rank.ended() for rank in ranks] == [0, 0], [rank.said for rank in ranks]
+    assert len(list((run / "checkpoints").glob("step-*/DONE"))) == 1
+
+
+def test_the_page_on_clusters_names_what_is_there() -> None:
+    """Files, fastft's options, and the parts of messages that it shows."""
+    root = LAUNCH.parent
+    page = (root / "docs" / "clusters.md").read_text()
+    for name in re.findall(r"\b((?:launch|tests|docs)/[\w.]+)", page):
+        assert (root / name).is_file(), name
+    sources = "".join(path.read_text() for path in (root / "fastft").glob("*.py"))
+    for words in SHOWN:
+        assert words in page, words
+        assert words in sources, words
+    for option in re.findall(r"--([a-z]+_[a-z_]+)", page):
+        assert option in {*TrainOptions.__dataclass_fields__, *OPTIONS_OF_DEEPSPEED}, option
 
 
 def test_what_nobody_reads_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
