@@ -87,31 +87,38 @@ def _long(batch: Batch) -> Sizes:
 # Times
 
 
-def step_seconds(model: str, batch: Batch, setup: Setup, card: str) -> tuple[float, float, float]:
+def step_seconds(model: str, setup: Setup, card: str) -> tuple[float, float, float]:
     """PREDICTED seconds of an optimizer step of one pack: of its forward and backward pass, of its update, and of what
     travels, one after the other: nothing that overlaps is taken off. For 16-bit arithmetic without offload.
 
     DeepSpeed's copies into its buckets are not counted.
     """
     config = config_for(model)
-    costs = dict(predict.step_costs(config, batch))
-    update = predict.predicted_seconds([costs.pop("AdamW")], card)
-    casts = costs.pop("casts of the weights")
+    passes, casts, update = _seconds_of_kernels(model, card)
     if setup.stage:
         tensors = layout(config)
         update *= sum(padded_groups(tensors, setup)) / setup.ranks / tensors.all
     else:
-        costs["casts of the weights"] = casts
+        passes += casts
     link = LINKS[card].inside if setup.ranks <= NODE else min(LINKS[card].inside, LINKS[card].across)
     travels = traffic(config, setup).wire / (predict.EFFICIENCY * link)
-    return predict.predicted_seconds(costs.values(), card), update, travels
+    return passes, update, travels
 
 
-def _step(model: str, batch: Batch, card: str, setup: Setup) -> str:
+@functools.cache
+def _seconds_of_kernels(model: str, card: str) -> tuple[float, float, float]:
+    """Of the forward and backward pass, of autocast's casts of the weights, and of the whole update."""
+    costs = dict(predict.step_costs(config_for(model), _batch()))
+    update, casts = ([costs.pop(name)] for name in ("AdamW", "casts of the weights"))
+    passes, of_casts, of_update = (predict.predicted_seconds(part, card) for part in (costs.values(), casts, update))
+    return passes, of_casts, of_update
+
+
+def _step(model: str, card: str, setup: Setup) -> str:
     if setup.offload:
         return "–"
-    alone = sum(step_seconds(model, batch, _setup(), card))
-    seconds = sum(step_seconds(model, batch, setup, card))
+    alone = sum(step_seconds(model, _setup(), card))
+    seconds = sum(step_seconds(model, setup, card))
     return f"{1e3 * seconds:.1f} ({alone / seconds:.0%})"
 
 
@@ -136,7 +143,7 @@ def _of_model(model: str, batch: Batch) -> list[str]:
         _by_ranks(lambda setup: number(traffic(config, replace(setup, packs=4)).wire / GB)),
         *(
             f"Milliseconds a step of one pack on {card}s (efficiency):\n\n"
-            + _by_ranks(functools.partial(_step, model, batch, card))
+            + _by_ranks(functools.partial(_step, model, card))
             for card in LINKS
         ),
     ]  # fmt: skip
@@ -216,8 +223,8 @@ def _assumptions(batch: Batch) -> str:
         rows=batch.rows.numel(),
         efficiency=f"{predict.EFFICIENCY:.0%}",
         node=NODE,
-        links="; ".join(
-            f"{card} {link.inside / 1e9:.0f} GB/s within a machine and {link.across / 1e9:.0f} between"
+        links="\n".join(
+            f"  {card} {link.inside / 1e9:.0f} GB/s within a machine, {link.across / 1e9:.0f} GB/s between machines."
             for card, link in LINKS.items()
         ),
     )
@@ -270,8 +277,9 @@ _ASSUMPTIONS = """\
 - Memory is what tensors hold, without the contexts of CUDA and NCCL, workspaces and fragmentation: leave 15% free.
   Pinned host memory may take up to twice its size, as torch rounds it up to a power of two.
 - Kernels at {efficiency} of the cards' peak rates (`fastft.predict`), links at {efficiency} of theirs, by rings, with
-  {node} GPUs a machine. A GPU's links in each direction, {links}, from
-  NVIDIA's data sheets of the cards and of DGX A100 and DGX H100.
+  {node} GPUs a machine. A GPU's links in each direction:
+{links}
+  From NVIDIA's data sheets of the cards and of DGX A100 and DGX H100.
 - Nothing overlaps, and DeepSpeed's copies cost nothing. With `overlap_comm` reductions do overlap with the backward
   pass, so that real steps may be faster than these, or, for the copies, slower.
 - Efficiency is the examples a second and GPU, relative to one GPU at stage 0. It is above 100% where a parted update
