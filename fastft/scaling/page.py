@@ -255,7 +255,7 @@ sends 2 Ψ elements a step, in stage 3 3 Ψ. DeepSpeed 0.19.8, with the settings
 - **Masters are a copy in fp32 too**, in all stages: 4 Ψ/N more. Stage 3 means to spare it and does not: it compares a
   `torch.device` with a string.
 - **bf16 in stage 1 is another class** (`bf16_optimizer.py`, where gradients are summed in float32): every rank has all
-  gradients in bf16 and in float32, 6 Ψ bytes that are not parted, and puts another 6 Ψ together to send them.
+  gradients in bf16 and in float32, 6 Ψ bytes that are not parted, and puts up to 6 Ψ more together to send them.
 - **In fp32 stages 1 and 2 keep the whole gradient of each parameter that reaches into a rank's part.** On many ranks
   the token embedding reaches into nearly each: 4 V C bytes that no number of ranks makes less.
 - **Buckets have their size whatever the model has**: 50 million elements with fastft's files (DeepSpeed's own default
