@@ -64,7 +64,7 @@ def page() -> str:
     if not MEASURED.is_file():
         raise UserError(f"{MEASURED} is not there; run this in a checkout of fastft, after tests/scaling_ranks.py")
     batch = _batch()
-    parts = [_INTRODUCTION, _assumptions(batch)]
+    parts = [_INTRODUCTION.replace("{remedy}", _remedy(batch)), _assumptions(batch)]
     for model in MODELS:
         parts += [f"## {model}\n", *_of_model(model, batch)]
     return "\n".join([*parts, _measured()])
@@ -82,6 +82,18 @@ def _setup(ranks: int = 1) -> Setup:
 def _long(batch: Batch) -> Sizes:
     """A full pack, with as many loss rows a token as the batch."""
     return Sizes.given(LONG_PACK, LONG_PACK * batch.rows.numel() // batch.tokens.numel())
+
+
+def _remedy(batch: Batch) -> str:
+    """What giving weights back would bring."""
+    sizes, ranks = Sizes.of(batch), RANKS[-3]
+    usual = replace(_setup(ranks), stage=3)
+    limited = replace(usual, buckets=Buckets(max_reuse=1, max_live=100_000_000))
+    words = []
+    for model in MODELS:
+        before, after = (number(memory(config_for(model), sizes, one).peak / GIB) for one in (usual, limited))
+        words.append(f"{model} {after} GiB in place of {before}")
+    return f" With 1 and 10^8, on {ranks} GPUs as below:\n  {', '.join(words)}."
 
 
 # Times
@@ -200,9 +212,12 @@ def _case(entry: Entry) -> list[str]:
     config = config_of(entry)
     model = entry["model"] if isinstance(entry["model"], str) else f"L {config.n_layer}, C {config.n_embd}"
     setup = setup_of(entry)
+    buckets, usual = setup.buckets, Buckets()
     model += ", checkpoints" if setup.activation_checkpointing else ""
-    if setup.stage == 3 and setup.buckets.max_reuse != Buckets().max_reuse:
-        model += f", reuse {setup.buckets.max_reuse:,}"
+    if setup.stage == 3:
+        model += f", reuse {buckets.max_reuse:,}" if buckets.max_reuse != usual.max_reuse else ""
+        model += f", live {buckets.max_live:,}" if buckets.max_live != usual.max_live else ""
+        model += f", prefetch {buckets.prefetch:,}" if buckets.prefetch != usual.prefetch else ""
     return [str(setup.ranks), setup.name, model, setup.dtype, str(setup.packs)]
 
 
@@ -250,8 +265,11 @@ sends 2 Ψ elements a step, in stage 3 3 Ψ. DeepSpeed 0.19.8, with the settings
 - **Stage 3 sends less than the paper's**, and with one pack a step less than stage 2: its reduce-scatter is one, and a
   block that at most `stage3_max_reuse_distance` (10^9) elements of blocks follow is not given back between the forward
   and the backward pass. That is all of gpt2-medium, which sends 2 Ψ for every pack, and most of gpt2-xl. But then they
-  are all there when the loss is computed: at its fullest moment stage 3 saves little of the weights' memory, unless a
-  file says a smaller distance, for 3 Ψ.
+  are all there when the loss is computed: at its fullest moment stage 3 saves little of the weights' memory.
+- **To have that memory back takes two settings**, and 3 Ψ: a small `stage3_max_reuse_distance`, and a small
+  `stage3_max_live_parameters` (or `stage3_prefetch_bucket_size`). The first alone changes little, as fetching ahead
+  meets the uses in the backward pass before the blocks are given back; nor does the second, which limits fetching ahead
+  alone.{remedy}
 - **Masters are a copy in fp32 too**, in all stages: 4 Ψ/N more. Stage 3 means to spare it and does not: it compares a
   `torch.device` with a string.
 - **bf16 in stage 1 is another class** (`bf16_optimizer.py`, where gradients are summed in float32): every rank has all
@@ -295,7 +313,7 @@ measure some of it again each time, `make test-long` all of it. Buckets are smal
 models are small, so that it takes seconds.
 
 Bytes of whole tensors that a rank handed to collectives in a step; {exact} of {count} cases are predicted to the byte
-(L layers, C width; `reuse` is another `stage3_max_reuse_distance`):
+(L layers, C width; `reuse`, `live` and `prefetch` are other settings of stage 3 than fastft's files have):
 
 """
 
