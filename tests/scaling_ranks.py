@@ -112,6 +112,13 @@ GIVES_BACK = {
     "stage3_max_reuse_distance": 300_000,
 }
 """Stage 3 gathers the first blocks again for the backward pass."""
+LIMITS: list[dict[str, int]] = [
+    {},
+    {"stage3_max_live_parameters": 1},
+    {"stage3_max_reuse_distance": 1},
+    {"stage3_max_reuse_distance": 1, "stage3_max_live_parameters": 300_000},
+]
+"""Of which the last alone makes stage 3 give weights back before the loss."""
 
 
 def case(stage: int, **other: Any) -> Case:
@@ -137,6 +144,7 @@ CASES = [
     *(case(stage, packs=2, checkpointing=True) for stage in range(4)),
     *(_wide(stage, packs=packs) for stage in range(4) for packs in (1, 2)),
     _wide(3, zero={**GIVES_BACK, "stage3_max_reuse_distance": 0}),
+    *(_wide(3, zero={**SMALL_BUCKETS, "reduce_bucket_size": 300_000, **limits}) for limits in LIMITS),
     *(_named("pico", stage, 2, 300_000) for stage in range(4)),
     *(_named("nano", stage, 1, 3_000_000) for stage in range(4)),
 ]  # fmt: skip

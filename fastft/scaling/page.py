@@ -64,7 +64,7 @@ def page() -> str:
     if not MEASURED.is_file():
         raise UserError(f"{MEASURED} is not there; run this in a checkout of fastft, after tests/scaling_ranks.py")
     batch = _batch()
-    parts = [_INTRODUCTION, _assumptions(batch)]
+    parts = [_INTRODUCTION.replace("{remedy}", _remedy(batch)), _assumptions(batch)]
     for model in MODELS:
         parts += [f"## {model}\n", *_of_model(model, batch)]
     return "\n".join([*parts, _measured()])
@@ -84,34 +84,53 @@ def _long(batch: Batch) -> Sizes:
     return Sizes.given(LONG_PACK, LONG_PACK * batch.rows.numel() // batch.tokens.numel())
 
 
+def _remedy(batch: Batch) -> str:
+    """What giving weights back would bring."""
+    sizes, ranks = Sizes.of(batch), RANKS[-3]
+    usual = replace(_setup(ranks), stage=3)
+    limited = replace(usual, buckets=Buckets(max_reuse=1, max_live=100_000_000))
+    words = []
+    for model in MODELS:
+        before, after = (number(memory(config_for(model), sizes, one).peak / GIB) for one in (usual, limited))
+        words.append(f"{model} {after} GiB in place of {before}")
+    return f" With 1 and 10^8, on {ranks} GPUs as below:\n  {', '.join(words)}."
+
+
 # Times
 
 
-def step_seconds(model: str, batch: Batch, setup: Setup, card: str) -> tuple[float, float, float]:
+def step_seconds(model: str, setup: Setup, card: str) -> tuple[float, float, float]:
     """PREDICTED seconds of an optimizer step of one pack: of its forward and backward pass, of its update, and of what
     travels, one after the other: nothing that overlaps is taken off. For 16-bit arithmetic without offload.
 
     DeepSpeed's copies into its buckets are not counted.
     """
     config = config_for(model)
-    costs = dict(predict.step_costs(config, batch))
-    update = predict.predicted_seconds([costs.pop("AdamW")], card)
-    casts = costs.pop("casts of the weights")
+    passes, casts, update = _seconds_of_kernels(model, card)
     if setup.stage:
         tensors = layout(config)
         update *= sum(padded_groups(tensors, setup)) / setup.ranks / tensors.all
     else:
-        costs["casts of the weights"] = casts
+        passes += casts
     link = LINKS[card].inside if setup.ranks <= NODE else min(LINKS[card].inside, LINKS[card].across)
     travels = traffic(config, setup).wire / (predict.EFFICIENCY * link)
-    return predict.predicted_seconds(costs.values(), card), update, travels
+    return passes, update, travels
 
 
-def _step(model: str, batch: Batch, card: str, setup: Setup) -> str:
+@functools.cache
+def _seconds_of_kernels(model: str, card: str) -> tuple[float, float, float]:
+    """Of the forward and backward pass, of autocast's casts of the weights, and of the whole update."""
+    costs = dict(predict.step_costs(config_for(model), _batch()))
+    update, casts = ([costs.pop(name)] for name in ("AdamW", "casts of the weights"))
+    passes, of_casts, of_update = (predict.predicted_seconds(part, card) for part in (costs.values(), casts, update))
+    return passes, of_casts, of_update
+
+
+def _step(model: str, card: str, setup: Setup) -> str:
     if setup.offload:
         return "–"
-    alone = sum(step_seconds(model, batch, _setup(), card))
-    seconds = sum(step_seconds(model, batch, setup, card))
+    alone = sum(step_seconds(model, _setup(), card))
+    seconds = sum(step_seconds(model, setup, card))
     return f"{1e3 * seconds:.1f} ({alone / seconds:.0%})"
 
 
@@ -136,7 +155,7 @@ def _of_model(model: str, batch: Batch) -> list[str]:
         _by_ranks(lambda setup: number(traffic(config, replace(setup, packs=4)).wire / GB)),
         *(
             f"Milliseconds a step of one pack on {card}s (efficiency):\n\n"
-            + _by_ranks(functools.partial(_step, model, batch, card))
+            + _by_ranks(functools.partial(_step, model, card))
             for card in LINKS
         ),
     ]  # fmt: skip
@@ -193,9 +212,12 @@ def _case(entry: Entry) -> list[str]:
     config = config_of(entry)
     model = entry["model"] if isinstance(entry["model"], str) else f"L {config.n_layer}, C {config.n_embd}"
     setup = setup_of(entry)
+    buckets, usual = setup.buckets, Buckets()
     model += ", checkpoints" if setup.activation_checkpointing else ""
-    if setup.stage == 3 and setup.buckets.max_reuse != Buckets().max_reuse:
-        model += f", reuse {setup.buckets.max_reuse:,}"
+    if setup.stage == 3:
+        model += f", reuse {buckets.max_reuse:,}" if buckets.max_reuse != usual.max_reuse else ""
+        model += f", live {buckets.max_live:,}" if buckets.max_live != usual.max_live else ""
+        model += f", prefetch {buckets.prefetch:,}" if buckets.prefetch != usual.prefetch else ""
     return [str(setup.ranks), setup.name, model, setup.dtype, str(setup.packs)]
 
 
@@ -216,8 +238,8 @@ def _assumptions(batch: Batch) -> str:
         rows=batch.rows.numel(),
         efficiency=f"{predict.EFFICIENCY:.0%}",
         node=NODE,
-        links="; ".join(
-            f"{card} {link.inside / 1e9:.0f} GB/s within a machine and {link.across / 1e9:.0f} between"
+        links="\n".join(
+            f"  {card} {link.inside / 1e9:.0f} GB/s within a machine, {link.across / 1e9:.0f} GB/s between machines."
             for card, link in LINKS.items()
         ),
     )
@@ -243,12 +265,15 @@ sends 2 Ψ elements a step, in stage 3 3 Ψ. DeepSpeed 0.19.8, with the settings
 - **Stage 3 sends less than the paper's**, and with one pack a step less than stage 2: its reduce-scatter is one, and a
   block that at most `stage3_max_reuse_distance` (10^9) elements of blocks follow is not given back between the forward
   and the backward pass. That is all of gpt2-medium, which sends 2 Ψ for every pack, and most of gpt2-xl. But then they
-  are all there when the loss is computed: at its fullest moment stage 3 saves little of the weights' memory, unless a
-  file says a smaller distance, for 3 Ψ.
+  are all there when the loss is computed: at its fullest moment stage 3 saves little of the weights' memory.
+- **To have that memory back takes two settings**, and 3 Ψ: a small `stage3_max_reuse_distance`, and a small
+  `stage3_max_live_parameters` (or `stage3_prefetch_bucket_size`). The first alone changes little, as fetching ahead
+  meets the uses in the backward pass before the blocks are given back; nor does the second, which limits fetching ahead
+  alone.{remedy}
 - **Masters are a copy in fp32 too**, in all stages: 4 Ψ/N more. Stage 3 means to spare it and does not: it compares a
   `torch.device` with a string.
 - **bf16 in stage 1 is another class** (`bf16_optimizer.py`, where gradients are summed in float32): every rank has all
-  gradients in bf16 and in float32, 6 Ψ bytes that are not parted, and puts another 6 Ψ together to send them.
+  gradients in bf16 and in float32, 6 Ψ bytes that are not parted, and puts up to 6 Ψ more together to send them.
 - **In fp32 stages 1 and 2 keep the whole gradient of each parameter that reaches into a rank's part.** On many ranks
   the token embedding reaches into nearly each: 4 V C bytes that no number of ranks makes less.
 - **Buckets have their size whatever the model has**: 50 million elements with fastft's files (DeepSpeed's own default
@@ -270,8 +295,9 @@ _ASSUMPTIONS = """\
 - Memory is what tensors hold, without the contexts of CUDA and NCCL, workspaces and fragmentation: leave 15% free.
   Pinned host memory may take up to twice its size, as torch rounds it up to a power of two.
 - Kernels at {efficiency} of the cards' peak rates (`fastft.predict`), links at {efficiency} of theirs, by rings, with
-  {node} GPUs a machine. A GPU's links in each direction, {links}, from
-  NVIDIA's data sheets of the cards and of DGX A100 and DGX H100.
+  {node} GPUs a machine. A GPU's links in each direction:
+{links}
+  From NVIDIA's data sheets of the cards and of DGX A100 and DGX H100.
 - Nothing overlaps, and DeepSpeed's copies cost nothing. With `overlap_comm` reductions do overlap with the backward
   pass, so that real steps may be faster than these, or, for the copies, slower.
 - Efficiency is the examples a second and GPU, relative to one GPU at stage 0. It is above 100% where a parted update
@@ -287,7 +313,7 @@ measure some of it again each time, `make test-long` all of it. Buckets are smal
 models are small, so that it takes seconds.
 
 Bytes of whole tensors that a rank handed to collectives in a step; {exact} of {count} cases are predicted to the byte
-(L layers, C width; `reuse` is another `stage3_max_reuse_distance`):
+(L layers, C width; `reuse`, `live` and `prefetch` are other settings of stage 3 than fastft's files have):
 
 """
 
