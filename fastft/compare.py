@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -21,13 +21,14 @@ from rich.table import Table
 from fastft import files, pairwise
 from fastft.console import meter, say
 from fastft.errors import JudgeUnavailable, UserError
-from fastft.judging.ollama import DEFAULT_MODEL, DEFAULT_URL, OllamaServer
+from fastft.judging.ollama import DEFAULT_MODEL
 from fastft.judging.questions import Question, num_ctx_for, token_bound
+from fastft.judging.server import Server
 from fastft.judging.wire import NoAnswerError
 from fastft.metrics import Measure, bounds, measures, multiple_choice_measure
 from fastft.pairwise import ORDERS, NoVerdict, Pair, Referee, RefereeGone, judge_pairs, prompt_of
 from fastft.records import category_of
-from fastft.score import SCORES, read_responses, responses_sha256
+from fastft.score import SCORES, ScoreOptions, judge_server, read_responses, responses_sha256
 from fastft.statistics import (
     LEVEL,
     RESAMPLES,
@@ -81,16 +82,29 @@ class CompareOptions:
     B's."""
     pairwise: bool = False
     """Ask a judge which of the two responses is better, in both orders."""
+    judge: Literal["ollama", "openai"] = "ollama"
+    """Who is asked, for --pairwise: a model behind Ollama, or behind any OpenAI-compatible server."""
     judge_model: str = DEFAULT_MODEL
-    """Name of the judge's model in Ollama, for --pairwise."""
-    judge_url: str = DEFAULT_URL
-    """Address of the Ollama server, for --pairwise."""
+    """Name of the judge's model there."""
+    judge_url: str | None = None
+    """Address of the server, as for `fastft score`."""
+    judge_key_env: str | None = None
+    """Name of the environment variable that holds the API key of an OpenAI-compatible server."""
     require_judge: bool = False
     """Exit with status 3 where --pairwise finds no judge, instead of leaving it out."""
 
     def __post_init__(self) -> None:
         if self.require_judge and not self.pairwise:
             raise UserError("--require_judge: got it without --pairwise, which alone asks a judge; add it")
+
+    def server(self) -> Server:
+        """Who is asked in pairs: the judge that `fastft score` would ask.
+
+        Raises:
+            UserError: its address is no address, or the variable of its key is not set.
+        """
+        judge = {name: getattr(self, name) for name in ("judge", "judge_model", "judge_url", "judge_key_env")}
+        return judge_server(ScoreOptions(run=self.run_a, **judge))
 
     def path(self) -> Path:
         """Where the figures go."""
@@ -107,7 +121,7 @@ def compare(options: CompareOptions) -> dict[str, Any]:
         JudgeUnavailable: `require_judge`, and the judge cannot be used; the figures are written all the same.
     """
     # Made first: a mistyped address is to be heard of at once, not after the figures.
-    judge = OllamaServer(options.judge_url, options.judge_model) if options.pairwise else None
+    server = options.server() if options.pairwise else None
     for run in (options.run_a, options.run_b):
         if not run.is_dir():
             raise UserError(f"no such run: {run} is not a folder; compare takes the folders of two runs")
@@ -131,9 +145,9 @@ def compare(options: CompareOptions) -> dict[str, Any]:
     files.write_json(path, result)
     if why_not is not None:
         say(f"the text metrics alone are compared: {why_not}")
-    if judge is not None:
+    if server is not None:
         pairs = [Pair(one, one["model_response"], two["model_response"]) for one, two in zip(a, b, strict=True)]
-        _add_pairwise(result, judge, pairs, path)
+        _add_pairwise(result, server, pairs, path)
         problem = result["pairwise"]["no_judge"]
         if problem is not None and options.require_judge:
             raise JudgeUnavailable(problem)
@@ -350,11 +364,11 @@ def _earlier_replies(path: Path) -> dict[str, str]:
     return replies
 
 
-def _add_pairwise(result: dict[str, Any], judge: OllamaServer, pairs: Sequence[Pair], path: Path) -> None:
+def _add_pairwise(result: dict[str, Any], server: Server, pairs: Sequence[Pair], path: Path) -> None:
     """Asks about the pairs; the file is written after each reply, so that a kill loses nothing that was answered."""
     referee, problem = None, None
     try:
-        referee = _referee(judge, pairs)
+        referee = _referee(server, pairs)
     except JudgeUnavailable as error:
         problem = str(error)
     with meter("pairs", len(pairs)) as shown:
@@ -370,7 +384,7 @@ def _add_pairwise(result: dict[str, Any], judge: OllamaServer, pairs: Sequence[P
     files.write_json(path, result)
 
 
-def _referee(server: OllamaServer, pairs: Sequence[Pair]) -> Referee:
+def _referee(server: Server, pairs: Sequence[Pair]) -> Referee:
     """The server of `fastft score`'s judge as one that compares, with one context for all pairs.
 
     Raises:
@@ -391,8 +405,8 @@ def _referee(server: OllamaServer, pairs: Sequence[Pair]) -> Referee:
             raise NoVerdict(str(failure)) from failure
 
     options = dict(server.options(Question("", _ROOM, num_ctx=num_ctx)))
-    identity = {"name": server.name, "model": server.model, "digest": known.digest, "options": options}
-    return Referee(identity, ask)
+    # Known.identity and not the digest: servers that have none are told apart by their address.
+    return Referee({"name": server.name, "model": server.model, "judge": known.identity, "options": options}, ask)
 
 
 def _table(result: Mapping[str, Any]) -> Table:

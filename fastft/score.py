@@ -110,7 +110,7 @@ def score(options: ScoreOptions) -> dict[str, Any]:
         JudgeUnavailable: `require_judge`, and the judge cannot be used; scores.json is written all the same.
     """
     # Made first: a mistyped address is to be heard of at once, not after the metrics.
-    server, rubric = _server(options), _rubric(options.judge_rubric)
+    server, rubric = judge_server(options), _rubric(options.judge_rubric)
     entries = read_responses(options.run)
     if _are_stale(options.run):
         warn("the responses are not those of the run's model as it is now; `fastft generate` answers again")
@@ -142,7 +142,7 @@ def score(options: ScoreOptions) -> dict[str, Any]:
     return scores
 
 
-def _server(options: ScoreOptions) -> OllamaServer | OpenAIServer:
+def judge_server(options: ScoreOptions) -> OllamaServer | OpenAIServer:
     """Who is asked; with `--judge none` whose answers of an earlier call are kept."""
     if options.judge == "openai":
         variable = options.judge_key_env

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ollama_stub import OllamaStub, says, status, unused_url
+from ollama_stub import OllamaStub, completes, says, status, unused_url
 from scipy import stats
 
 from fastft import metrics
@@ -215,6 +215,15 @@ def test_pairwise_asks_both_orders_and_a_second_call_asks_nothing(runs: tuple[Pa
         assert compared(runs)["pairwise"] is None
         assert compared(runs, pairwise=True, judge_url=stub.url) == first
         assert len(stub.asked) == 4
+
+
+def test_an_openai_compatible_server_can_be_the_judge(runs: tuple[Path, Path]) -> None:
+    with OllamaStub(completes("A"), completes("B"), completes("B"), completes("A")) as stub:
+        found = compared(runs, pairwise=True, judge="openai", judge_model="llama3:latest", judge_url=f"{stub.url}/v1")[
+            "pairwise"
+        ]
+    assert [one["winner"] for one in found["judgements"]] == ["tie", "a", "a", "b", "tie"]
+    assert found["judge"]["name"] == "openai"
 
 
 def test_a_killed_comparison_goes_on_where_it_stopped(runs: tuple[Path, Path]) -> None:

@@ -627,6 +627,11 @@ COMPARE = [
         ("--judge_url", "here", "expected"),
     ),
     Case(
+        "openai without an address",
+        lambda p: comparing(p, "--pairwise", "--judge", "openai"),
+        ("--judge openai", "--judge_url"),
+    ),
+    Case(
         "no such folder for the figures",
         lambda p: comparing(p, "--out", p.tmp / "nowhere" / "x.json"),
         ("cannot write", "nowhere/x.json"),
