@@ -182,18 +182,23 @@ def newest_whole(folder: Path, engine: AnyEngine | None = None) -> Path | None:
     Raises:
         UserError: there are checkpoints, but none that can be taken.
     """
-    faults = []
+    torn, of_others = [], []
     for path in _newest_first(folder, _SHARDS, _WHOLE):
-        fault = _fault(path) or _misfit(path, engine)
-        if fault is None:
+        if fault := _fault(path):
+            torn.append(path.name)
+        elif fault := _misfit(path, engine):
+            of_others.append(path.name)
+        else:
             return path
         warn(f"checkpoint {path} is passed over: {fault}")
-        faults.append(path.name)
-    if faults:
+    if of_others:
         raise UserError(
-            f"no whole checkpoint in {folder} ({', '.join(faults)} are torn or for other ranks); start again with "
+            f"no checkpoint in {folder} for any number of ranks ({', '.join(of_others)} are in shards); go on as they "
+            "were written, and have a whole one written by a file named save in the run's folder; or start again with "
             "--overwrite"
         )
+    if torn:
+        raise UserError(f"no whole checkpoint in {folder} ({', '.join(torn)} are torn); start again with --overwrite")
     return None
 
 

@@ -11,6 +11,7 @@ import io
 import os
 import signal
 import sys
+import time
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -22,15 +23,18 @@ import torch
 import yaml
 
 from fastft import __version__
+from fastft.ab import AbOptions, make_page
+from fastft.compare import CompareOptions, compare, show
 from fastft.config import RECIPES, TrainOptions
-from fastft.console import console
+from fastft.console import console, discard
 from fastft.demo import DemoOptions, demo
 from fastft.doctor import DoctorOptions, doctor
 from fastft.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR, FastftError, UserError
 from fastft.generation import GenerateOptions, generate
 from fastft.inspect import InspectOptions, inspect
 from fastft.memory import keep_freed_memory
-from fastft.options import options_parser, plain_error
+from fastft.options import options_parser, plain_error, positionals
+from fastft.ratings import import_ratings, print_summary
 from fastft.report import ReportOptions, report
 from fastft.run import Run
 from fastft.score import ScoreOptions, score, summary_line
@@ -38,6 +42,8 @@ from fastft.trainer import Outcome, train
 from fastft.verify import VerifyOptions, verify_resume
 
 EXIT_INTERRUPTED = 130
+_FIRST_SPEAKS_S = 10.0
+"""A launcher ends all ranks when one has failed: the others wait so long for the first, which says what is wrong."""
 
 
 def _status(outcome: Outcome) -> int:
@@ -68,8 +74,21 @@ def _score(options: ScoreOptions) -> None:
     print(summary_line(score(options)["summary"]))
 
 
+def _compare(options: CompareOptions) -> None:
+    show(compare(options), options.path())
+
+
 def _report(options: ReportOptions) -> None:
     print(report(options))
+
+
+def _ab(options: AbOptions) -> None:
+    if not options.import_:
+        print(make_page(options))
+        return
+    path, result = import_ratings(options)
+    print_summary(result)
+    print(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +107,10 @@ COMMANDS = {
     "train": Command("train a model", TrainOptions, _train),
     "generate": Command("answer the test prompts with a run's model", GenerateOptions, _generate),
     "score": Command("score a run's responses by a judge and by text metrics", ScoreOptions, _score),
+    "compare": Command(
+        "compare two runs' responses, entry by entry, by their scores and by text metrics", CompareOptions, _compare
+    ),
+    "ab": Command("make a page on which people rate two runs, or sum up their ratings", AbOptions, _ab),
     "report": Command("make a run's report page", ReportOptions, _report),
     "verify-resume": Command(
         "prove that a stopped and resumed run is the run that was not stopped", VerifyOptions, _verify_resume
@@ -120,11 +143,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say_error("interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
-        _discard_output()
+        discard(sys.stdout)
         return EXIT_DONE
     except OSError as error:  # a path that cannot even be looked at, or a full disk behind our output
         if error.filename is None:
-            _discard_output()
+            discard(sys.stdout)
         where = f"cannot use {error.filename}" if error.filename else "cannot read or write"
         _say_error(f"{where}: {error.strerror or error}; check the path, its permissions and the free space")
         return EXIT_USER_ERROR
@@ -144,6 +167,8 @@ def _main(arguments: list[str]) -> int:
         options = parse(name, rest)
     except UserError as error:
         error.common = True  # all ranks were given the same command line
+        if _rank():
+            time.sleep(_FIRST_SPEAKS_S)
         raise
     result = COMMANDS[name].run(options)
     return result if isinstance(result, int) else EXIT_DONE
@@ -214,7 +239,9 @@ def _spell_out_flags(options: type[Any], arguments: Sequence[str]) -> list[str]:
     for position, argument in enumerate(arguments):
         spelt.append(argument)
         following = arguments[position + 1] if position + 1 < len(arguments) else "--"
-        if argument in flags and following.startswith("-"):
+        # Where something can come without an option's name, only what is a value is taken for the flag's.
+        is_value = following in ("true", "false") if positionals(options) else not following.startswith("-")
+        if argument in flags and not is_value:
             spelt.append("true")
     return spelt
 
@@ -223,12 +250,6 @@ def _usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
     return "\n".join(["usage: fastft COMMAND [options]", "", *lines, "", "`fastft COMMAND --help` lists its options."])
-
-
-def _discard_output() -> None:
-    """Points standard output at nothing, so that what is left in its buffer raises no error when Python exits."""
-    with contextlib.suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _out_of_memory(error: Exception) -> int:

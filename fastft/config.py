@@ -25,6 +25,7 @@ Schedule = Literal["constant", "cosine", "linear"]
 
 _LARGEST_SEED = (1 << 63) - 1
 _MOST_THREADS = 4096
+_LONGEST_S = 30 * 86400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +163,9 @@ class TrainOptions:
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise UserError(f"got --{name} {value}, expected at least {least}")
-        at_most = {"seed": _LARGEST_SEED, "split_seed": _LARGEST_SEED, "threads": _MOST_THREADS}
+        at_most = {
+            "seed": _LARGEST_SEED, "split_seed": _LARGEST_SEED, "threads": _MOST_THREADS, "hang_timeout": _LONGEST_S,
+        }  # fmt: skip
         for name, most in at_most.items():
             value = getattr(self, name)
             if value is not None and value > most:

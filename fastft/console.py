@@ -6,32 +6,53 @@ Output for people goes to standard error, so that standard output can be piped.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import IO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+def discard(stream: IO[str]) -> None:
+    """Points a stream at nothing, so that neither what is left in its buffer nor what comes raises an error."""
+    with contextlib.suppress(OSError):
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nothing, stream.fileno())
+        os.close(nothing)
+
+
+class _Console(Console):
+    """Prints, if anybody listens: a launcher that leaves before its ranks must not cost them their last checkpoint."""
+
+    def on_broken_pipe(self) -> None:
+        """Goes on without a word; rich would end the process."""
+        discard(self.file)
+
+
+console = _Console(stderr=True, highlight=False, soft_wrap=True)
 
 _SECONDS_BETWEEN_PLAIN_LINES = 5.0
+_TABLE_WIDTH = 140
 
 
 def say(line: str) -> None:
     """Prints a line above any progress bar, markup characters as they are."""
-    _print(line)
+    console.print(line, markup=False)
 
 
 def warn(line: str) -> None:
     """Prints a warning line."""
-    _print(f"warning: {line}", style="yellow")
+    console.print(f"warning: {line}", markup=False, style="yellow")
 
 
-def _print(line: str, style: str | None = None) -> None:
-    """Prints, if anybody listens: a launcher that leaves before its ranks must not cost them their last checkpoint."""
-    with contextlib.suppress(BrokenPipeError):
-        console.print(line, markup=False, style=style)
+def show(table: Table) -> None:
+    """Prints a table whole, wider than the terminal where it must be: cut figures are none."""
+    if not console.quiet:
+        _Console(stderr=True, highlight=False, width=max(console.width, _TABLE_WIDTH)).print(table)
 
 
 @contextmanager

@@ -214,13 +214,18 @@ def encode(
         UserError: an example is too long and `too_long` is `raise`, or an example would have no supervised target
             (its prompt alone fills `max_length`); the rows are named.
     """
-    chunk = encode_texts(texts_of(records, template), tokenizer, EncodingRules(mask_prompt, max_length, too_long))
+    return encoded_set(texts_of(records, template), tokenizer, EncodingRules(mask_prompt, max_length, too_long))
+
+
+def encoded_set(texts: Iterable[Text], tokenizer: Tokenizer, rules: EncodingRules) -> EncodedSet:
+    """`encode` of texts that no template makes: each a row, what precedes, and what is asked for."""
+    chunk = encode_texts(texts, tokenizer, rules)
     return EncodedSet(
         ids=chunk.ids,
         offsets=np.concatenate([[0], np.cumsum(chunk.lengths)]).astype(np.int64),
         first_target=chunk.first_target,
         rows=chunk.rows,
-        report=chunk.happened.checked_report(max_length),
+        report=chunk.happened.checked_report(rules.max_length),
     )
 
 

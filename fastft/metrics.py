@@ -1,28 +1,88 @@
-"""Text metrics of responses against references, in percent: exact match, BLEU, ROUGE-L.
+"""Figures of responses held against references, in percent, each with its 95% interval.
 
 All functions take `responses` and `references`, two lists of the same length N > 0, and raise ValueError otherwise:
 a mean over nothing is no number. They count what is the same text, not what means the same: a right answer in other
-words scores low in all three.
+words scores low in all of them.
+
+A metric is held as counts `[N, K]` of each response and the figure of their sum. So a figure of all responses, of
+resampled ones and of two runs with swapped pairs are one formula, and no text is looked at twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypedDict
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
 
-import sacrebleu
+import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu.metrics.bleu import BLEU
 
-_MAX_ORDER = 4
+from fastft.records import category_of, choices_of, right_choice
+from fastft.statistics import LEVEL, RESAMPLES, SEED, Floats, Interval, Statistic, bootstrap_all, bootstrap_mean, wilson
+
+INTERVAL_METHOD = (
+    f"{LEVEL:.0%} intervals: BCa bootstrap over responses ({RESAMPLES:,} resamples, seed {SEED}), Wilson's for shares"
+)
+
+_MAX_ORDER = 4  # of BLEU's n-grams of tokens
+_CHARACTER_ORDERS = 6  # of chrF's n-grams of characters
+_BETA = 2  # chrF weighs recall so much more than precision
+_LOOP_WORDS, _LOOP_TIMES = 4, 3
+_LETTER_ALONE = re.compile(r"\W*([A-Za-z])\W*")
+_LETTER_FIRST = re.compile(r"\W*([A-Z])[.):](?=\s)")
+_LETTER_SAID = re.compile(r"(?i:\b(?:answer|choice|option)(?:\s+is)?)\s*:?\s*\W?([A-Z])(?![\w'’])")
 
 
 class TextMetrics(TypedDict):
-    """The three metrics in percent (0 to 100) over `n` responses; `bleu` is None where it is undefined."""
+    """Figures over `n` responses: percent, but words; `bleu` is None where it is undefined."""
 
     n: int
     exact_match: float
     bleu: float | None
+    chrf: float
+    rouge_1: float
+    rouge_2: float
     rouge_l: float
+    words: float
+    """Mean words of a response, cut at white space."""
+    distinct_1: float
+    distinct_2: float
+    looping: float
+    """Share of responses in which some four words in a row stand three times or more."""
+    intervals: dict[str, list[float] | None]
+    """`[low, high]` of the figures that have one, by name; None where the figure is None, or a mean of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A metric of N responses as counts `[N, K]`, and the figure `[R]` that sums of them `[R, K]` give."""
+
+    counts: Floats
+    figure_of: Callable[[Floats], Floats]
+    is_share: bool = False
+    """Each response either has it or not: the first column is 0 or 1."""
+    unit: str = "%"
+
+    def figure(self) -> float:
+        """The figure of all responses."""
+        return float(self.figure_of(self.counts.sum(axis=0, keepdims=True))[0])
+
+    def statistic(self) -> Statistic:
+        """The figure as a function of weights `[R, N]`."""
+        return lambda weights: self.figure_of(weights @ self.counts)
+
+
+def intervals_of(measured: Mapping[str, Measure]) -> dict[str, list[float] | None]:
+    """The 95% intervals of metrics of the same responses: Wilson's for a share, which has a width at 0 and 100 too."""
+    shares = {name: _wilson(measure) for name, measure in measured.items() if measure.is_share}
+    others = {name: measure.statistic() for name, measure in measured.items() if not measure.is_share}
+    n = max((len(measure.counts) for measure in measured.values()), default=0)
+    found = {**shares, **bootstrap_all(others, n)}
+    return {name: bounds(found[name]) for name in measured}
 
 
 def is_exact(response: str, reference: str) -> bool:
@@ -32,68 +92,241 @@ def is_exact(response: str, reference: str) -> bool:
 
 def exact_match(responses: Sequence[str], references: Sequence[str]) -> float:
     """Percent of responses that are their reference's text, apart from white space around it."""
-    _check(responses, references)
-    return 100.0 * sum(map(is_exact, responses, references)) / len(responses)
+    return exact_match_measure(responses, references).figure()
 
 
 def bleu(responses: Sequence[str], references: Sequence[str]) -> float | None:
-    """Corpus BLEU-4 in percent (Papineni et al. 2002), as sacrebleu computes it (Post 2018: 13a tokens, exp smoothing).
+    """Corpus BLEU-4 in percent (Papineni et al. 2002), equal to sacrebleu's (Post 2018: 13a tokens, exp smoothing).
 
     One figure for the whole corpus, not a mean over responses. None where no reference has four tokens: BLEU-4 would
     be 0 there even for perfect responses.
     """
-    _check(responses, references)
-    if _four_grams(references) == 0:
-        return None
-    # Summing logarithms gives 100.00000000000004 for equal texts.
-    return min(100.0, sacrebleu.corpus_bleu(list(responses), [list(references)], force=True).score)
+    measure = bleu_measure(responses, references)
+    return None if measure is None else measure.figure()
 
 
-def _four_grams(texts: Sequence[str]) -> int:
-    counted = sacrebleu.corpus_bleu(list(texts), [list(texts)], force=True)
-    return int(counted.totals[_MAX_ORDER - 1])
+def chrf(responses: Sequence[str], references: Sequence[str]) -> float:
+    """Corpus chrF2 in percent (Popović 2015), equal to sacrebleu's: n-grams of 1 to 6 characters without white space.
 
-
-def rouge_l(responses: Sequence[str], references: Sequence[str]) -> float:
-    """Mean ROUGE-L F1 in percent (Lin 2004): the longest common subsequence of words, by Google's rouge-score.
-
-    Its tokens are runs of a-z and 0-9 after lower-casing, without stemming; a text with no such token (another script)
-    scores 0.
+    It needs no words, so that it also says something of short answers and of other scripts.
     """
+    return chrf_measure(responses, references).figure()
+
+
+def rouge(responses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Mean ROUGE-1, ROUGE-2 and ROUGE-L F1 in percent (Lin 2004), by Google's rouge-score: rouge_1, rouge_2, rouge_l.
+
+    Of single words, of two in a row, and of the longest common subsequence. Its words are runs of a-z and 0-9 after
+    lower-casing, without stemming; a text with no such word (another script) scores 0.
+    """
+    return {name: measure.figure() for name, measure in rouge_measures(responses, references).items()}
+
+
+def distinct(responses: Sequence[str], n: int) -> float:
+    """Different n-grams of words in percent of all in the responses (Li et al. 2016); 0 where there are none.
+
+    Low is repetitive, within a response or across them. It falls with the number of responses, so that it compares
+    only runs over the same entries.
+    """
+    grams = [gram for response in responses for gram in _grams(response.split(), n)]
+    return 100.0 * len(set(grams)) / len(grams) if grams else 0.0
+
+
+def loops(response: str) -> bool:
+    """Whether some four words in a row stand three times or more in a response, as where a model cannot stop."""
+    return max(Counter(_grams(response.split(), _LOOP_WORDS)).values(), default=0) >= _LOOP_TIMES
+
+
+def chosen(response: str, choices: Sequence[str]) -> int | None:
+    """Which choice a response names: by its text, or its letter where that is no word (`B`, `B) ...`, `answer is B`).
+
+    None where it names none, which counts as wrong and is counted apart.
+    """
+    said = response.strip().removesuffix(".").casefold()
+    texts = [choice.strip().removesuffix(".").casefold() for choice in choices]
+    if said in texts:
+        return texts.index(said)
+    alone = _LETTER_ALONE.fullmatch(response)
+    found = alone or _LETTER_FIRST.match(response) or _LETTER_SAID.search(response)
+    index = string.ascii_uppercase.index(found[1].upper()) if found else len(choices)
+    return index if index < len(choices) else None
+
+
+def exact_match_measure(responses: Sequence[str], references: Sequence[str]) -> Measure:
+    """`exact_match` as counts."""
     _check(responses, references)
-    scorer = RougeScorer(["rougeL"], use_stemmer=False)
-    pairs = zip(responses, references, strict=True)
-    total = sum(float(scorer.score(reference, response)["rougeL"].fmeasure) for response, reference in pairs)
-    return 100.0 * total / len(responses)
+    return _share(map(is_exact, responses, references))
+
+
+def bleu_measure(responses: Sequence[str], references: Sequence[str]) -> Measure | None:
+    """`bleu` as counts: length, reference's length, right and all n-grams of each order. None where undefined."""
+    _check(responses, references)
+    scorer = BLEU(effective_order=True)  # which the counts do not depend on
+    scores = [scorer.sentence_score(a, [b]) for a, b in zip(responses, references, strict=True)]
+    counts = np.array([[s.sys_len, s.ref_len, *s.counts, *s.totals] for s in scores], dtype=np.float64)
+    return Measure(counts, _bleu_of) if counts[:, 1].max() >= _MAX_ORDER else None
+
+
+def chrf_measure(responses: Sequence[str], references: Sequence[str]) -> Measure:
+    """`chrf` as counts: n-grams of the response, of the reference and common ones, of each order."""
+    _check(responses, references)
+    rows = [_chrf_counts(a, b) for a, b in zip(responses, references, strict=True)]
+    return Measure(np.array(rows, dtype=np.float64), _chrf_of)
+
+
+def rouge_measures(responses: Sequence[str], references: Sequence[str]) -> dict[str, Measure]:
+    """`rouge` as counts."""
+    _check(responses, references)
+    names = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
+    scorer = RougeScorer(list(names.values()), use_stemmer=False)
+    scores = [scorer.score(reference, response) for response, reference in zip(responses, references, strict=True)]
+    return {name: _mean([100 * float(score[key].fmeasure) for score in scores]) for name, key in names.items()}
+
+
+def measures(responses: Sequence[str], references: Sequence[str]) -> dict[str, Measure]:
+    """The metrics of N responses that are figures of sums; without BLEU where it is undefined."""
+    found = {
+        "exact_match": exact_match_measure(responses, references),
+        "bleu": bleu_measure(responses, references),
+        "chrf": chrf_measure(responses, references),
+        **rouge_measures(responses, references),
+        "words": _mean([float(len(response.split())) for response in responses], unit="words"),
+        "looping": _share(map(loops, responses)),
+    }
+    return {name: measure for name, measure in found.items() if measure is not None}
 
 
 def text_metrics(responses: Sequence[str], references: Sequence[str]) -> TextMetrics:
-    """All three metrics of N responses."""
+    """All metrics of N responses, with their intervals."""
+    found = measures(responses, references)
+    figures = {name: measure.figure() for name, measure in found.items()}
     return TextMetrics(
         n=len(responses),
-        exact_match=exact_match(responses, references),
-        bleu=bleu(responses, references),
-        rouge_l=rouge_l(responses, references),
+        exact_match=figures["exact_match"],
+        bleu=figures.get("bleu"),
+        chrf=figures["chrf"],
+        rouge_1=figures["rouge_1"],
+        rouge_2=figures["rouge_2"],
+        rouge_l=figures["rouge_l"],
+        words=figures["words"],
+        distinct_1=distinct(responses, 1),
+        distinct_2=distinct(responses, 2),
+        looping=figures["looping"],
+        intervals={"bleu": None, **intervals_of(found)},
     )
 
 
-def by_category(
-    categories: Sequence[str | None], responses: Sequence[str], references: Sequence[str]
-) -> dict[str, TextMetrics]:
-    """The metrics of each category, in order of first appearance.
+def summary(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The figures of answered entries (`output`, `model_response`), and under `by_category` those of each category.
 
-    Args:
-        categories: N names; a response whose category is None belongs to none. All None gives an empty result.
+    Categories are in order of first appearance; an entry without one is in none.
     """
-    _check(responses, references)
-    rows: dict[str, list[int]] = {}
-    for row, (category, _) in enumerate(zip(categories, responses, strict=True)):
-        if category is not None:
-            rows.setdefault(category, []).append(row)
+    parts: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in entries:
+        if (category := category_of(entry)) is not None:
+            parts.setdefault(category, []).append(entry)
+    by_category = {category: _figures(part) for category, part in parts.items()}
+    return {**_figures(entries), "by_category": by_category, "interval_method": INTERVAL_METHOD}
+
+
+def mean_interval(scores: Sequence[int | float | None]) -> list[float] | None:
+    """The 95% interval of a mean over the scores that are there: BCa bootstrap; None for fewer than two."""
+    return bounds(bootstrap_mean([float(score) for score in scores if score is not None]))
+
+
+def bounds(interval: Interval | None) -> list[float] | None:
+    """An interval as JSON has it."""
+    return None if interval is None else list(interval)
+
+
+def multiple_choice(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """How many of the entries with `choices` (`n`) name the right one, in percent (`accuracy`), with its interval.
+
+    `unread` counts the responses that name none: they are not right. None where no entry has choices.
+    """
+    asked = [entry for entry in entries if choices_of(entry)]
+    unread = sum(chosen(entry["model_response"], choices_of(entry)) is None for entry in asked)
+    return {**accuracy(list(map(_names_the_right_one, asked))), "unread": unread} if asked else None
+
+
+def multiple_choice_measure(entries: Sequence[Mapping[str, Any]]) -> Measure | None:
+    """The accuracy of `multiple_choice` as counts of the entries with `choices`; None where there is none."""
+    asked = [entry for entry in entries if choices_of(entry)]
+    return _share(map(_names_the_right_one, asked)) if asked else None
+
+
+def accuracy(right: Sequence[bool]) -> dict[str, Any]:
+    """`n`, the `accuracy` in percent and its Wilson `interval` of N > 0 answers."""
+    measure = _share(right)
+    return {"n": len(right), "accuracy": measure.figure(), "interval": bounds(_wilson(measure))}
+
+
+def _figures(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    responses = [entry["model_response"] for entry in entries]
     return {
-        category: text_metrics([responses[row] for row in chosen], [references[row] for row in chosen])
-        for category, chosen in rows.items()
+        **text_metrics(responses, [entry["output"] for entry in entries]),
+        "empty_responses": sum(not response.strip() for response in responses),
+        "multiple_choice": multiple_choice(entries),
     }
+
+
+def _names_the_right_one(entry: Mapping[str, Any]) -> bool:
+    choices = choices_of(entry)
+    return chosen(entry["model_response"], choices) == right_choice(entry["output"], choices)
+
+
+def _mean(values: Sequence[float], unit: str = "%") -> Measure:
+    counts = np.stack([np.array(values), np.ones(len(values))], axis=1)
+    return Measure(counts, lambda sums: np.asarray(sums[:, 0] / sums[:, 1]), unit=unit)
+
+
+def _share(has: Iterable[bool]) -> Measure:
+    values = np.array([float(one) for one in has])
+    counts = np.stack([values, np.ones(len(values))], axis=1)
+    return Measure(counts, lambda sums: np.asarray(100 * sums[:, 0] / sums[:, 1]), is_share=True)
+
+
+def _wilson(share: Measure) -> Interval | None:
+    found = wilson(round(float(share.counts[:, 0].sum())), len(share.counts))
+    return None if found is None else Interval(100 * found.low, 100 * found.high)
+
+
+def _grams(items: Sequence[str] | str, n: int) -> list[Any]:
+    return [items[i : i + n] if isinstance(items, str) else tuple(items[i : i + n]) for i in range(len(items) - n + 1)]
+
+
+def _bleu_of(sums: Floats) -> Floats:
+    """BLEU of summed counts `[R, 10]`: the geometric mean of four precisions, times the penalty for short responses."""
+    length, reference = sums[:, 0], sums[:, 1]
+    right, total = sums[:, 2 : 2 + _MAX_ORDER], sums[:, 2 + _MAX_ORDER :]
+    # Exponential smoothing: an order without a right n-gram counts as half of one, the next such as a quarter.
+    missed = np.cumsum(right == 0, axis=1)
+    smoothed = np.where(right == 0, 0.5**missed, right)
+    is_zero = (total == 0).any(axis=1) | ~(right > 0).any(axis=1)
+    precision = np.log(np.where(total > 0, smoothed, 1.0) / np.maximum(total, 1.0)).mean(axis=1)
+    penalty = np.minimum(0.0, 1 - reference / np.maximum(length, 1.0))
+    return np.where(is_zero, 0.0, np.minimum(100.0, 100 * np.exp(precision + penalty)))
+
+
+def _chrf_counts(response: str, reference: str) -> list[int]:
+    row: list[int] = []
+    a, b = ("".join(text.split()) for text in (response, reference))
+    for n in range(1, _CHARACTER_ORDERS + 1):
+        mine, theirs = Counter(_grams(a, n)), Counter(_grams(b, n))
+        # As in sacrebleu, n-grams do not count where the reference has none of that length.
+        row += [mine.total() if theirs else 0, theirs.total(), (mine & theirs).total()]
+    return row
+
+
+def _chrf_of(sums: Floats) -> Floats:
+    """ChrF of summed counts `[R, 18]`: the F-score of the mean precision and recall over the orders that both have."""
+    mine, theirs, common = sums[:, 0::3], sums[:, 1::3], sums[:, 2::3]
+    both = (mine > 0) & (theirs > 0)
+    orders = np.maximum(both.sum(axis=1), 1)
+    precision = np.where(both, common / np.maximum(mine, 1), 0).sum(axis=1) / orders
+    recall = np.where(both, common / np.maximum(theirs, 1), 0).sum(axis=1) / orders
+    weighted = _BETA**2 * precision + recall
+    return np.asarray(100 * (1 + _BETA**2) * precision * recall / np.where(weighted > 0, weighted, 1.0))
 
 
 def _check(responses: Sequence[str], references: Sequence[str]) -> None:

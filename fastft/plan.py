@@ -110,9 +110,7 @@ class Plan:
         epoch, within = divmod(index, self.steps_per_epoch)
         begin = within * self.batch_size
         examples = self.epoch_order(epoch)[begin : begin + self.batch_size]
-        packs = self._cut(examples)
-        turn = index % self.packing.ranks  # the dearest pack, which comes first, goes to each rank in turn
-        packs = packs[-turn:] + packs[:-turn]
+        packs = self._dealt(self._cut(examples), first=index)
         return Step(index=index, epoch=epoch, packs=packs, count=int(self.supervised[examples].sum()))
 
     def largest_step(self) -> Step:
@@ -147,6 +145,27 @@ class Plan:
                 return [examples[pack] for pack in packs]
             n_packs += ranks
         return [examples[pack] for pack in balanced(costs, n_packs)]
+
+    def _dealt(self, packs: list[Indices], *, first: int) -> list[Indices]:
+        """The packs in the order in which the ranks take them, so that a step costs each of them nearly the same: the
+        dearest pack first, each to the rank that has the least so far. Another rank is the `first` in each step, so
+        that none has the dearest pack of all steps."""
+        ranks = self.packing.ranks
+        if ranks == 1:
+            return packs
+        examples, sizes = np.concatenate(packs), [len(pack) for pack in packs]
+        shared = 0 if self.packing.pack_tokens is None else self.packing.shared
+        costs = self.packing.cost(self.lengths[examples], shared, self.supervised[examples])
+        of_packs = np.bincount(np.repeat(np.arange(len(packs)), sizes), weights=costs, minlength=len(packs))
+        hands: list[list[int]] = [[] for _ in range(ranks)]
+        cheapest = [(0.0, turn) for turn in range(ranks)]
+        for pack in np.argsort(-of_packs, kind="stable").tolist():
+            so_far, turn = heapq.heappop(cheapest)
+            hand = hands[(turn + first) % ranks]
+            hand.append(pack)
+            if len(hand) < len(packs) // ranks:
+                heapq.heappush(cheapest, (so_far + of_packs[pack], turn))
+        return [packs[pack] for turn in zip(*hands, strict=True) for pack in turn]
 
 
 def balanced(costs: npt.NDArray[np.float64], n_packs: int) -> list[Indices]:

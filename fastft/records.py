@@ -1,7 +1,9 @@
 """Records: reading, checking and splitting instruction data.
 
 A record is a JSON object with `instruction`, `input` (may be missing or empty) and `output`, all text; further keys
-are kept and written back. Files are a JSON array (`.json`) or one object a line (`.jsonl`), either also `.gz`.
+are kept and written back. Two of them mean something: `category` (text) has its figures apart, and `choices` (texts)
+makes a multiple-choice question, whose `output` is one of them or its letter, A for the first. Files are a JSON array
+(`.json`) or one object a line (`.jsonl`), either also `.gz`.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import hashlib
 import io
 import json
 import os
+import string
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,6 +51,16 @@ class Record:
     output: str
     row: int = 0
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def category(self) -> str | None:
+        """What its figures are put together by, where it has one."""
+        return category_of(self.extra)
+
+    @property
+    def choices(self) -> list[str]:
+        """The answers of a multiple-choice question, none for other records."""
+        return choices_of(self.extra)
 
     def as_entry(self) -> dict[str, Any]:
         """The record as the JSON object that it came from."""
@@ -151,6 +164,27 @@ def stream_records(path: Path, read: Callable[[int], None] | None = None) -> Ite
     return checked(_rows(path, read or (lambda _: None)))
 
 
+def category_of(entry: Mapping[str, Any]) -> str | None:
+    """The `category` of a record's JSON object, as text."""
+    category = entry.get("category")
+    return None if category is None else str(category)
+
+
+def choices_of(entry: Mapping[str, Any]) -> list[str]:
+    """The `choices` of a record's JSON object; none where it is no multiple-choice question."""
+    return list(entry.get("choices") or [])
+
+
+def right_choice(output: str, choices: Sequence[str]) -> int | None:
+    """Which of the choices a reference output is: by its text, else by its letter; None if by neither."""
+    said = output.strip()
+    texts = [choice.strip() for choice in choices]
+    if said in texts:
+        return texts.index(said)
+    letters = string.ascii_uppercase[: len(choices)]
+    return letters.index(said) if len(said) == 1 and said in letters else None
+
+
 def digest_of(records: Iterable[Record]) -> str:
     """SHA-256 over records in their order."""
     digest = hashlib.sha256()
@@ -244,6 +278,34 @@ def _fault(value: Any) -> str | None:
             return f"`{key}` holds half of a surrogate pair, expected valid Unicode text"
     if not value["instruction"].strip():
         return "`instruction` is blank, expected text"
+    return fault_of_category(value.get("category")) or fault_of_choices(value.get("choices"), value["output"])
+
+
+def fault_of_category(category: Any) -> str | None:
+    """What is wrong with a `category`, None with a good one. A number does for text."""
+    if category is None or (isinstance(category, str | int | float) and not isinstance(category, bool)):
+        return None
+    return f"`category` is {_kind(category)}, expected text; give the key another name if it means something else"
+
+
+def fault_of_choices(choices: Any, output: str) -> str | None:
+    """What is wrong with the `choices` of a multiple-choice question, None with good ones or none."""
+    if choices is None:
+        return None
+    remedy = "give the key another name if it means something else"
+    if not isinstance(choices, list):
+        return f"`choices` is {_kind(choices)}, expected an array of texts; {remedy}"
+    if not 2 <= len(choices) <= len(string.ascii_uppercase):
+        return f"`choices` has {len(choices)} entries, expected 2 to {len(string.ascii_uppercase)}; {remedy}"
+    for number, choice in enumerate(choices, start=1):
+        if not isinstance(choice, str) or not choice.strip() or not _encodable(choice):
+            got = _kind(choice) if not isinstance(choice, str) else repr(choice)
+            return f"`choices` number {number} is {got}, expected text; {remedy}"
+    if len({choice.strip() for choice in choices}) < len(choices):
+        return "`choices` holds the same text twice, expected different ones"
+    if right_choice(output, choices) is None:
+        letters = f"A to {string.ascii_uppercase[len(choices) - 1]}"
+        return f"`output` is none of `choices`, expected one of their texts, or a letter ({letters})"
     return None
 
 

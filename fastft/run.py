@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -98,8 +98,8 @@ class Run:
         for part in ("test", "val", "train"):
             responses = self.responses_of(part)
             names += [responses.name, responses.with_suffix(".made-from.json").name]
-        names += ["scores.json", "judge-replies.jsonl", "report.html"]
-        return [self.folder / name for name in names]
+        names += ["scores.json", "judge-replies.jsonl", "report.html", "report.json", "ab.html", "ab.json"]
+        return [*(self.folder / name for name in names), *sorted(self.folder.glob("compare-*.json"))]
 
     def holds_something(self) -> bool:
         """Whether a run has left something in the folder that another one would replace."""
@@ -126,6 +126,12 @@ class Run:
         if not self.folder.is_dir():
             raise UserError(f"run folder not found: {self.folder}; --run takes the folder that train wrote")
         return from_yaml(self.config)
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """What runs are called beside each other: their folders' own names, or the whole paths where two have one name."""
+    names = [folder.resolve().name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from fastft.judging.ollama import DEFAULT_MODEL, DEFAULT_URL, OllamaServer
 from fastft.judging.openai import DEFAULT_KEY_VARIABLE, OpenAIServer, key_from_environment
 from fastft.judging.questions import Style
 from fastft.judging.wire import Patience
+from fastft.records import category_of, choices_of, fault_of_category, fault_of_choices
 
 RESPONSES = "responses.json"
 SCORES = "scores.json"
@@ -123,9 +124,10 @@ def score(options: ScoreOptions) -> dict[str, Any]:
     )
     sheet = _Sheet(options.run, entries, judge)
     judge.find(lambda: _before(server, options))
-    sheet.add(_text_summary(entries))
+    sheet.add(metrics.summary(entries))
     sheet.write()
-    sheet.add({"perplexity": _perplexity(options.run, entries)})
+    sheet.add(_perplexity(options.run, entries))
+    sheet.add({"choices_by_likelihood": _choices_by_likelihood(options.run, entries)})
     try:
         problem = judge.ask()
     finally:  # also where Ctrl-C or a full disk ends the asking
@@ -239,6 +241,9 @@ def _check_entry(entry: Any, where: str, remedy: str) -> None:
     for name in ("instruction", "input", "output", "model_response"):
         if not isinstance(entry.get(name, ""), str):
             raise UserError(f"{where}: {name} is {_kind(entry[name])}, expected text; {remedy}")
+    fault = fault_of_category(entry.get("category")) or fault_of_choices(entry.get("choices"), entry["output"])
+    if fault is not None:
+        raise UserError(f"{where}: {fault}")
 
 
 def _kind(value: Any) -> str:
@@ -257,11 +262,20 @@ def summary_line(summary: Mapping[str, Any]) -> str:
         ("exact match", summary["exact_match"], "%"),
         ("BLEU", summary["bleu"], "%"),
         ("ROUGE-L", summary["rouge_l"], "%"),
+        ("multiple choice", (summary.get("multiple_choice") or {}).get("accuracy"), "%"),
         ("perplexity of the references", summary["perplexity"], ""),
-        ("judge's mean", summary["judge_mean"], f" over {summary['n_scored']} of {summary['n']} responses"),
+        (
+            "judge's mean",
+            summary["judge_mean"],
+            f"{_shown(summary.get('judge_interval'))} over {summary['n_scored']} of {summary['n']} responses",
+        ),
     ]
     said = [f"{name} {value:.2f}{unit}" for name, value, unit in figures if value is not None]
     return f"{summary['n']} responses: {', '.join(said)}"
+
+
+def _shown(interval: Sequence[float] | None) -> str:
+    return "" if interval is None else f" [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
 class _Sheet:
@@ -294,17 +308,17 @@ class _Sheet:
             "n_scored": len(scored),
             "n_unscored": len(judgements) - len(scored),
             "judge_mean": _mean(scored),
+            "judge_interval": metrics.mean_interval(scored),
         }
 
     def _category_summary(self, judgements: Sequence[Judgement]) -> dict[str, Any]:
-        categories = self._summary.get("by_category", {})
-        means = {
-            name: _mean(
-                _scores([j for j, entry in zip(judgements, self.entries, strict=True) if _category(entry) == name])
-            )
-            for name in categories
-        }
-        return {"by_category": {name: {**figures, "judge_mean": means[name]} for name, figures in categories.items()}}
+        rows = {}
+        for name, figures in self._summary.get("by_category", {}).items():
+            own = [j for j, entry in zip(judgements, self.entries, strict=True) if category_of(entry) == name]
+            scored = _scores(own)
+            interval = metrics.mean_interval(scored)
+            rows[name] = {**figures, "judge_mean": _mean(scored), "judge_interval": interval}
+        return {"by_category": rows}
 
 
 def _check_ours(path: Path) -> None:
@@ -326,34 +340,33 @@ def _mean(scores: Sequence[int]) -> float | None:
     return sum(scores) / len(scores) if scores else None
 
 
-def _category(entry: Mapping[str, Any]) -> str | None:
-    category = entry.get("category")
-    return None if category is None else str(category)
-
-
-def _text_summary(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    responses = [entry["model_response"] for entry in entries]
-    references = [entry["output"] for entry in entries]
-    return {
-        **metrics.text_metrics(responses, references),
-        "empty_responses": sum(not response.strip() for response in responses),
-        "by_category": metrics.by_category([_category(entry) for entry in entries], responses, references),
-    }
-
-
-def _perplexity(run: Path, entries: list[dict[str, Any]]) -> float | None:
-    """Perplexity of RUN/model on the reference outputs, or None and a line that says why it is left out."""
+def _perplexity(run: Path, entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """Perplexity of RUN/model on the reference outputs, or null and a line that says why it is left out."""
+    nothing: dict[str, Any] = {"perplexity": None, "perplexity_by_category": {}}
     if not (run / "model").is_dir():
         say(f"perplexity is left out: there is no {run / 'model'}")
+        return nothing
+    try:
+        from fastft.perplexity import response_perplexities  # torch, which a score without a model does not wait for
+
+        values = response_perplexities(run, entries)
+    except (FastftError, ImportError, OSError, RuntimeError, ValueError, OverflowError) as error:
+        say(f"perplexity is left out: {' '.join(str(error).split())}")
+        return nothing
+    if not all(map(math.isfinite, values.values())):
+        say(f"perplexity is left out: it is {values[None]}")
+        return nothing
+    return {"perplexity": values.pop(None), "perplexity_by_category": values}
+
+
+def _choices_by_likelihood(run: Path, entries: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """How often RUN/model finds the right choice the likeliest, or None; a line says why where entries have choices."""
+    if not any(choices_of(entry) for entry in entries) or not (run / "model").is_dir():
         return None
     try:
-        from fastft.perplexity import response_perplexity  # torch, which a score without a model does not wait for
+        from fastft.perplexity import choice_accuracy  # torch, as above
 
-        value = response_perplexity(run, entries)
+        return choice_accuracy(run, entries)
     except (FastftError, ImportError, OSError, RuntimeError, ValueError) as error:
-        say(f"perplexity is left out: {' '.join(str(error).split())}")
+        say(f"multiple choice by likelihood is left out: {' '.join(str(error).split())}")
         return None
-    if not math.isfinite(value):
-        say(f"perplexity is left out: it is {value}")
-        return None
-    return value

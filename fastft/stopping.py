@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -22,18 +22,28 @@ _SAME_REQUEST_S = 5.0
 
 @dataclass(slots=True)
 class StopRequest:
-    """A signal that asks to stop; the loop looks at it after each step."""
+    """A request to stop, on which the ranks agree at the end of each step.
 
+    Attributes:
+        asked: the signal that came to this rank. It says nothing to the loop before it was voted on: a rank that
+            stopped by itself would leave the others waiting.
+        came: when.
+        signal: what any rank was asked for, the same on all.
+    """
+
+    asked: signal.Signals | None = None
+    came: float = 0.0
     signal: signal.Signals | None = None
-    came: float = field(default=0.0)
 
     def votes(self) -> list[float]:
         """What this rank was asked for, to be summed over the ranks."""
-        return [float(self.signal == one) for one in _CAUGHT]
+        return [float(self.asked == one) for one in _CAUGHT]
 
     def settle(self, votes: list[float]) -> None:
         """Takes over what any rank was asked for: all stop after the same step."""
         self.signal = next((one for one, asked in zip(_CAUGHT, votes, strict=True) if asked), None)
+        if self.asked is None:  # a launcher's signal for all may still be on its way to this rank
+            self.came = time.monotonic()
 
 
 @contextmanager
@@ -45,18 +55,18 @@ def stop_requests(world: World) -> Iterator[StopRequest]:
     request = StopRequest()
 
     def ask(number: int, _frame: FrameType | None) -> None:
-        if request.signal is not None:
+        if request.asked is not None or request.signal is not None:
             if time.monotonic() - request.came < _SAME_REQUEST_S or number == signal.SIGTERM:
                 return
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
             return
-        request.signal, request.came = signal.Signals(number), time.monotonic()
+        request.asked, request.came = signal.Signals(number), time.monotonic()
         if world.size == 1:
             for one in _CAUGHT:
                 signal.signal(one, signal.SIG_DFL)
         with contextlib.suppress(RuntimeError):  # the signal came in the middle of printing
-            say(f"{request.signal.name}: saving after this step")
+            say(f"{request.asked.name}: saving after this step")
 
     try:
         before = {one: signal.signal(one, ask) for one in _CAUGHT}
@@ -71,9 +81,12 @@ def stop_requests(world: World) -> Iterator[StopRequest]:
 
 
 def save_is_asked(folder: Path) -> bool:
-    """Whether a file named `save` lies in the run's folder; it is taken away."""
+    """Whether a file named `save` lies in the run's folder; it is taken away.
+
+    What cannot be taken away, such as a folder of that name, asks for nothing: it would ask at every step.
+    """
     try:
         (folder / SAVE_FILE).unlink()
-    except FileNotFoundError:
+    except OSError:
         return False
     return True

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastft import files, ops
+from fastft import files, ops, scaling
 from fastft.batch import Batch, Batcher
 from fastft.book import SAMPLE_TOKENS, BookMeans, BookOrder
 from fastft.checkpoint import (
@@ -36,7 +36,7 @@ from fastft.checkpoint import (
     save_checkpoint,
 )
 from fastft.config import TrainOptions, changed_settings, to_yaml
-from fastft.console import meter, say, silenced, warn
+from fastft.console import meter, say, show, silenced, warn
 from fastft.encode import name_rows
 from fastft.engine import AnyEngine, Engine
 from fastft.errors import FastftError, TrainingError, UserError
@@ -118,6 +118,7 @@ def make_engine(model: GPT2, options: TrainOptions, world: World) -> AnyEngine:
             return Engine(model, options, world)
         config = read_zero_config(options.deepspeed_config, options, world.size)
         dtype = config.dtype or choose_dtype(options.dtype, device)
+        config.check_dtype(dtype)
         if config.stage == 0:
             if config.unused:
                 warn(f"{config.path}: stage 0 trains without DeepSpeed, and does not read {', '.join(config.unused)}")
@@ -173,10 +174,10 @@ class Trainer:
             self._say_hello()
             stop = stack.enter_context(stop_requests(self.world))
             self._loop(log, stop, stop_after)
-        if stop.signal is not None and not self._finished():
-            self._save_to_stop()
-            say(f"stopped by {stop.signal.name} at step {self.progress.step}, saved; go on with --resume")
-            return Outcome(self.run, self.progress, stop.signal)
+            if stop.signal is not None and not self._finished():
+                self._save_to_stop()  # here, where a launcher's second SIGTERM does nothing
+                say(f"stopped by {stop.signal.name} at step {self.progress.step}, saved; go on with --resume")
+                return Outcome(self.run, self.progress, stop.signal)
         self._finish()
         return Outcome(self.run, self.progress)
 
@@ -208,7 +209,7 @@ class Trainer:
                 for slow in self._stragglers.look(progress.step, line["seconds"]):
                     warn(f"step {progress.step}: {slow}")
                 if progress.step == stop_after:
-                    stop.signal = signal.SIGTERM
+                    stop.asked = signal.SIGTERM
                 self._save_where_due(stop)
                 self._check_skipped(line)
 
@@ -521,14 +522,38 @@ class Trainer:
             self._accumulate(largest, batches, number)
         seconds = time.perf_counter() - began
         peak = peak_memory(engine.device)
-        moments = 8 * number_of_parameters(engine.model.config)
         rows = name_rows(self.train_set.rows[largest.examples].tolist())
         say(f"largest step: {len(largest.examples)} examples ({rows}), {seconds:.2f} s forward and backward")
-        say(
-            f"memory: {peak / _GIB:.2f} GiB at that batch (measured) and {moments / _GIB:.2f} GiB for AdamW's moments "
-            f"(computed): training will take about {(peak + moments) / _GIB:.2f} GiB"
-        )
+        if isinstance(engine, ZeroEngine):  # which has AdamW's moments from the beginning
+            say(f"memory: {peak / _GIB:.2f} GiB at that batch (measured on the first rank)")
+        else:
+            moments = 8 * number_of_parameters(engine.model.config)
+            say(
+                f"memory: {peak / _GIB:.2f} GiB at that batch (measured) and {moments / _GIB:.2f} GiB for AdamW's "
+                f"moments (computed): training will take about {(peak + moments) / _GIB:.2f} GiB"
+            )
+        self._say_costs(max(batches, key=lambda batch: batch.tokens.numel()), packs=len(batches))
         say("dry run: nothing is trained, nothing is written")
+
+    def _say_costs(self, largest: Batch, *, packs: int) -> None:
+        """What each ZeRO stage would take of each rank, and send, for this run's largest pack."""
+        engine, config = self.engine, self.engine.model.config
+        zero = engine.config if isinstance(engine, ZeroEngine) else None
+        setup = scaling.Setup(
+            stage=0 if zero is None else zero.stage,
+            offload=zero is not None and zero.offloads,
+            ranks=self.world.size,
+            packs=packs,
+            dtype=engine.dtype,
+            impl=engine.impl,
+            cuda=engine.device.type == "cuda",
+            activation_checkpointing=self.options.activation_checkpointing,
+            decay_all=self.options.decay_all,
+            buckets=scaling.Buckets() if zero is None else scaling.Buckets.of(zero.settings["zero_optimization"]),
+        )
+        device_bytes = torch.cuda.get_device_properties(engine.device).total_memory if setup.cuda else None
+        sizes, local_ranks = scaling.Sizes.of(largest), self.world.local_size
+        show(scaling.table(config, sizes, setup, device_bytes, local_ranks=local_ranks))
 
 
 def _why_skipped(line: dict[str, Any]) -> str:

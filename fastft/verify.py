@@ -41,6 +41,14 @@ class VerifyOptions(TrainOptions):
     keep_best: bool = False
     """Also keep the weights with the best validation loss."""
 
+    def __post_init__(self) -> None:
+        TrainOptions.__post_init__(self)
+        if self.steps is not None and self.steps < 2:
+            raise UserError(f"got --steps {self.steps}, expected at least 2: half of them come before the stop")
+        for name in ("resume", "overwrite", "dry_run"):
+            if getattr(self, name):
+                raise UserError(f"got --{name} with verify-resume, which stops and resumes its own runs; leave it out")
+
 
 @dataclass(frozen=True, slots=True)
 class Proof:
@@ -55,12 +63,10 @@ def verify_resume(options: VerifyOptions) -> Proof:
     """Trains twice, once with a stop and a resume in the middle. Under a launcher all ranks call it.
 
     Raises:
-        UserError: fewer than 2 steps, or what `train` raises.
+        UserError: what `train` raises.
         TrainingError: the two runs differ.
     """
-    steps = _STEPS if options.steps is None else options.steps
-    if steps < 2:
-        raise UserError(f"got --steps {steps}, expected at least 2: half of them come before the stop")
+    steps = options.steps or _STEPS
     device = choose_device(options.device, world_of(os.environ).local_rank)
     with joined(device, timeout_s=options.hang_timeout or 86400.0) as world:
         unbroken, resumed = (
@@ -73,11 +79,10 @@ def verify_resume(options: VerifyOptions) -> Proof:
         with world.together():
             proof = Proof(steps, steps // 2, _differences(Run(unbroken.out), Run(resumed.out), steps))
             if proof.differences:
-                error = TrainingError(
+                raise TrainingError(
                     f"stopped at step {proof.stopped_at} of {steps} and resumed, the run is another: "
                     + "; ".join(proof.differences)
                 )
-                raise error
     if world.is_first:
         say(f"{steps} steps, and {steps // 2} with a stop and {steps - steps // 2} after a resume: the same bits")
     return proof

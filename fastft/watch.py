@@ -23,7 +23,9 @@ from fastft.errors import EXIT_FAILED
 from fastft.world import World
 
 _GRACE_S = 3.0
-"""How long the first rank waits for what the others write about themselves."""
+"""How long a rank stays when all have written where they stand: the first to leave has a launcher end the others."""
+_GRACE_SHARE = 0.1
+"""Of the patience, for which the ranks wait for each other: their last beats are up to a batch's time apart."""
 
 LOOK_EVERY = 20
 """Steps between two looks at the ranks' speeds."""
@@ -74,8 +76,10 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._over.wait(min(1.0, self._seconds / 4)):
             if time.monotonic() - self._heard > self._seconds:
-                self._report()
-                os._exit(EXIT_FAILED)  # the main thread waits for a rank that will not come
+                try:
+                    self._report()
+                finally:  # also where nobody reads standard error any more
+                    os._exit(EXIT_FAILED)  # the main thread waits for a rank that will not come
 
     def _report(self) -> None:
         line = f"rank {self._world.rank} has not got on for {self._seconds:g} s; it was in: {self._doing}"
@@ -84,14 +88,21 @@ class Watchdog:
             self._folder.mkdir(parents=True, exist_ok=True)
             with self._path(self._world.rank).open("w", encoding="utf-8") as file:
                 self._write(file, line)
-        time.sleep(_GRACE_S)  # the others do the same now; the first to leave has a launcher end them
+        until = time.monotonic() + max(_GRACE_S, _GRACE_SHARE * self._seconds)
+        while (silent := self._silent()) and time.monotonic() < until:
+            time.sleep(0.1)
         if self._world.is_first:
-            silent = [rank for rank in range(self._world.size) if not self._path(rank).is_file()]
             where = f"; the stacks are in {self._folder}"
             if silent:
                 ranks = ", ".join(map(str, silent))
                 where = f"; nothing from rank {ranks}: stopped, or gone with its machine{where}"
             print(f"error: the run hangs{where}; go on with --resume", file=sys.stderr, flush=True)
+        else:
+            time.sleep(_GRACE_S)
+
+    def _silent(self) -> list[int]:
+        """The ranks that have not written where they stand."""
+        return [rank for rank in range(self._world.size) if not self._path(rank).is_file()]
 
     @staticmethod
     def _write(file: TextIO, line: str) -> None:

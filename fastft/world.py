@@ -24,10 +24,14 @@ T = TypeVar("T")
 _DEFAULT_PORT = 29500
 _SLURM_PORTS = (20000, 30000)
 _LOST = re.compile(
-    r"Connection (closed|reset|refused)|connection was closed|Broken pipe|Socket|Timed out waiting"
+    r"Connection (closed|reset|refused|timed out)|connection was closed|Broken pipe|Socket|Timed out waiting"
+    r"|caused pair closure|No route to host|Network is unreachable"
     r"|NCCL (communicator|error)|remote process exited|unhandled system error",
     re.IGNORECASE,
 )
+
+
+_STACK = re.compile(r"^(Exception raised from|frame #)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +118,10 @@ def world_of(environ: Mapping[str, str]) -> World:
     else:
         return ALONE
     if not 0 <= rank < size:
-        raise UserError(f"got RANK={rank} and WORLD_SIZE={size}, expected a rank from 0 to {size - 1}")
+        raise UserError(
+            f"got RANK={rank} and WORLD_SIZE={size}, expected a rank from 0 to {max(0, size - 1)}, as torchrun, "
+            "deepspeed and srun set it; unset them to train on one process"
+        )
     return World(rank, size, local_rank, local_size)
 
 
@@ -155,7 +162,8 @@ def noticing_lost_ranks(world: World) -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and not _LOST.search(str(error)):
             raise
-        reason = str(error).partition("\n")[0][:200]
+        # NCCL says in its last line what it is; below that stands torch's own stack.
+        reason = " ".join(_STACK.split(str(error))[0].split())[:400]
         raise LostRank(
             f"rank {world.rank} has lost another rank ({reason}); its own message says why; go on with --resume"
         ) from error
@@ -169,6 +177,10 @@ def group_of_one() -> None:
 
 
 def _meet(world: World, device: torch.device, timeout_s: float) -> None:
+    if device.type == "mps":
+        raise UserError(
+            f"got {world.size} ranks on mps, for which torch has no way to talk; use --device cpu or one rank"
+        )
     address = os.environ.get("MASTER_ADDR") or _first_slurm_host(os.environ)
     port = _number(os.environ, "MASTER_PORT", _slurm_port(os.environ))
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)

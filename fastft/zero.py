@@ -54,6 +54,7 @@ class ZeroEngine:
             UserError: DeepSpeed is not installed or refuses its settings, or the options ask for what it cannot do.
         """
         self.world = world
+        self.config = config
         self.stage = config.stage
         self.dtype = dtype
         self.device = choose_device(options.device, world.local_rank)
@@ -77,11 +78,13 @@ class ZeroEngine:
         group_of_one()  # where there is one rank alone
         os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # DeepSpeed asks for it; srun does not set it
         settings = settings_for_deepspeed(config, options, dtype, world.size)
+        # Of many classes, where a section is not what DeepSpeed takes it for; pydantic's errors are ValueErrors.
+        refusals = (ValueError, TypeError, AttributeError, AssertionError, RuntimeError, deepspeed.DeepSpeedConfigError)
         try:
             self.zero, *_ = deepspeed.initialize(
                 model=model, optimizer=self._adamw, config=settings, dist_init_required=False
             )
-        except (ValueError, AssertionError, RuntimeError) as error:  # pydantic's errors are ValueErrors
+        except refusals as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise UserError(f"DeepSpeed refuses {config.path}: {' '.join(str(error).split())[:400]}") from error
@@ -89,6 +92,13 @@ class ZeroEngine:
 
         self.shard_writer = BackgroundWriter()
         self.zero.checkpoint_engine = self.shard_writer
+        copy_scripts = self.zero._copy_recovery_script
+
+        def copy_scripts_if_there_is_room(folder: str) -> None:
+            with contextlib.suppress(OSError):  # a full disk is told by `shard_writer`, and to all ranks
+                copy_scripts(folder)
+
+        self.zero._copy_recovery_script = copy_scripts_if_there_is_room
         self._begin_state()
 
     def accumulate(self, batch: Batch, count: int, *, last: bool = True) -> tuple[Tensor, Tensor]:
@@ -106,10 +116,11 @@ class ZeroEngine:
             group["lr"] = lr
         self._adamw.idle = not loss_is_finite
         self.zero.step()
-        norm = self.zero.get_global_grad_norm()
-        grad_norm = math.nan if norm is None else float(norm)
-        applied = loss_is_finite and self.zero.was_step_applied()
-        return Update(grad_norm, applied, rescaled=loss_is_finite and not applied and self.dtype == "fp16")
+        norm_is_finite = self.zero.was_step_applied()
+        # Of a step that it leaves out, DeepSpeed does not always say the norm, but that of the step before.
+        grad_norm = float(self.zero.get_global_grad_norm() or 0.0) if norm_is_finite else math.inf
+        rescaled = loss_is_finite and not norm_is_finite and self.dtype == "fp16"
+        return Update(grad_norm, loss_is_finite and norm_is_finite, rescaled)
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[float, int]:
@@ -287,8 +298,11 @@ def _check(options: TrainOptions, dtype: DType, stage: int, device: torch.device
         raise UserError(f"got --dtype fp64 with ZeRO stage {stage}, whose masters are float32; expected another dtype")
     if device.type == "mps":
         raise UserError(f"got --device mps with ZeRO stage {stage}, expected cpu or cuda")
-    if options.compile and stage == 3:
-        raise UserError("got --compile true with ZeRO stage 3, whose weights come and go while it runs; leave it out")
+    if options.compile:
+        raise UserError(
+            f"got --compile true with ZeRO stage {stage}, whose hooks torch.compile does not see; leave it out, or "
+            "train without --deepspeed_config"
+        )
 
 
 def _shape(parameter: nn.Parameter) -> torch.Size:

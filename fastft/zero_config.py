@@ -27,11 +27,21 @@ _OWN_SECTIONS = {
     "compression_training": "fastft trains what the reference trains",
     "progressive_layer_drop": "fastft trains what the reference trains",
     "checkpoint": "fastft writes DeepSpeed's files itself, whole and in the background",
+    "gradient_allreduce_op": "a step's gradients are one sum over one count, and fastft takes DeepSpeed's mean apart",
+    "managed_gradient_accumulation": "fastft's plan says where a step ends",
+    "activation_checkpointing": "--activation_checkpointing says whether blocks are run again",
+    "sequence_parallel_size": "each rank trains whole examples",
+    "tensor_parallel": "each rank computes with whole matrices",
+    "expert_parallel": "GPT-2 has no experts",
+    "bfloat16": "its name is bf16",
 }
 _PLAIN_SECTIONS = {
     "zero_optimization", "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
     "gradient_clipping", "bf16", "fp16", "optimizer",
 }  # fmt: skip
+
+
+_OBJECTS = ("bf16", "fp16", "optimizer", "data_types")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +67,18 @@ class ZeroConfig:
         devices = [_section(zero, name).get("device", "none") for name in ("offload_optimizer", "offload_param")]
         return any(device != "none" for device in devices)
 
+    def check_dtype(self, dtype: DType) -> None:
+        """Holds what `--dtype auto` means here against what the file switches off.
+
+        Raises:
+            UserError: the file switches it off.
+        """
+        if _section(self.settings, dtype).get("enabled") is False:
+            raise UserError(
+                f"{self.path}: got {dtype} switched off there, which --dtype auto takes on this machine; write auto in "
+                "the file, or say another --dtype"
+            )
+
     @property
     def unused(self) -> list[str]:
         """Sections that mean nothing to stage 0, which runs without DeepSpeed: there is nothing to part."""
@@ -72,7 +94,7 @@ def read_zero_config(path: Path, options: TrainOptions, world_size: int) -> Zero
     raw = _json(path)
     zero = raw.get("zero_optimization")
     stage = zero.get("stage") if isinstance(zero, dict) else None
-    if stage not in STAGES:
+    if stage not in STAGES or type(stage) is not int:  # JSON's true is equal to 1
         raise UserError(
             f'{path}: got {json.dumps(zero)} as zero_optimization, expected {{"stage": 0, 1, 2 or 3, ...}}; '
             "launch/ has one file for each stage"
@@ -80,6 +102,9 @@ def read_zero_config(path: Path, options: TrainOptions, world_size: int) -> Zero
     for name, reason in _OWN_SECTIONS.items():
         if name in raw:
             raise UserError(f"{path}: got a section {name}, which is not left to DeepSpeed: {reason}; remove it")
+    for name in _OBJECTS:
+        if not isinstance(raw.get(name, {}), dict):
+            raise UserError(f"{path}: got {json.dumps(raw[name])} as {name}, expected an object of settings")
     wrong = [*_differences(raw, options, world_size)]
     if wrong:
         raise UserError(f"{path} and the options disagree: {'; '.join(wrong)}; write auto in the file, or change one")
@@ -126,18 +151,27 @@ _BUCKETS = {
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
     except FileNotFoundError:
         raise UserError(
             f"--deepspeed_config {path} is not there; launch/zero0.json to zero3.json come with fastft's repository"
         ) from None
     except OSError as error:
         raise UserError(f"cannot read --deepspeed_config {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"--deepspeed_config {path} is not JSON: {error}") from error
     if not isinstance(raw, dict):
         raise UserError(f"--deepspeed_config {path}: got a {type(raw).__name__}, expected an object of sections")
     return raw
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, each of whose names is given once."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is given more than once")
+    return values
 
 
 def _section(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -181,7 +215,9 @@ def _dtype_of(path: Path, raw: Mapping[str, Any], dtype: DType) -> DType | None:
     """The arithmetic that the file asks for."""
     wanted: DType | None = None
     for name in ("bf16", "fp16"):
-        enabled = _section(raw, name).get("enabled", AUTO if name in raw else None)
+        enabled = _section(raw, name).get("enabled", AUTO)
+        if enabled is not True and enabled is not False and enabled != AUTO:
+            raise UserError(f"{path}: got {json.dumps(enabled)} as {name}.enabled, expected true, false or auto")
         if enabled is True:
             if wanted is not None:
                 raise UserError(f"{path}: got bf16 and fp16 enabled, expected at most one")

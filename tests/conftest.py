@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from small_records import made_records
 
+pytest.register_assert_rewrite("runs", "started")
+
 
 @pytest.fixture
 def records_file(tmp_path: Path) -> Path:

@@ -19,6 +19,7 @@ from fastft.checkpoint import Progress, load_best, load_checkpoint, newest_whole
 from fastft.config import DType, TrainOptions
 from fastft.engine import Engine
 from fastft.errors import UserError
+from fastft.files import identity
 from fastft.model import GPT2, GPT2Config
 
 SHAPE = GPT2Config(n_layer=1, n_head=2, n_embd=16, n_ctx=16, vocab_size=64)
@@ -179,6 +180,17 @@ def test_what_is_half_removed_does_not_look_whole(tmp_path: Path, monkeypatch: p
     real_rmtree(tmp_path / "step-2")
     with pytest.raises(UserError, match=r"no whole checkpoint in .*step-1.*--overwrite"):
         newest_whole(tmp_path)
+
+
+def test_shards_alone_are_for_those_who_wrote_them(tmp_path: Path) -> None:
+    shards = tmp_path / "shards-4"
+    shards.mkdir()
+    (shards / "rng.safetensors").write_bytes(b"")
+    (shards / "state.json").write_text(json.dumps({"ranks": 2, "stage": 1, "dtype": "fp32"}))
+    (shards / "DONE").write_text(json.dumps({path.name: identity(path) for path in shards.iterdir()}))
+    with pytest.raises(UserError, match=r"shards-4 are in shards\); go on as they were written, .* a file named save"):
+        newest_whole(tmp_path, engine())
+    assert shards.is_dir()
 
 
 def test_any_damage_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from fastft import __version__
 from fastft.cli import COMMANDS, main, parse
+from fastft.compare import CompareOptions
 from fastft.config import BOOK_RECIPE, TrainOptions, to_yaml
 
 
@@ -49,6 +50,14 @@ def test_flags(arguments: list[str], value: bool) -> None:
     assert parse("train", [*arguments, "--seed", "1"]).resume is value
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["a", "b", "--pairwise"], ["--pairwise", "a", "b"], ["a", "--pairwise", "b"], ["--pairwise", "true", "a", "b"]],
+)
+def test_runs_are_given_by_their_place_around_flags(arguments: list[str]) -> None:
+    assert parse("compare", arguments) == CompareOptions(Path("a"), Path("b"), pairwise=True)
+
+
 def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"fastft {__version__}\n"
@@ -75,6 +84,8 @@ def test_documented_names_exist() -> None:
         assert (root / match).is_file() or (root / "fastft" / match).is_file(), match
     for command in re.findall(r"bin/fastft ([a-z]+) +--", readme):
         assert command in COMMANDS, command
-    options = {f for command in COMMANDS.values() for f in command.options.__dataclass_fields__} | {"config", "help"}
+    readme = re.sub(r"(deepspeed|torchrun) [^\n]*launch/train\.py", "", readme)  # a launcher's own options
+    options = {f.rstrip("_") for command in COMMANDS.values() for f in command.options.__dataclass_fields__}
+    options |= {"config", "help"}
     for option in re.findall(r"(?<![\w-])--(\w+)", readme):
         assert option in options, option

@@ -21,7 +21,10 @@ import pytest
 import requests
 import torch
 import yaml
-from ollama_stub import OllamaStub, body, pull_lines, says, status
+from forks import in_fork
+from ollama_stub import OllamaStub, body, pull_lines, status
+from ollama_stub import says as judge_says
+from rating_pages import entries, exported, made_page, rated, says, two_runs, write_run
 from safetensors.torch import load_file, save_file
 from small_records import made_records
 
@@ -119,6 +122,10 @@ class Place:
 
 def changed(record_changes: dict[str, Any]) -> dict[str, Any]:
     return {**made_records()[2], **record_changes}
+
+
+def choices(given: Any, output: str = "a") -> dict[str, Any]:
+    return changed({"choices": given, "output": output})
 
 
 def without(key: str) -> dict[str, Any]:
@@ -243,12 +250,63 @@ def responses(place: Place, content: str, command: str) -> list[str]:
     return argv if command == "generate" else place.on_run(command)
 
 
+def answered(instruction: str, **more: Any) -> dict[str, Any]:
+    return {"instruction": instruction, "input": "", "output": "b", "model_response": "c", **more}
+
+
+def comparing(place: Place, *options: object) -> list[str]:
+    """Two runs of nothing but the same two answered entries."""
+    for name in ("a", "b"):
+        place.json([answered("a"), answered("c")], f"{name}/responses.json")
+    return ["compare", str(place.tmp / "a"), str(place.tmp / "b"), *map(str, options)]
+
+
 def folder_for_file(place: Place, name: str, argv: Callable[[], list[str]]) -> list[str]:
     """A folder stands where the command writes a file."""
     place.run()
     (place.out / name).unlink(missing_ok=True)
     place.text(f"out/{name}/inside", "")
     return argv()
+
+
+def deepspeed(place: Place, content: str) -> list[str]:
+    return place.train("--deepspeed_config", place.text("zero.json", content))
+
+
+def launched(place: Place, **variables: str) -> list[str]:
+    """As if a launcher had told the process so."""
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        place.patch.delenv(name, raising=False)
+    for name, value in variables.items():
+        place.patch.setenv(name, value)
+    return place.train()
+
+
+def ab(place: Place, *options: object, second: Any = None) -> list[str]:
+    """Two runs to rate, the second one with other entries where these are given."""
+    ada, bob = two_runs(place.tmp)
+    if second is not None:
+        write_run(bob, second)
+    return ["ab", str(ada), str(bob), *map(str, options)]
+
+
+def ratings(place: Place, *options: object, **changes: Any) -> list[str]:
+    """Ratings of a page, with changes to what was exported."""
+    file = {**rated(made_page(place.tmp), "Eve", says("ada")), **changes}
+    return ["ab", "--import", str(exported(place.tmp, file)), *map(str, options)]
+
+
+def rating(place: Place, **changes: Any) -> list[str]:
+    """Ratings with changes to the first of them."""
+    first, *rest = rated(made_page(place.tmp), "Eve", says("ada"))["ratings"]
+    return ratings(place, ratings=[{**first, **changes}, *rest])
+
+
+def rated_before(place: Place) -> list[str]:
+    """One of the runs has answered again since."""
+    argv = ratings(place)
+    write_run(place.tmp / "bob", entries("tom"))
+    return argv
 
 
 @dataclass(frozen=True)
@@ -278,6 +336,13 @@ RECORDS = [
     Case("list for input", lambda p: p.train_on(changed({"input": ["a"]})), ("row 3", "`input` is an array")),
     Case("blank instruction", lambda p: p.train_on(changed({"instruction": " \n"})), ("row 3", "blank", "skip_bad")),
     Case("lone surrogate", lambda p: p.train_on(changed({"output": "\ud800"})), ("row 3", "surrogate", "Unicode")),
+    Case("category a list", lambda p: p.train_on(changed({"category": ["a"]})), ("row 3", "`category` is an array")),
+    Case("choices an object", lambda p: p.train_on(choices({})), ("row 3", "`choices` is an object", "another name")),
+    Case("one choice", lambda p: p.train_on(choices(["a"])), ("row 3", "`choices` has 1 entries", "2 to 26")),
+    Case("a number for a choice", lambda p: p.train_on(choices(["a", 5])), ("row 3", "number 2 is a number")),
+    Case("a blank choice", lambda p: p.train_on(choices(["a", " "])), ("row 3", "number 2 is ' '", "expected text")),
+    Case("the same choice twice", lambda p: p.train_on(choices(["a", "a "])), ("row 3", "same text twice")),
+    Case("output no choice", lambda p: p.train_on(choices(["x", "y"], "D")), ("row 3", "`output` is none", "A to B")),
     Case("not UTF-8", lambda p: p.train(data=p.bytes("data.json", b'["\xff"]')), ("not UTF-8", "byte 2", "save it")),
     Case("not gzip", lambda p: p.train(data=p.text("data.json.gz", "[]")), ("data.json.gz", "gzip", "again")),
     Case(
@@ -381,6 +446,45 @@ OPTIONS = [
     ),
 ]
 
+RANKS = [
+    Case("a hang of less than nothing", lambda p: p.train("--hang_timeout", "-1"), ("--hang_timeout -1", "at least 0")),
+    Case("a hang without a number", lambda p: p.train("--hang_timeout", "nan"), ("--hang_timeout nan", "a number")),
+    Case("a hang of ages", lambda p: p.train("--hang_timeout", "1e300"), ("--hang_timeout 1e+300", "at most")),
+    Case("an endless hang", lambda p: p.train("--hang_timeout", "1e999"), ("--hang_timeout inf", "at most")),
+    Case("whole every -1", lambda p: p.train("--whole_every", "-1"), ("--whole_every -1", "at least 0")),
+    Case("no DeepSpeed file", lambda p: p.train("--deepspeed_config", "no.json"), ("no.json", "not there", "launch/")),
+    Case(
+        "a folder for the file", lambda p: p.train("--deepspeed_config", p.tmp), ("--deepspeed_config", "cannot read")
+    ),
+    Case("DeepSpeed file not JSON", lambda p: deepspeed(p, "{"), ("zero.json", "not JSON", "line 1")),
+    Case("DeepSpeed file a list", lambda p: deepspeed(p, "[1]"), ("zero.json", "a list", "an object")),
+    Case("DeepSpeed file without a stage", lambda p: deepspeed(p, "{}"), ("zero.json", "zero_optimization", "launch/")),
+    Case(
+        "DeepSpeed file that disagrees",
+        lambda p: deepspeed(p, '{"zero_optimization": {"stage": 1}, "train_batch_size": 64}'),
+        ("zero.json", "train_batch_size 64 there", "--batch_size 2 here", "auto"),
+    ),
+    Case(
+        "DeepSpeed file with a scheduler",
+        lambda p: deepspeed(p, '{"zero_optimization": {"stage": 1}, "scheduler": {"type": "WarmupLR"}}'),
+        ("zero.json", "scheduler", "--schedule", "remove"),
+    ),
+    Case(
+        "resume with a DeepSpeed file that disagrees",
+        lambda p: p.resume(*deepspeed(p, '{"zero_optimization": {"stage": 0}, "gradient_clipping": 9}')[-2:]),
+        ("zero.json", "gradient_clipping 9 there", "--clip 1.0 here"),
+    ),
+    Case("a rank after the last", lambda p: launched(p, RANK="2", WORLD_SIZE="2"), ("RANK=2", "from 0 to 1")),
+    Case("a rank in words", lambda p: launched(p, RANK="one", WORLD_SIZE="2"), ("RANK=one", "whole number", "unset")),
+    Case("a rank of no world", lambda p: launched(p, RANK="0"), ("WORLD_SIZE=None", "whole number", "unset")),
+    Case("a world in words", lambda p: launched(p, RANK="0", WORLD_SIZE="all"), ("WORLD_SIZE=all", "unset")),
+    Case(
+        "a port in words",
+        lambda p: launched(p, RANK="0", WORLD_SIZE="2", MASTER_PORT="http"),
+        ("MASTER_PORT=http", "whole number"),
+    ),
+]
+
 WEIGHTS = [
     Case("no such path", lambda p: p.load(p.tmp / "nowhere"), ("nowhere", "expected a Hugging Face folder")),
     Case("no such .pth", lambda p: p.load("nowhere/model.pth"), ("model.pth", "expected")),
@@ -481,6 +585,52 @@ RUNS = [
     Case("no responses to score", lambda p: p.on_run("score"), ("responses.json", "fastft generate")),
     Case("responses not JSON: score", lambda p: responses(p, "[{", "score"), ("responses.json", "not JSON")),
     Case("responses without the response", lambda p: responses(p, "[{}]", "score"), ("row 1", "fastft generate")),
+    Case(
+        "responses with choices that are none",
+        lambda p: responses(p, json.dumps([answered("a", choices="abc")]), "score"),
+        ("responses.json row 1", "`choices` is text"),
+    ),
+]
+
+COMPARE = [
+    Case("no runs", lambda _: ["compare"], ("required", "RUN_A, RUN_B", "--help")),
+    Case("one run", lambda p: ["compare", str(p.run())], ("required", "RUN_B")),
+    Case("three runs", lambda p: comparing(p, "third"), ("unrecognized", "third")),
+    Case("a run that is not there", lambda p: ["compare", str(p.run()), "nowhere"], ("no such run", "nowhere")),
+    Case("a run without responses", lambda p: ["compare", str(p.run()), str(p.out)], ("no responses", "generate")),
+    Case(
+        "responses not JSON",
+        lambda p: (comparing(p), p.text("b/responses.json", "[{"))[0],
+        ("b/responses.json", "not JSON"),
+    ),
+    Case(
+        "other entries",
+        lambda p: (comparing(p), p.json([answered("x"), answered("c")], "b/responses.json"))[0],
+        ("other test entries", "1 of 2", "row 1", "--data"),
+    ),
+    Case(
+        "scores that are none",
+        lambda p: (comparing(p), p.text("a/scores.json", "[]"))[0],
+        ("a/scores.json", "fastft score", "move it away"),
+    ),
+    Case("scores not JSON", lambda p: (comparing(p), p.text("a/scores.json", "["))[0], ("a/scores.json", "not JSON")),
+    Case(
+        "an earlier comparison that is none",
+        lambda p: (comparing(p), p.text("a/compare-b.json", "{}"))[0],
+        ("a/compare-b.json", "fastft compare", "--out"),
+    ),
+    Case("no value for a flag", lambda p: comparing(p, "--pairwise=maybe"), ("--pairwise maybe", "true or false")),
+    Case("a required judge for nothing", lambda p: comparing(p, "--require_judge"), ("--require_judge", "--pairwise")),
+    Case(
+        "no address of a judge",
+        lambda p: comparing(p, "--pairwise", "--judge_url", "here"),
+        ("--judge_url", "here", "expected"),
+    ),
+    Case(
+        "no such folder for the figures",
+        lambda p: comparing(p, "--out", p.tmp / "nowhere" / "x.json"),
+        ("cannot write", "nowhere/x.json"),
+    ),
 ]
 
 
@@ -550,15 +700,74 @@ UNWRITABLE = [
     ),
 ]
 
+PAGES = [
+    Case("rate no runs", lambda _: ["ab"], ("no run", "fastft ab RUN_A RUN_B", "--import")),
+    Case("rate one run", lambda p: ["ab", str(p.tmp)], ("one run", "RUN_A RUN_B")),
+    Case("rate three runs", lambda p: ab(p, "third"), ("third", "--help")),
+    Case("rate a run that is not there", lambda p: [*ab(p)[:2], "nowhere"], ("nowhere", "not a folder")),
+    Case("rate a run twice", lambda p: ["ab", *ab(p)[1:2] * 2], ("twice", "expected two runs")),
+    Case(
+        "rate without responses",
+        lambda p: [*ab(p)[:2], str(p.run())],
+        ("responses.json", "fastft generate"),
+    ),
+    Case("rate other questions", lambda p: ab(p, second=entries("bob", 30)[20:]), ("other test entries", "10 of 10")),
+    Case("rate fewer questions", lambda p: ab(p, second=entries("bob")[:-1]), ("1 of 10", "row 10")),
+    Case("rate the same answers", lambda p: ab(p, second=entries("ada")), ("nothing to compare", "same 10 answers")),
+    Case("rate nothing", lambda p: ab(p, "--limit", "0"), ("--limit 0", "at least 1")),
+    Case("import nothing", lambda _: ["ab", "--import"], ("--import", "at least one")),
+    Case("import what is not there", lambda _: ["ab", "--import", "nowhere.json"], ("ratings", "nowhere.json")),
+    Case("import broken JSON", lambda p: ["ab", "--import", str(exported(p.tmp, "[{"))], ("not JSON", "ratings.json")),
+    Case("import something else", lambda p: ["ab", "--import", str(exported(p.tmp, {}))], ("no file of ratings",)),
+    Case("import no rating", lambda p: ratings(p, ratings=[]), ("holds no rating", "Eve")),
+    Case("import ratings without runs", lambda p: ratings(p, runs=["a"]), ("another form", "again")),
+    Case("import a scale of 6", lambda p: rating(p, scale_a=6), ("scale_a 6", "1 to 5", "export")),
+    Case("import another choice", lambda p: rating(p, choice="c"), ("choice 'c'", "both_bad")),
+    Case("import a rating without its time", lambda p: rating(p, seconds=None), ("another form", "export")),
+    Case("import a seed that is none", lambda p: ratings(p, seed=[1]), ("seed [1]", "export")),
+    Case("import a limit of 0", lambda p: ratings(p, limit=0), ("limit 0", "export")),
+    Case("import an endless rating", lambda p: rating(p, seconds=float("inf")), ("inf seconds", "export")),
+    Case("import an unknown question", lambda p: rating(p, item=1), ("question 1", "not on its page")),
+    Case(
+        "import a question rated twice",
+        lambda p: rating(p, item=rated(made_page(p.tmp), "Eve", says("ada"))["ratings"][1]["item"]),
+        ("rated twice", "again"),
+    ),
+    Case("import of runs that have gone", lambda p: ratings(p, runs=["gone", "away"]), ("gone", "say where they are")),
+    Case("import of answers that have changed", rated_before, ("rates other answers", "answered again")),
+    Case(
+        "import of runs in another order",
+        lambda p: ["ab", str(p.tmp / "bob"), str(p.tmp / "ada"), *ratings(p)[1:]],
+        ("rates other answers", "another order"),
+    ),
+    Case(
+        "import of two pages",
+        lambda p: [*ratings(p), str(exported(p.tmp, rated(made_page(p.tmp, seed=5), "Max", says("ada")), "2.json"))],
+        ("two pages", "2.json"),
+    ),
+    Case("import of one rater twice", lambda p: (argv := ratings(p)) + argv[-1:], ("both by Eve", "leave one out")),
+    Case("report against nothing", lambda p: p.on_run("report", "--against"), ("--against", "at least one")),
+    Case("report against no run", lambda p: p.on_run("report", "--against", "nowhere"), ("nowhere", "fastft train")),
+    Case(
+        "report with another ab.json",
+        lambda p: (p.run(), p.text("out/ab.json", '{"n_items": 3}'), p.on_run("report"))[2],
+        ("ab.json", "not a file that fastft ab wrote", "import"),
+    ),
+    Case("report against itself", lambda p: p.on_run("report", "--against", p.out), ("twice", "--against")),
+]
+
 CASES = {
     f"{group}: {case.name}": case
     for group, cases in {
         "records": RECORDS,
         "options": OPTIONS,
+        "ranks": RANKS,
         "weights": WEIGHTS,
         "runs": RUNS,
+        "compare": COMPARE,
         "judge": JUDGE,
         "unwritable": UNWRITABLE,
+        "pages": PAGES,
     }.items()
     for case in cases
 }
@@ -639,6 +848,17 @@ def test_bad_input_to_a_process_of_its_own(name: str, place: Place) -> None:
     done = subprocess.run([sys.executable, "-m", "fastft", *argv], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     check_line(done.stderr, CASES[name].words)
+
+
+@pytest.mark.parametrize("section", [{"elasticity": {"enabled": False}}, {"flops_profiler": True}])
+def test_what_deepspeed_refuses_is_one_line(section: dict[str, Any], place: Place) -> None:
+    """Of whatever class its error is. In a fork: it leaves a process group of one."""
+    argv = deepspeed(place, json.dumps({"zero_optimization": {"stage": 1}, **section}))
+    before = snapshot(place.tmp)
+    ended = in_fork(lambda: main(argv))
+    assert ended.gave == 2
+    check_line(ended.said, ("DeepSpeed refuses", "zero.json"))
+    assert snapshot(place.tmp) == before
 
 
 def metrics_lines(run: Path) -> list[dict[str, Any]]:
@@ -767,6 +987,14 @@ def test_a_full_disk_while_scoring_or_reporting(
     assert snapshot(place.out) == before
 
 
+def test_a_pairwise_judge_that_is_required_and_not_there(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = comparing(place, "--pairwise", "--require_judge", "--judge_url", "http://127.0.0.1:9")
+    place.json([answered("a"), answered("c", model_response="other")], "b/responses.json")
+    assert main(argv) == 3
+    check_line(capsys.readouterr().err, ("ollama serve", "--judge_url"))
+    assert json.loads((place.tmp / "a/compare-b.json").read_text())["metrics"]["exact_match"]["a"] == 0
+
+
 @dataclass(frozen=True)
 class NoJudge:
     """A judge that cannot be used."""
@@ -844,10 +1072,10 @@ def test_no_usable_judge_is_one_line_and_status_3_where_one_is_required(
 
 def test_a_full_disk_while_judging_keeps_the_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     place = Place(tmp_path, tmp_path, pytest.MonkeyPatch())
-    with OllamaStub(says("80")) as stub:
+    with OllamaStub(judge_says("80")) as stub:
         argv = scoring(place, "--judge_url", stub.url)
         assert main([*argv, "--judge", "none"]) == 0  # a scores.json that fits
-        largest = (place.out / "scores.json").stat().st_size + 20
+        largest = (place.out / "scores.json").stat().st_size + 600
         place.text("out/judge-replies.jsonl", "\n" * (largest - 600))  # room for two answers, not for three
         capsys.readouterr()
         with full_disk(largest):

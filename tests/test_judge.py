@@ -504,7 +504,7 @@ def test_an_openai_server_without_a_list_of_models_is_taken_at_its_word() -> Non
         assert openai(stub).check().identity == f"openai {stub.url}/v1 llama3:latest"
 
 
-@pytest.mark.parametrize("url", [unused_url(), None])
+@pytest.mark.parametrize("url", [unused_url(), None], ids=["nobody there", "another server"])
 def test_no_openai_server_says_so(url: str | None) -> None:
     with OllamaStub() as stub:
         stub.get_override = FAULTS["garbage"]

@@ -1,21 +1,31 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
+import sacrebleu
+from hypothesis import given
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
 
-from fastft import metrics
+from fastft import metrics, statistics
 
 REFERENCES = ["The cat sat on the mat.", "Water boils at 100 degrees."]
 
 
 def test_equal_texts_score_100() -> None:
-    assert metrics.text_metrics(REFERENCES, REFERENCES) == {"n": 2, "exact_match": 100, "bleu": 100, "rouge_l": 100}
+    scores = metrics.text_metrics(REFERENCES, REFERENCES)
+    names = ("exact_match", "bleu", "chrf", "rouge_1", "rouge_2", "rouge_l")
+    assert [scores[name] for name in names] == pytest.approx([100] * 6)  # type: ignore[literal-required]
+    assert (scores["n"], scores["words"], scores["looping"]) == (2, 5.5, 0)
+    assert (scores["distinct_1"], scores["distinct_2"]) == (100, 100)
 
 
 def test_other_texts_score_0() -> None:
     scores = metrics.text_metrics(["blue", "green"], REFERENCES)
-    assert scores["exact_match"] == scores["rouge_l"] == 0
+    assert scores["exact_match"] == scores["rouge_1"] == scores["rouge_l"] == 0
     assert scores["bleu"] == 0
 
 
@@ -28,7 +38,7 @@ def test_exact_match_counts_texts_and_forgives_white_space_around_only() -> None
 def test_rouge_l_is_the_f1_of_the_longest_common_subsequence() -> None:
     # "the cat on mat" is common: precision 4/5, recall 4/6; the second response shares nothing.
     expected = 100 * (2 * (4 / 5) * (4 / 6) / (4 / 5 + 4 / 6) + 0) / 2
-    assert metrics.rouge_l(["the cat mat on mat", "no"], REFERENCES) == pytest.approx(expected, abs=1e-9)
+    assert metrics.rouge(["the cat mat on mat", "no"], REFERENCES)["rouge_l"] == pytest.approx(expected, abs=1e-9)
 
 
 def test_bleu_is_the_papers() -> None:
@@ -47,22 +57,143 @@ def test_bleu_of_references_without_four_tokens_is_undefined() -> None:
     assert metrics.bleu([""], ["one two three four"]) == 0
 
 
+WORDS = st.sampled_from(["the", "cat", "sat", "on", "a", "mat", ".", ",", "12.5", "über", "猫", "don't", "(hi)", "\n"])
+TEXT = st.lists(WORDS, max_size=12).map(" ".join)
+
+
+@given(st.lists(st.tuples(TEXT, TEXT, st.booleans()), min_size=1, max_size=6))
+def test_bleu_chrf_and_rouge_are_their_packages_own(pairs: list[tuple[str, str, bool]]) -> None:
+    responses = [b + " " + a if near else a for a, b, near in pairs]
+    references = [b for _, b, _ in pairs]
+    bleu = metrics.bleu(responses, references)
+    if bleu is not None:
+        assert bleu == pytest.approx(sacrebleu.corpus_bleu(responses, [references], force=True).score, abs=1e-9)
+    assert metrics.chrf(responses, references) == pytest.approx(
+        sacrebleu.corpus_chrf(responses, [references]).score, abs=1e-9
+    )
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"])
+    scores = [scorer.score(b, a) for a, b in zip(responses, references, strict=True)]
+    expected = [100 * np.mean([score[name].fmeasure for score in scores]) for name in ("rouge1", "rouge2", "rougeL")]
+    assert list(metrics.rouge(responses, references).values()) == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_resampled_corpus_scores_as_that_corpus() -> None:
+    """Figures of weighted counts are those of the texts, each as often as its weight says."""
+    responses, references = [*REFERENCES, "The cat boils."], [*REFERENCES, "The cat boils at 100 degrees on the mat."]
+    weights = [0, 3, 2]
+    repeated = [index for index, weight in enumerate(weights) for _ in range(weight)]
+    again = metrics.measures([responses[i] for i in repeated], [references[i] for i in repeated])
+    for name, measure in metrics.measures(responses, references).items():
+        assert measure.statistic()(np.array([weights], float))[0] == pytest.approx(again[name].figure()), name
+
+
+def test_intervals_are_of_the_same_name_and_hold_the_figure() -> None:
+    scores: Any = metrics.text_metrics([*REFERENCES * 3, "x", "Water"], [*REFERENCES * 3, "y", "Water boils."])
+    assert set(scores["intervals"]) == {
+        *("exact_match", "bleu", "chrf", "rouge_1", "rouge_2", "rouge_l", "words", "looping"),
+    }
+    for name, (low, high) in scores["intervals"].items():
+        assert low <= scores[name] <= high, name
+    share = statistics.wilson(6, 8)
+    assert share is not None
+    assert scores["intervals"]["exact_match"] == pytest.approx([100 * share.low, 100 * share.high])
+
+
+def test_intervals_of_one_response() -> None:
+    intervals = metrics.text_metrics(["a"], ["a"])["intervals"]
+    assert (intervals["bleu"], intervals["chrf"], intervals["words"]) == (None, None, None)
+    assert intervals["exact_match"] == pytest.approx([20.65, 100], abs=0.01)
+
+
+def test_mean_interval_is_over_the_scores_that_are_there() -> None:
+    assert metrics.mean_interval([10, None, 90, 50]) == list(statistics.bootstrap_mean([10, 90, 50]) or ())
+    assert metrics.mean_interval([None, 3]) is None
+
+
+def test_distinct_counts_over_all_responses() -> None:
+    assert metrics.distinct(["a b a", "a b"], 1) == 40
+    assert metrics.distinct(["a b a", "a b"], 2) == pytest.approx(200 / 3)
+    assert metrics.distinct(["", "a"], 2) == 0
+
+
+@pytest.mark.parametrize(
+    ("response", "yes"),
+    [("no " * 6, True), ("no " * 5, False), ("the cat " * 4, True), ("the cat " * 3, False), ("", False)],
+)
+def test_loops(response: str, yes: bool) -> None:
+    assert metrics.loops(response) is yes
+
+
+CHOICES = ["owl", "daisy", "A tool", "trumpet."]
+
+
+@pytest.mark.parametrize(
+    ("response", "index"),
+    [
+        ("owl", 0),
+        (" Daisy.\n", 1),
+        ("B", 1),
+        ("(c)", 2),
+        ("**D**", 3),
+        ("C) A tool", 2),
+        ("B. It is a flower", 1),
+        ("The answer is D.", 3),
+        ("Answer: C", 2),
+        ("I think the right choice is (A)", 0),
+        ("a tool", 2),
+        ("A daisy is a flower", None),
+        ("The answer is a daisy", None),
+        ("The answer is Danish", None),
+        ("E", None),
+        ("", None),
+        ("it may be an owl", None),
+    ],
+)
+def test_chosen(response: str, index: int | None) -> None:
+    assert metrics.chosen(response, CHOICES) == index
+
+
+def entry(response: str, output: str = "x", **more: Any) -> dict[str, Any]:
+    return {"instruction": "i", "input": "", "output": output, "model_response": response, **more}
+
+
+def test_multiple_choice_counts_the_right_ones_and_the_unread() -> None:
+    entries = [
+        entry("B", "daisy", choices=CHOICES),
+        entry("owl", "A", choices=CHOICES),
+        entry("D", "owl", choices=CHOICES),
+        entry("no idea", "owl", choices=CHOICES),
+        entry("no choices", "owl"),
+    ]
+    found = metrics.multiple_choice(entries)
+    assert found is not None
+    assert (found["n"], found["accuracy"], found["unread"]) == (4, 50, 1)
+    assert metrics.multiple_choice(entries[-1:]) is None
+
+
 def test_categories_are_scored_apart_in_order_of_appearance() -> None:
-    scores = metrics.by_category(["b", None, "a", "b"], ["x", "y", "z", "wrong"], ["x", "y", "z", "x"])
-    assert list(scores) == ["b", "a"]
-    assert (scores["b"]["n"], scores["b"]["exact_match"], scores["b"]["rouge_l"]) == (2, 50, 50)
-    assert scores["a"]["exact_match"] == 100
-    assert metrics.by_category([None], ["x"], ["x"]) == {}
+    entries = [
+        entry("x", category="b"),
+        entry("y", "y"),
+        entry("z", "z", category="a"),
+        entry("", category="b", choices=["x", "w"]),
+    ]
+    found = metrics.summary(entries)
+    assert (found["n"], found["exact_match"], found["empty_responses"]) == (4, 75, 1)
+    assert found["multiple_choice"]["accuracy"] == 0
+    rows = found["by_category"]
+    assert list(rows) == ["b", "a"]
+    assert (rows["b"]["n"], rows["b"]["exact_match"], rows["b"]["rouge_l"]) == (2, 50, 50)
+    assert rows["b"]["empty_responses"] == rows["b"]["multiple_choice"]["unread"] == 1
+    assert (rows["a"]["exact_match"], rows["a"]["multiple_choice"]) == (100, None)
+    assert metrics.summary([entry("x")])["by_category"] == {}
 
 
-@pytest.mark.parametrize("metric", [metrics.exact_match, metrics.bleu, metrics.rouge_l, metrics.text_metrics])
+@pytest.mark.parametrize(
+    "metric", [metrics.exact_match, metrics.bleu, metrics.chrf, metrics.rouge, metrics.text_metrics]
+)
 def test_nothing_to_score_is_an_error(metric) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match="N > 0"):
         metric([], [])
     with pytest.raises(ValueError, match="2 responses and 1 references"):
         metric(["a", "b"], ["a"])
-
-
-def test_categories_of_another_length_are_an_error() -> None:
-    with pytest.raises(ValueError, match="zip"):
-        metrics.by_category(["a"], ["x", "y"], ["x", "y"])

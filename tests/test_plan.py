@@ -11,9 +11,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from fastft.config import TrainOptions
 from fastft.encode import EncodedSet
 from fastft.errors import UserError
-from fastft.plan import Cost, Packing, Plan, balanced, make_plan
+from fastft.plan import Cost, Indices, Packing, Plan, balanced, make_plan
+from fastft.run import load_data
 
 
 def encoded_set(lengths: list[int]) -> EncodedSet:
@@ -146,7 +148,75 @@ def test_a_step_is_cut_into_the_fewest_balanced_packs_that_fit(
             break
         n_packs += ranks
     expected = [examples] if n_packs == 1 else [examples[pack] for pack in packs]
-    assert [pack.tolist() for pack in step.packs] == [pack.tolist() for pack in expected]
+    assert sorted(pack.tolist() for pack in step.packs) == sorted(pack.tolist() for pack in expected)
+
+
+RANK_PLANS = (
+    sizes,
+    st.integers(1, 12),  # examples in a step
+    st.integers(1, 5),  # ranks
+    st.integers(1, 4),  # passes on each rank, at least
+    st.none() | st.integers(1, 120),  # tokens of a pack
+    st.integers(0, 20),  # of which all examples share these
+    st.booleans(),  # similar lengths form a step
+)
+
+
+def rank_plan(
+    encoded: EncodedSet, batch_size: int, ranks: int, accumulate: int, budget: int | None, shared: int, bucketed: bool
+) -> Plan:
+    shared = min(shared, int(encoded.lengths.min())) if budget is not None else 0
+    packing = Packing(pack_tokens=budget, shared=shared, ranks=ranks, cost=Cost(token=1.0, pair=0.01, row=5.0))
+    return make_plan(
+        encoded, batch_size=batch_size, accumulate=accumulate, packing=packing, epochs=2, bucketed=bucketed
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(*RANK_PLANS)
+@example([7] * 5, 5, 3, 4, None, 0, False)  # fewer examples than passes in all
+@example([7] * 4, 4, 3, 1, 7, 0, False)  # more packs than examples: the ranks need as many
+@example([7], 12, 5, 4, 120, 7, True)  # one example for five ranks
+def test_ranks_share_a_step_in_equal_numbers_of_packs(
+    lengths: list[int], batch_size: int, ranks: int, accumulate: int, budget: int | None, shared: int, bucketed: bool
+) -> None:
+    """Each example is one rank's in an epoch, all wait for the same number of passes, and the divisor is that of the
+    whole step: what one process has."""
+    encoded = encoded_set(lengths)
+    plan = rank_plan(encoded, batch_size, ranks, accumulate, budget, shared, bucketed)
+    alone = make_plan(encoded, batch_size=batch_size, epochs=2, bucketed=bucketed)
+    assert plan.total_steps == alone.total_steps
+    assert plan.steps_per_epoch == alone.steps_per_epoch
+    for epoch in range(2):
+        seen = np.zeros(len(lengths), dtype=int)
+        for index in range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch):
+            step, whole = plan.step(index), alone.step(index)
+            of_ranks = [step.packs[rank::ranks] for rank in range(ranks)]
+            passes = {len(packs) for packs in of_ranks}
+            assert len(passes) == 1
+            # `accumulate` counts the passes of each rank: fewer only where there are too few examples for more.
+            enough = min(accumulate, -(-len(whole.examples) // ranks))
+            assert enough <= min(passes)
+            assert budget is not None or passes == {enough}
+            mine = [np.concatenate(packs) for packs in of_ranks]
+            for examples in mine:
+                np.add.at(seen, examples, 1)
+            assert sorted(np.concatenate(mine)) == sorted(whole.examples)
+            assert step.count == whole.count == sum(encoded.supervised[examples].sum() for examples in mine)
+            assert step.epoch == whole.epoch == epoch
+        assert (seen == 1).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(*RANK_PLANS)
+def test_a_rank_without_examples_is_one_of_more_ranks_than_examples(
+    lengths: list[int], batch_size: int, ranks: int, accumulate: int, budget: int | None, shared: int, bucketed: bool
+) -> None:
+    plan = rank_plan(encoded_set(lengths), batch_size, ranks, accumulate, budget, shared, bucketed)
+    for index in range(plan.total_steps):
+        step = plan.step(index)
+        idle = sum(not sum(map(len, step.packs[rank::ranks])) for rank in range(ranks))
+        assert idle == max(0, ranks - len(step.examples))
 
 
 def million() -> EncodedSet:
@@ -203,6 +273,57 @@ def test_ranks_get_nearly_equal_cost() -> None:
     assert max(packs) < 1.01 * min(packs)
     halves = [half.sum() for half in np.split(np.sort(costs), 2)]
     assert max(halves) > 1.2 * min(halves)  # what a careless split would give
+
+
+@pytest.fixture(scope="module")
+def sample() -> EncodedSet:
+    """The training examples of the embedded data."""
+    options = TrainOptions(data="sample")
+    return load_data(options).encode("train", options, n_ctx=1024)
+
+
+GPT2_COST = Cost.of_gpt2(12, 768, 50257)
+
+
+def spread(sample: EncodedSet, steps: list[list[Indices]], ranks: int, shared: int) -> float:
+    """How much more an epoch costs the rank that it costs most than the one that it costs least."""
+    costs = GPT2_COST(sample.lengths, shared, sample.supervised)
+    totals = [sum(costs[pack].sum() for packs in steps for pack in packs[rank::ranks]) for rank in range(ranks)]
+    return float(max(totals) / min(totals) - 1)
+
+
+@pytest.mark.parametrize("batch_size", [8, 128])
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("ranks", [2, 3, 4, 8])
+def test_an_epoch_of_the_sample_costs_each_rank_the_same(
+    sample: EncodedSet, ranks: int, accumulate: int, batch_size: int
+) -> None:
+    """Within 5% of each other, also where a step has no more examples than ranks."""
+    shared = sample.common_prefix()
+    packing = Packing(pack_tokens=16384, shared=shared, ranks=ranks, cost=GPT2_COST)
+    plan = make_plan(sample, batch_size=batch_size, accumulate=accumulate, packing=packing)
+    steps = [plan.step(index).packs for index in range(plan.steps_per_epoch)]
+    assert spread(sample, steps, ranks, shared) < 0.05
+    # A step's examples in order of their length, cut into equal numbers.
+    in_order = [np.concatenate(packs) for packs in steps]
+    careless = [np.array_split(one[np.argsort(sample.lengths[one])], ranks) for one in in_order]
+    assert spread(sample, careless, ranks, shared) > 0.05
+
+
+def test_a_step_costs_each_rank_nearly_the_same_in_several_passes(sample: EncodedSet) -> None:
+    """Of 12 examples in 12 packs each rank gets those that make it equal to the others, not any three."""
+    packing = Packing(pack_tokens=60, ranks=4, cost=GPT2_COST)
+    plan = make_plan(sample, batch_size=12, accumulate=3, packing=packing)
+    costs = GPT2_COST(sample.lengths, 0, sample.supervised)
+
+    def excess(packs: list[Indices]) -> float:
+        of_ranks = [sum(costs[pack].sum() for pack in packs[rank::4]) for rank in range(4)]
+        return float(max(of_ranks) / np.mean(of_ranks) - 1)
+
+    steps = [plan.step(index).packs for index in range(20)]
+    assert np.mean([excess(packs) for packs in steps]) < 0.05
+    in_order = [sorted(packs, key=lambda pack: -costs[pack].sum()) for packs in steps]
+    assert np.mean([excess(packs) for packs in in_order]) > 0.05
 
 
 def test_bucketed_steps_hold_similar_lengths_and_every_example() -> None:

@@ -14,36 +14,37 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from launching import Ended, Launcher
+from runs import (
+    Trained,
+    arguments,
+    assert_one_curve,
+    assert_same_run,
+    farthest,
+    metrics,
+    relative,
+    settings,
+    wait_for_lines,
+    wait_until,
+    write_records,
+)
 
 import fastft
-from fastft.batch import from_padded
 from fastft.checkpoint import load_tensors
 from fastft.files import identity
 from fastft.weights import load_weights
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="ranks are forks of a warm process")
 
-LAUNCH = Path(__file__).parents[1] / "launch"
 STAGES = ("plain", "zero0", "zero1", "zero2", "zero3")
 OFFLOADS = ("zero2_offload", "zero3_offload")
 ALL = (*STAGES, *OFFLOADS)
 KINDS = ("loss", "gradient")
-RATE = 5e-5
-PATIENCE_S = 120.0
-OF_THE_CLOCK = {"seconds", "eval_seconds", "memory_bytes"}
-
-LOSS_LIMIT = 1e-5
-"""Relative, over 20 steps at a rate of 5e-5 in float32."""
-NORM_LIMIT = 1e-4
-"""Relative. AdamW takes no notice of a factor common to all gradients; the norm does. DeepSpeed takes it in float32."""
-LOGITS_LIMIT = 1e-4
 
 
 def long_only(*values: Any) -> Any:
@@ -53,14 +54,9 @@ def long_only(*values: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with 60 records whose answers have from 1 to 12 words: 51 training examples, supervised unequally."""
+    """A folder with `records.json`: 51 training examples, supervised unequally."""
     folder = tmp_path_factory.mktemp("ranks")
-    words = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
-    records = [
-        {"instruction": f"Count to {words[i % 12]}, try {i}.", "input": "", "output": " ".join(words[: i % 12 + 1])}
-        for i in range(60)
-    ]
-    (folder / "records.json").write_text(json.dumps(records))
+    write_records(folder / "records.json")
     return folder
 
 
@@ -77,63 +73,13 @@ Command = Callable[..., list[str]]
 @pytest.fixture(scope="module")
 def command(folder: Path) -> Command:
     def command(run: Path, zero: str = "plain", **options: Any) -> list[str]:
-        values = {
-            "data": folder / "records.json", "model": "pico", "steps": 20, "batch_size": 8, "lr": RATE, "samples": 1,
-            "eval_every": 10, "save_every": 100, "keep_best": False, "dtype": "fp32", "device": "cpu", "threads": 1,
-            "out": run, **({} if zero == "plain" else {"deepspeed_config": LAUNCH / f"{zero}.json"}), **options,
-        }  # fmt: skip
-        arguments = [
-            (f"--{name}", str(value).lower() if isinstance(value, bool) else str(value))
-            for name, value in values.items()
-        ]
-        return ["train", *(text for argument in arguments for text in argument)]
+        return ["train", *arguments(settings(folder / "records.json", run, zero, **options))]
 
     return command
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What a run has left."""
-
-    run: Path
-
-    def lines(self, key: str) -> list[dict[str, Any]]:
-        """The lines of the metrics that hold a key, but for what the clock and the memory say."""
-        lines = [json.loads(line) for line in (self.run / "metrics.jsonl").read_text().splitlines()]
-        return [{k: v for k, v in line.items() if k not in OF_THE_CLOCK} for line in lines if key in line]
-
-    def figures(self, key: str) -> list[float]:
-        return [line[key] for line in self.lines(key)]
-
-    def logits(self) -> torch.Tensor:
-        """Of the exported model, for two rows of ids."""
-        model = fastft.load(self.run / "model")
-        ids = torch.arange(100, 164).view(2, 32)
-        with torch.no_grad():
-            return model.logits(from_padded(ids, torch.full_like(ids, -100)))
-
-
 def all_ended(ended: list[Ended], status: int = 0) -> None:
     assert [one.exit for one in ended] == [status] * len(ended), "\n---\n".join(one.said for one in ended)
-
-
-def farthest(got: list[float], expected: list[float]) -> float:
-    assert len(got) == len(expected)
-    return max(abs(a - b) / abs(b) for a, b in zip(got, expected, strict=True))
-
-
-def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((got - expected).abs().max() / expected.abs().max())
-
-
-def assert_one_curve(got: Trained, expected: Trained) -> None:
-    """Losses, norms of the gradients, validation losses, token counts, samples and the final model's logits."""
-    assert farthest(got.figures("loss"), expected.figures("loss")) < LOSS_LIMIT
-    assert farthest(got.figures("grad_norm"), expected.figures("grad_norm")) < NORM_LIMIT
-    assert farthest(got.figures("val_loss"), expected.figures("val_loss")) < LOSS_LIMIT
-    for key in ("tokens_real", "tokens_supervised", "sample"):
-        assert [line[key] for line in got.lines(key)] == [line[key] for line in expected.lines(key)]
-    assert relative(got.logits(), expected.logits()) < LOGITS_LIMIT
 
 
 # One curve
@@ -336,32 +282,6 @@ class _Executes:
 # Faults
 
 
-def metrics(run: Path) -> list[dict[str, Any]]:
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in OF_THE_CLOCK} for line in lines]
-
-
-def assert_same_run(run: Path, expected: Path) -> None:
-    """Every step once with the same figures, and the same bits in the final weights and moments."""
-    assert metrics(run) == metrics(expected)
-    last = max(line["step"] for line in metrics(expected))
-    for name in ("model/model.safetensors", f"checkpoints/step-{last}/optimizer.safetensors"):
-        assert (run / name).read_bytes() == (expected / name).read_bytes(), name
-    assert not list((run / "checkpoints").glob(".*"))
-
-
-def wait_until(reached: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not reached():
-        assert time.monotonic() < deadline, "the run does not get on"
-        time.sleep(0.001)
-
-
-def wait_for_lines(run: Path, count: int) -> None:
-    path = run / "metrics.jsonl"
-    wait_until(lambda: path.is_file() and path.read_bytes().count(b"\n") >= count)
-
-
 FAULTY = {"steps": 12, "save_every": 2, "eval_every": 4, "lr": 1e-3, "samples": 0}
 
 
@@ -443,6 +363,7 @@ def test_what_is_not_finite_on_one_rank_is_skipped_on_all(
     assert len(skipped[0]["rows"]) == (1 if what == "loss" else 8)
     assert f"step 4 has loss {'inf' if what == 'loss' else ''}" in ended[0].said
     assert "its update is skipped (row" in ended[0].said
+    assert not math.isfinite(skipped[0][{"loss": "loss", "gradient": "grad_norm"}[what]] or math.inf)
     losses = [line["loss"] for line in metrics(run) if "loss" in line and line["step"] != 4]
     assert all(map(math.isfinite, losses))
     states = [json.loads((run / "checkpoints" / f"step-{step}/state.json").read_text()) for step in (6,)]

@@ -137,6 +137,27 @@ def test_further_keys_are_kept_and_written_back(tmp_path: Path) -> None:
     assert record.as_entry() == entry
 
 
+def test_category_and_choices_of_a_record(tmp_path: Path) -> None:
+    entries = [
+        {"instruction": "a", "input": "", "output": "B", "category": 7, "choices": ["x", "y"]},
+        {"instruction": "a", "input": "", "output": "y ", "category": None, "choices": None},
+        {"instruction": "a", "input": "", "output": "c"},
+    ]
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps(entries))
+    good = load_records(str(path)).good
+    assert [(record.category, record.choices) for record in good] == [("7", ["x", "y"]), (None, []), (None, [])]
+    assert [record.as_entry() for record in good] == entries
+
+
+@pytest.mark.parametrize(
+    ("output", "index"), [("y", 1), (" x\n", 0), ("A", 0), ("C", 2), ("B", 0), ("D", None), ("X", None), ("", None)]
+)
+def test_the_right_choice_is_named_by_its_text_before_its_letter(output: str, index: int | None) -> None:
+    choices = ["B", "y", "z"] if output == "B" else ["x", "y", "z"]
+    assert records.right_choice(output, choices) == index
+
+
 @given(text=st.text(st.characters(), max_size=20))  # halves of surrogate pairs among them
 def test_json_that_is_written_is_read_back_the_same(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "text.json"

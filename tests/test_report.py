@@ -32,6 +32,7 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
+        self.scripts: list[str] = []
         self.source = path.read_text(encoding="utf-8")
         self.feed(self.source)
 
@@ -39,7 +40,10 @@ class Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
     def handle_data(self, data: str) -> None:
-        self.text += data + " "  # cells that touch in the source stand apart on the page
+        if self.tags and self.tags[-1][0] in ("script", "style") and self.cdata_elem:
+            self.scripts += [data] if self.cdata_elem == "script" else []
+        else:
+            self.text += data + " "  # cells that touch in the source stand apart on the page
 
     def count(self, tag: str) -> int:
         return sum(name == tag for name, _ in self.tags)
@@ -84,16 +88,21 @@ def page(run: Path) -> Page:
 
 
 def test_no_text_of_a_run_becomes_markup(page: Page) -> None:
-    assert page.count("script") == page.count("img") == 0
+    assert page.count("img") == 0
+    assert len(page.scripts) == page.count("script") == 2
+    assert not any(EVIL[8:20] in script for script in page.scripts)
     assert "&lt;b&gt;a&amp;b" in page.source
     assert "<b>a" not in page.source
     assert all(not name.startswith("on") for _, attributes in page.tags for name in attributes)
-    # instruction, input, output, response, reply, reason, configuration, category
-    assert page.text.count(EVIL) == 8
+    # instruction, input, output, response, reply, reason, configuration, and twice the category
+    assert page.text.count(EVIL) == 9
 
 
 def test_the_page_needs_nothing_but_itself(page: Page) -> None:
-    assert not re.search(r"https?:|//|@import|url\((?!#)", page.source.replace(EVIL, ""))
+    source = page.source.replace(EVIL, "")
+    body = source.split("</head>")[1].split("<script>")[0]
+    assert not re.search(r"https?:|//|@import|url\((?!#)", body)
+    assert not re.search(r"https?:|@import|url\((?!#)|fetch|XMLHttp|import\(", source)
     assert page.count("link") == page.count("iframe") == 0
     references = {value for _, attributes in page.tags for name, value in attributes.items() if "href" in name}
     assert all(value is not None and value.startswith("#") for value in references)
@@ -109,10 +118,11 @@ def test_there_is_a_chart_of_each_kind_in_the_pages_own_colour(page: Page) -> No
     labels = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]
     assert labels == ["loss against step", "learning rate against step", "gradient norm against step"]
     assert "currentColor" in page.source
-    assert "#010203" not in page.source
+    assert "var(--accent)" in page.source
+    assert "#01020" not in page.source
     assert "training" in page.text
     assert "validation" in page.text
-    assert "prefers-color-scheme: dark" in page.source
+    assert "color-scheme: light dark" in page.source
     assert "@media print" in page.source
 
 
@@ -126,18 +136,17 @@ def test_tokens_are_summed_with_shares(page: Page) -> None:
 
 def test_scores_and_configuration_are_shown(page: Page) -> None:
     text = page.squeezed()
-    assert "Exact match, % 33.33" in text
-    assert "Exact match before training, % 1.50" in text
-    assert "Judge's mean, 0 to 100 48.25" in text
+    assert "Exact match, % 33.33 6.15 to 79.23 before training 1.50" in text
+    assert "Judge’s mean 48.25" in text
     assert "No judge: --judge none" in text
     assert "optim.lr 5e-05" in text
 
 
 def test_responses_stand_beside_their_judgements(page: Page) -> None:
-    rows = page.source.split('<table class="responses">')[1].split("</table>")[0].split("<tr>")[2:]
+    rows = page.source.split('id="all-responses"')[1].split("</table>")[0].split("<tr>")[2:]
     assert len(rows) == 3
     assert [("✓ exact match" in row) for row in rows] == [True, False, False]
-    assert "<b>97</b>" in rows[0]
+    assert "Judge <b>97</b>" in rows[0]
     assert "not an integer" in rows[1]
     assert "empty" in rows[2]
 

@@ -25,6 +25,7 @@ from ollama_stub import (
     unused_url,
 )
 
+from fastft import metrics
 from fastft.console import Meter
 from fastft.errors import JudgeUnavailable, UserError
 from fastft.score import ScoreOptions, score, summary_line
@@ -98,6 +99,9 @@ def test_every_response_has_a_judgement_in_its_order(run: Path) -> None:
     }
     assert (summary["n_scored"], summary["n_unscored"], summary["no_judge"]) == (3, 1, None)
     assert summary["judge_mean"] == pytest.approx(107 / 3)
+    assert summary["judge_interval"] == metrics.mean_interval([100, 0, 7])
+    assert summary["by_category"]["b"]["judge_interval"] == metrics.mean_interval([0, 7])
+    assert set(summary["intervals"]) >= {"exact_match", "bleu", "chrf", "rouge_l"}
     assert (summary["n"], summary["exact_match"], summary["empty_responses"]) == (4, 25, 1)
     assert 0 < summary["bleu"] < 100
     assert 0 < summary["rouge_l"] < 100
@@ -498,21 +502,22 @@ def test_foreign_scores_are_not_overwritten(run: Path, text: str) -> None:
 
 
 def perplexity_stub(monkeypatch: pytest.MonkeyPatch, run: Path, answer: Any) -> None:
-    def response_perplexity(run: Path, entries: list[dict[str, Any]]) -> float:
+    def response_perplexities(run: Path, entries: list[dict[str, Any]]) -> dict[str | None, float]:
         assert [entry["model_response"] for entry in entries] == [entry["model_response"] for entry in RESPONSES]
         if isinstance(answer, Exception):
             raise answer
-        return float(answer)
+        return {None: float(answer), "a": 2.0}
 
     (run / "model").mkdir()
     module = types.ModuleType("fastft.perplexity")
-    module.response_perplexity = response_perplexity  # type: ignore[attr-defined]
+    module.response_perplexities = response_perplexities  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "fastft.perplexity", module)
 
 
 def test_perplexity_is_in_the_summary(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     perplexity_stub(monkeypatch, run, 3.5)
-    assert scored(run, unused_url())["summary"]["perplexity"] == 3.5
+    summary = scored(run, unused_url())["summary"]
+    assert (summary["perplexity"], summary["perplexity_by_category"]) == (3.5, {"a": 2.0})
 
 
 @pytest.mark.parametrize("answer", [UserError("wte is missing"), RuntimeError("out of\nmemory"), float("nan")])
@@ -524,6 +529,20 @@ def test_perplexity_that_cannot_be_computed_is_left_out_with_a_line(
     said = [line for line in capsys.readouterr().err.splitlines() if "perplexity" in line]
     assert len(said) == 1
     assert " ".join(str(answer).split()) in said[0]
+
+
+def test_multiple_choice_by_likelihood_is_in_the_summary_or_left_out_with_a_line(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    perplexity_stub(monkeypatch, run, 3.5)
+    assert scored(run, unused_url())["summary"]["choices_by_likelihood"] is None
+    write(run, [{**RESPONSES[0], "output": "B", "choices": ["x", "y"]}, *RESPONSES[1:]])
+    assert scored(run, unused_url())["summary"]["choices_by_likelihood"] is None
+    assert "multiple choice by likelihood is left out" in capsys.readouterr().err
+    sys.modules["fastft.perplexity"].choice_accuracy = lambda *_: {"total": 1}  # type: ignore[attr-defined]
+    summary = scored(run, unused_url())["summary"]
+    assert (summary["choices_by_likelihood"], summary["multiple_choice"]["n"]) == ({"total": 1}, 1)
+    assert "multiple choice 0.00%" in summary_line(summary)
 
 
 def test_without_a_model_perplexity_is_left_out_with_a_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,454 @@
+"""The stage RUN_A, RUN_B -> RUN_A/compare-NAME.json: what differs between two runs over the same test entries.
+
+Everything is paired: entry by entry, A less B. An entry is the same where instruction, input and reference output are.
+Each metric has its difference with a BCa bootstrap interval and a two-sided permutation test; the judge's scores also
+wins, ties and losses. With `--pairwise` a judge is asked which of the two responses is better (`fastft.pairwise`).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from fastft import files, pairwise
+from fastft.console import meter, say
+from fastft.errors import JudgeUnavailable, UserError
+from fastft.judging.ollama import DEFAULT_MODEL, DEFAULT_URL, OllamaServer
+from fastft.judging.questions import Question, num_ctx_for, token_bound
+from fastft.judging.wire import NoAnswerError
+from fastft.metrics import Measure, bounds, measures, multiple_choice_measure
+from fastft.pairwise import ORDERS, NoVerdict, Pair, Referee, RefereeGone, judge_pairs, prompt_of
+from fastft.records import category_of
+from fastft.score import SCORES, read_responses, responses_sha256
+from fastft.statistics import (
+    LEVEL,
+    RESAMPLES,
+    SEED,
+    Floats,
+    Permutation,
+    Statistic,
+    bootstrap_all,
+    bootstrap_mean,
+    paired_permutation,
+    pearson,
+    pearson_interval,
+    sign_flip,
+    spearman,
+    win_tie_loss,
+)
+
+_TITLES = {
+    "judge": "judge's mean",
+    "exact_match": "exact match, %",
+    "multiple_choice": "multiple choice, %",
+    "bleu": "BLEU, %",
+    "chrf": "chrF, %",
+    "rouge_1": "ROUGE-1 F1, %",
+    "rouge_2": "ROUGE-2 F1, %",
+    "rouge_l": "ROUGE-L F1, %",
+    "words": "words of a response",
+    "looping": "responses that loop, %",
+}
+_NOTE = (
+    f"A less B, by entry; {LEVEL:.0%} intervals: BCa bootstrap over entries ({RESAMPLES:,} resamples, seed {SEED}); "
+    "p by the paired permutation test, two-sided, each of one metric alone: among many, some are small by chance"
+)
+
+
+_ROOM = 128
+"""The most tokens of a verdict."""
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """What `fastft compare` takes."""
+
+    run_a: Path
+    """Folder of the first run, A; its responses.json is read, and its scores.json where it is there."""
+    run_b: Path
+    """Folder of the second run, B; differences are A less B."""
+    _: KW_ONLY
+    out: Path | None = None
+    """The file for the figures, or a folder for compare.json; by default compare-NAME.json in A's folder, NAME being
+    B's."""
+    pairwise: bool = False
+    """Ask a judge which of the two responses is better, in both orders."""
+    judge_model: str = DEFAULT_MODEL
+    """Name of the judge's model in Ollama, for --pairwise."""
+    judge_url: str = DEFAULT_URL
+    """Address of the Ollama server, for --pairwise."""
+    require_judge: bool = False
+    """Exit with status 3 where --pairwise finds no judge, instead of leaving it out."""
+
+    def __post_init__(self) -> None:
+        if self.require_judge and not self.pairwise:
+            raise UserError("--require_judge: got it without --pairwise, which alone asks a judge; add it")
+
+    def path(self) -> Path:
+        """Where the figures go."""
+        if self.out is None:
+            return self.run_a / f"compare-{self.run_b.resolve().name}.json"
+        return self.out / "compare.json" if self.out.is_dir() else self.out
+
+
+def compare(options: CompareOptions) -> dict[str, Any]:
+    """Compares two runs, writes the figures, and returns them.
+
+    Raises:
+        UserError: a run has no responses, they answer other entries, or a file is malformed.
+        JudgeUnavailable: `require_judge`, and the judge cannot be used; the figures are written all the same.
+    """
+    # Made first: a mistyped address is to be heard of at once, not after the figures.
+    judge = OllamaServer(options.judge_url, options.judge_model) if options.pairwise else None
+    for run in (options.run_a, options.run_b):
+        if not run.is_dir():
+            raise UserError(f"no such run: {run} is not a folder; compare takes the folders of two runs")
+    a, b = (read_responses(run) for run in (options.run_a, options.run_b))
+    order = matched(a, b, options.run_a, options.run_b)
+    b = [b[index] for index in order]
+    scores, why_not = _scores(options, order)
+    path = options.path()
+    replies = _earlier_replies(path)
+    result = {
+        "run_a": str(options.run_a),
+        "run_b": str(options.run_b),
+        "n": len(a),
+        "responses_sha256": [responses_sha256(options.run_a), responses_sha256(options.run_b)],
+        "note": _NOTE,
+        **figures(a, b, scores),
+        "no_judge": why_not,
+        "pairwise": None,
+        "replies": replies,
+    }
+    files.write_json(path, result)
+    if why_not is not None:
+        say(f"the text metrics alone are compared: {why_not}")
+    if judge is not None:
+        pairs = [Pair(one, one["model_response"], two["model_response"]) for one, two in zip(a, b, strict=True)]
+        _add_pairwise(result, judge, pairs, path)
+        problem = result["pairwise"]["no_judge"]
+        if problem is not None and options.require_judge:
+            raise JudgeUnavailable(problem)
+        if problem is not None:
+            say(f"no pairwise judge, everything else is kept: {problem}")
+    return result
+
+
+def figures(
+    a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], scores: tuple[Floats, Floats] | None
+) -> dict[str, Any]:
+    """All figures of two runs' entries `[N]`, which are the same entries in the same order.
+
+    Args:
+        a, b: entries with `output` and `model_response`.
+        scores: the judge's of both, `[N]` each, NaN where there is none; None leaves the judge out.
+    """
+    texts_a, texts_b = ([entry["model_response"] for entry in entries] for entries in (a, b))
+    outputs = [entry["output"] for entry in a]
+    ours, theirs = measures(texts_a, outputs), measures(texts_b, outputs)
+    judged = None if scores is None else judge_figures(*scores, _words(texts_a) - _words(texts_b))
+    if judged is not None and scores is not None:
+        judged["by_category"] = _by_category(a, *scores)
+    found = metric_figures(ours, theirs)
+    choices_a, choices_b = multiple_choice_measure(a), multiple_choice_measure(b)
+    if choices_a is not None and choices_b is not None:
+        found |= metric_figures({"multiple_choice": choices_a}, {"multiple_choice": choices_b})
+    return {"judge": judged, "metrics": found}
+
+
+def metric_figures(a: Mapping[str, Measure], b: Mapping[str, Measure]) -> dict[str, dict[str, Any]]:
+    """The metrics of both runs, and of each the `difference` with `interval` and `p`. All are over the same entries."""
+    names = [name for name in a if name in b]
+    n = max((len(a[name].counts) for name in names), default=0)
+    intervals = bootstrap_all({name: _difference(a[name], b[name]) for name in names}, n)
+    found = {}
+    for name in names:
+        ours, theirs = a[name].figure(), b[name].figure()
+        test = swap_test(a[name], b[name])
+        found[name] = {
+            "n": n,
+            "a": ours,
+            "b": theirs,
+            "difference": ours - theirs,
+            "interval": bounds(intervals[name]),
+            "p": test.p,
+            "exact": test.exact,
+        }
+    return found
+
+
+def swap_test(a: Measure, b: Measure) -> Permutation:
+    """The permutation test of a metric of two runs: the responses of an entry change sides."""
+    differs = (a.counts != b.counts).any(axis=1)  # the others change nothing by changing sides
+    half = (a.counts - b.counts)[differs] / 2
+    middle = (a.counts + b.counts).sum(axis=0) / 2
+
+    def difference(signs: Floats) -> Floats:
+        moved = signs @ half
+        return a.figure_of(middle + moved) - a.figure_of(middle - moved)
+
+    return paired_permutation(difference, len(half))
+
+
+def _difference(a: Measure, b: Measure) -> Statistic:
+    return lambda weights: a.figure_of(weights @ a.counts) - b.figure_of(weights @ b.counts)
+
+
+def judge_figures(a: Floats, b: Floats, words: Floats) -> dict[str, Any] | None:
+    """The judge's scores of both runs over the entries that have both; None where there is no such entry.
+
+    Args:
+        a, b: scores `[N]`, NaN where there is none.
+        words: by how many words A's responses are longer, `[N]`.
+
+    Returns:
+        Means, `difference` with `interval` and `p`, `win_tie_loss` by score, and `length_bias`: how the difference of
+        the scores goes with the difference of the lengths. A correlation is no proof of a bias: a longer answer can be
+        the better one.
+    """
+    both = ~(np.isnan(a) | np.isnan(b))
+    if not both.any():
+        return None
+    differences = (a - b)[both]
+    test = sign_flip(differences)
+    return {
+        "n": int(both.sum()),
+        "n_left_out": int((~both).sum()),
+        "a": float(a[both].mean()),
+        "b": float(b[both].mean()),
+        "difference": float(differences.mean()),
+        "interval": bounds(bootstrap_mean(differences)),
+        "p": test.p,
+        "exact": test.exact,
+        "win_tie_loss": pairwise.as_json(win_tie_loss(differences)),
+        "length_bias": _length_bias(differences, words[both]),
+    }
+
+
+def matched(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], run_a: Path, run_b: Path) -> list[int]:
+    """Where in B each entry of A is. Entries that stand more than once are matched in their order.
+
+    Raises:
+        UserError: an entry of one run is not in the other.
+    """
+    places: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    for index, entry in enumerate(b):
+        places[_entry_key(entry)].append(index)
+    for indices in places.values():
+        indices.reverse()
+    found = [places[key].pop() if places.get(key := _entry_key(entry)) else None for entry in a]
+    missing = [row for row, index in enumerate(found, start=1) if index is None]
+    left = sum(map(len, places.values()))
+    if missing or left:
+        first = f" (first: row {missing[0]})" if missing else ""
+        raise UserError(
+            f"{run_a} and {run_b} answer other test entries: {len(missing)} of {len(a)} of the first{first} are not in "
+            f"the second, {left} of {len(b)} of the second not in the first; train both on the same --data and "
+            "--split_seed, and answer the whole split"
+        )
+    return [index for index in found if index is not None]
+
+
+def show(result: Mapping[str, Any], path: Path) -> None:
+    """Prints the comparison for people."""
+    out = Console(highlight=False, soft_wrap=True)
+    out.print(_table(result))
+    for line in [*_judge_lines(result["judge"]), *_pairwise_lines(result["pairwise"])]:
+        out.print(line, markup=False)
+    out.print(f"{result['note']}; {path}", markup=False)
+
+
+def _entry_key(entry: Mapping[str, Any]) -> tuple[str, str, str]:
+    return entry["instruction"], entry["input"], entry["output"]
+
+
+def _words(texts: Sequence[str]) -> Floats:
+    return np.array([len(text.split()) for text in texts], dtype=np.float64)
+
+
+def _scores(options: CompareOptions, order: Sequence[int]) -> tuple[tuple[Floats, Floats] | None, str | None]:
+    """Both runs' scores in A's order, or why they do not compare."""
+    read = []
+    for run in (options.run_a, options.run_b):
+        scores, why_not = _scores_of(run)
+        if scores is None:
+            return None, why_not
+        read.append(scores)
+    (a, judge_a), (b, judge_b) = read
+    if _identity(judge_a) != _identity(judge_b):
+        names = " and ".join(str((judge or {}).get("model")) for judge in (judge_a, judge_b))
+        return None, f"the two runs were scored by other judges or with other options ({names}); score both alike"
+    return (a, b[list(order)]), None
+
+
+def _scores_of(run: Path) -> tuple[tuple[Floats, Any] | None, str | None]:
+    """A run's scores `[N]`, NaN where there is none, and who gave them; or None and why there are none."""
+    path, remedy = run / SCORES, f"`fastft score --run {run}` makes them"
+    if not path.is_file():
+        return None, f"{run} has no scores; {remedy}"
+    saved = files.read_json(path, what="the scores")
+    try:
+        summary = saved["summary"]
+        scores = np.array([one["score"] for one in saved["judgements"]], dtype=np.float64)  # null becomes NaN
+        scored = str(summary["responses_sha256"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a file that fastft score wrote ({error!r}); move it away") from error
+    if scored != responses_sha256(run):
+        return None, f"the scores of {run} are of other responses; {remedy} anew"
+    if np.isnan(scores).all():
+        return None, f"{run} has no scores ({summary.get('no_judge') or 'its judge gave none'}); {remedy}"
+    return (scores, summary.get("judge")), None
+
+
+def _identity(judge: Any) -> Any:
+    """What a judge's scores depend on, of what is recorded: neither its address nor how long its context was."""
+    if not isinstance(judge, dict):
+        return judge
+    options = {name: value for name, value in dict(judge.get("options") or {}).items() if name != "num_ctx"}
+    return {name: judge.get(name) for name in ("name", "model", "digest", "style", "rubric")} | {"options": options}
+
+
+def _by_category(entries: Sequence[Mapping[str, Any]], a: Floats, b: Floats) -> dict[str, Any]:
+    """Of each category the number of entries with both scores and the mean difference with its interval."""
+    names = [category_of(entry) for entry in entries]
+    rows = {}
+    for name in dict.fromkeys(name for name in names if name is not None):
+        own = (a - b)[[one == name for one in names]]
+        own = own[~np.isnan(own)]
+        mean = float(own.mean()) if len(own) else None
+        rows[name] = {"n": len(own), "difference": mean, "interval": bounds(bootstrap_mean(own))}
+    return rows
+
+
+def _length_bias(differences: Floats, words: Floats) -> dict[str, Any]:
+    """Correlations of score difference and difference in words `[N]`; null where one of them never changes."""
+    r = pearson(differences, words)
+    return {
+        "words": float(words.mean()),
+        "pearson": r,
+        "interval": None if r is None else bounds(pearson_interval(r, len(words))),
+        "spearman": spearman(differences, words),
+    }
+
+
+def _earlier_replies(path: Path) -> dict[str, str]:
+    """The judge's replies that an earlier comparison left, by key: none is asked for again, and none is lost."""
+    if not path.is_file():
+        return {}
+    earlier = files.read_json(path, what="the earlier comparison")
+    replies = earlier.get("replies") if isinstance(earlier, dict) else None
+    if not isinstance(replies, dict) or not all(isinstance(reply, str) for reply in replies.values()):
+        raise UserError(f"{path} is not a file that fastft compare wrote; move it away, or choose another with --out")
+    return replies
+
+
+def _add_pairwise(result: dict[str, Any], judge: OllamaServer, pairs: Sequence[Pair], path: Path) -> None:
+    """Asks about the pairs; the file is written after each reply, so that a kill loses nothing that was answered."""
+    referee, problem = None, None
+    try:
+        referee = _referee(judge, pairs)
+    except JudgeUnavailable as error:
+        problem = str(error)
+    with meter("pairs", len(pairs)) as shown:
+        judgements, gone = judge_pairs(
+            pairs, referee, result["replies"], keep=lambda: files.write_json(path, result), advance=shown.advance
+        )
+    result["pairwise"] = {
+        "judge": None if referee is None else dict(referee.identity),
+        "no_judge": problem or gone,
+        **pairwise.summary(judgements),
+        "judgements": judgements,
+    }
+    files.write_json(path, result)
+
+
+def _referee(server: OllamaServer, pairs: Sequence[Pair]) -> Referee:
+    """The server of `fastft score`'s judge as one that compares, with one context for all pairs.
+
+    Raises:
+        JudgeUnavailable: it does not answer, or lacks the model.
+    """
+    known = server.check()
+    prompts = [prompt_of(pair, order) for pair in pairs for order in ORDERS]
+    num_ctx = num_ctx_for(token_bound(prompts) + _ROOM, known.context_length)
+
+    def ask(prompt: str) -> str:
+        try:
+            return server.ask(Question(prompt, _ROOM, num_ctx=num_ctx)).content
+        except NoAnswerError as failure:
+            try:
+                server.check()  # one failed request is bad luck, a server that went away ends the asking
+            except JudgeUnavailable as error:
+                raise RefereeGone(str(error)) from error
+            raise NoVerdict(str(failure)) from failure
+
+    options = dict(server.options(Question("", _ROOM, num_ctx=num_ctx)))
+    identity = {"name": server.name, "model": server.model, "digest": known.digest, "options": options}
+    return Referee(identity, ask)
+
+
+def _table(result: Mapping[str, Any]) -> Table:
+    table = Table(
+        "", "A", "B", "A - B", f"{LEVEL:.0%} interval", "p", box=SIMPLE_HEAD, title_justify="left",
+        title=f"A {result['run_a']}   B {result['run_b']}   {result['n']} test entries",
+    )  # fmt: skip
+    for column in table.columns[1:]:
+        column.justify = "right"
+    rows = {**({"judge": result["judge"]} if result["judge"] else {}), **result["metrics"]}
+    for name, row in rows.items():
+        cells = (f"{row['a']:.2f}", f"{row['b']:.2f}", f"{row['difference']:+.2f}", _range(row["interval"]))
+        table.add_row(_TITLES.get(name, name), *cells, _p(row["p"]))
+    return table
+
+
+def _judge_lines(judged: Mapping[str, Any] | None) -> list[str]:
+    if judged is None:
+        return []
+    lines = [f"judge, by score: {_tally(judged['win_tie_loss'])}"]
+    if judged["n_left_out"]:
+        lines[0] += f"; {judged['n_left_out']} entries without both scores are left out"
+    bias = judged["length_bias"]
+    if bias["pearson"] is not None:
+        lines.append(
+            f"length: A's responses have {bias['words']:+.1f} words; score and length differences correlate by "
+            f"{bias['pearson']:+.2f} {_range(bias['interval'])} (ranks: {bias['spearman']:+.2f})"
+        )
+    return lines
+
+
+def _pairwise_lines(found: Mapping[str, Any] | None) -> list[str]:
+    if found is None:
+        return []
+    lines = [f"judge, in pairs: {_tally(found)}; {found['n_unread']} without a verdict"]
+    if found["flip_rate"] is not None:
+        lines.append(
+            f"position: the orders disagree on {found['flips']} of {found['n_both_orders']} pairs "
+            f"({100 * found['flip_rate']:.0f}%), {found['first_twice']} times for whichever came first, "
+            f"{found['second_twice']} times for whichever came second"
+        )
+    return lines
+
+
+def _tally(found: Mapping[str, Any]) -> str:
+    said = f"A wins {found['wins']}, ties {found['ties']}, loses {found['losses']}"
+    if found["win_rate"] is None:
+        return said
+    low, high = found["interval"]
+    share = f"{100 * found['win_rate']:.0f}% of the decided [{100 * low:.0f}, {100 * high:.0f}]"
+    return f"{said}: {share}, sign test p {_p(found['p'])}"
+
+
+def _range(interval: Sequence[float] | None) -> str:
+    return "" if interval is None else f"[{interval[0]:+.2f}, {interval[1]:+.2f}]"
+
+
+def _p(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

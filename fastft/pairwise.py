@@ -1,0 +1,252 @@
+"""Which of two responses is better: a judge is asked twice, with the responses in both orders.
+
+A judge favours a place (FastChat #3911: 12.9% of its verdicts turned when the two changed places). So a response wins
+only where it wins in both orders; a disagreement between the orders is a tie, and counted as a flip. Who is asked is
+a `Referee`, a function from a prompt to a reply: nothing here knows of servers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fastft.errors import FastftError
+from fastft.metrics import bounds
+from fastft.prompts import ALPACA
+from fastft.statistics import WinTieLoss, wilson
+
+Verdict = Literal["A", "B", "tie"]
+"""As the judge says it: of the first response that it was shown, the second, or neither."""
+Winner = Literal["a", "b", "tie"]
+"""Of the runs: the first, the second, or neither."""
+
+SAME_TEXT = "the same text"
+EMPTY_RESPONSE = "empty response"
+NOT_ASKED = "not asked"
+
+ORDERS = ("ab", "ba")
+_KEYS = ("winner", "verdict", "better", "choice", "answer")
+_BARE = re.compile(r"\W*(?:(?i:response|answer|model)\s+)?([ABab]|(?i:tie|draw))\W*")
+_BRACKETS = re.compile(r"\[\[([ABC])\]\]")
+_FIRST_LINE = re.compile(r"\W*(?:(?i:response|answer)\s+)?([AB]|(?i:tie))\s*(?:[.:,;)*]|\n|—|-\s)")
+_SENTENCE = re.compile(
+    r"\b([AB])\W{0,3}\s+(?i:is|was)\s+(?i:slightly |clearly |much |the )*(?i:better|best)\b"
+    r"|(?i:\b(?:winner|verdict|answer|choice|better)\b(?:\s+(?:response|one|answer))?(?:\s+is)?)\s*:?\s*"
+    r"\W{0,3}(?:(?i:response)\s+)?([AB]\b|(?i:tie\b))"
+)
+
+
+class NoVerdict(FastftError):
+    """No whole reply was read. The message is the reason in one line."""
+
+
+class RefereeGone(FastftError):
+    """The judge cannot be used any more. The message ends with the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Referee:
+    """Who is asked.
+
+    Attributes:
+        identity: what its replies depend on, as JSON: the model, its options.
+        ask: a prompt to the whole reply.
+
+    Raises:
+        NoVerdict: by `ask`, where this one question got no answer.
+        RefereeGone: by `ask`, where no further one would get any.
+    """
+
+    identity: Mapping[str, Any]
+    ask: Callable[[str], str]
+
+    def key(self, prompt: str) -> str:
+        """SHA-256 (hex) of who is asked what: equal keys are the same question."""
+        return hashlib.sha256(json.dumps([dict(self.identity), prompt], sort_keys=True).encode("ascii")).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A test entry (`instruction`, `input`, `output`) with both runs' responses."""
+
+    entry: Mapping[str, Any]
+    a: str
+    b: str
+
+
+def prompt_of(pair: Pair, order: str) -> str:
+    """The question about a pair, with the responses in the order `ab` or `ba`; worded like the book's for one response.
+
+    The entry is in Alpaca style whatever template the models were trained with, as in `fastft.judge`.
+    """
+    first, second = (pair.a, pair.b) if order == "ab" else (pair.b, pair.a)
+    asked = ALPACA.prompt(pair.entry["instruction"], pair.entry.get("input") or "")
+    return (
+        f"Given the input `{asked}` "
+        f"and correct output `{pair.entry['output']}`, "
+        f"compare model response A `{first}` "
+        f"with model response B `{second}`. "
+        "Which one answers the input better? Their order and their length do not matter. "
+        "Respond with A, B or tie only."
+    )
+
+
+def parse_verdict(raw: str) -> Verdict | None:
+    """The verdict in a whole reply, or None where it holds none, or two different ones.
+
+    A ladder, of which the first rung that holds decides: a JSON object with the verdict; `[[A]]`; the verdict alone;
+    the verdict first, and a reason behind it; sentences such as "A is better" and "Winner: B" that agree.
+    """
+    if (said := _from_json(raw)) is not None:
+        return _verdict(said)
+    if brackets := _BRACKETS.findall(raw):
+        return _verdict(brackets[-1].replace("C", "tie"))
+    if found := _BARE.fullmatch(raw) or _FIRST_LINE.match(raw):
+        return _verdict(found[1])
+    named = {_verdict(one or other) for one, other in _SENTENCE.findall(raw)}
+    return named.pop() if len(named) == 1 else None
+
+
+def _from_json(raw: str) -> str | None:
+    begin, end = raw.find("{"), raw.rfind("}")
+    try:
+        value = json.loads(raw[begin : end + 1]) if 0 <= begin < end else None
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(value, dict):
+        return None
+    return next((str(value[key]) for key in _KEYS if key in value), None)
+
+
+def _verdict(said: str) -> Verdict | None:
+    found = _BARE.fullmatch(said)
+    if found is None:
+        return None
+    word = found[1].upper()
+    return "A" if word == "A" else "B" if word == "B" else "tie"
+
+
+def winner_of(verdict: Verdict, order: str) -> Winner:
+    """Which run a verdict is for, when they were shown in an order."""
+    if verdict == "tie":
+        return "tie"
+    return "a" if (verdict == "A") == (order == "ab") else "b"
+
+
+def outcome_of(winners: Sequence[Winner]) -> Winner:
+    """What the verdicts of both orders come to: a win needs both."""
+    first, second = winners
+    return first if first == second else "tie"
+
+
+def judge_pairs(
+    pairs: Sequence[Pair],
+    referee: Referee | None,
+    replies: dict[str, str],
+    keep: Callable[[], None] = lambda: None,
+    advance: Callable[[], None] = lambda: None,
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Asks about each pair in both orders, in the order of the pairs.
+
+    Equal responses are a tie and an empty one loses to any other, without a call.
+
+    Args:
+        pairs: what is asked about.
+        referee: who is asked, or None.
+        replies: the replies that were read before, by key; a reply in it is not asked for again, new ones come in.
+        keep: is called after each new reply.
+        advance: is called after each pair.
+
+    Returns:
+        For each pair `winner` (`a`, `b`, `tie` or null), `asked` (each order's key, reply and winner) and `reason`
+        where there is something to explain; and why no further pair was asked about, or None.
+    """
+    judgements: list[dict[str, Any]] = []
+    gone: str | None = None
+    for pair in pairs:
+        judgement = _without_a_call(pair)
+        if judgement is None and (referee is None or gone is not None):
+            judgement = {"winner": None, "asked": [], "reason": NOT_ASKED}
+        elif judgement is None and referee is not None:
+            try:
+                judgement = _asked_about(pair, referee, replies, keep)
+            except RefereeGone as error:
+                gone = str(error)
+                judgement = {"winner": None, "asked": [], "reason": gone}
+        assert judgement is not None
+        judgements.append(judgement)
+        advance()
+    return judgements, gone
+
+
+def _without_a_call(pair: Pair) -> dict[str, Any] | None:
+    a, b = pair.a.strip(), pair.b.strip()
+    if a == b:
+        return {"winner": "tie", "asked": [], "reason": SAME_TEXT}
+    if not (a and b):
+        return {"winner": "a" if a else "b", "asked": [], "reason": EMPTY_RESPONSE}
+    return None
+
+
+def _asked_about(pair: Pair, referee: Referee, replies: dict[str, str], keep: Callable[[], None]) -> dict[str, Any]:
+    asked: list[dict[str, Any]] = []
+    for order in ORDERS:
+        prompt = prompt_of(pair, order)
+        key = referee.key(prompt)
+        if key not in replies:
+            try:
+                replies[key] = referee.ask(prompt)
+            except NoVerdict as failure:
+                return {"winner": None, "asked": asked, "reason": str(failure)}
+            keep()
+        verdict = parse_verdict(replies[key])
+        winner = None if verdict is None else winner_of(verdict, order)
+        asked.append({"order": order, "key": key, "raw": replies[key], "winner": winner})
+    winners = [one["winner"] for one in asked]
+    if None in winners:
+        return {"winner": None, "asked": asked, "reason": "a reply holds no verdict"}
+    return {"winner": outcome_of(winners), "asked": asked}
+
+
+def summary(judgements: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Wins, ties and losses of run A, and what the judge's favours are.
+
+    `flip_rate` is the share of pairs, of those read in both orders, in which the orders disagree; in `first_twice` of
+    them whichever response came first won both times, in `second_twice` the other one: `position_p` is the sign test of
+    the two counts.
+    """
+    decided = [one["winner"] for one in judgements if one["winner"] is not None]
+    both = [[two["winner"] for two in one["asked"]] for one in judgements if len(one["asked"]) == 2]
+    read = [winners for winners in both if None not in winners]
+    flips = sum(first != second for first, second in read)
+    # What is shown first is A's response in the first order and B's in the second.
+    first_twice, second_twice = read.count(["a", "b"]), read.count(["b", "a"])
+    tally = WinTieLoss(decided.count("a"), decided.count("tie"), decided.count("b"))
+    return {
+        **as_json(tally),
+        "n_unread": sum(one["winner"] is None for one in judgements),
+        "n_without_call": sum(one.get("reason") in (SAME_TEXT, EMPTY_RESPONSE) for one in judgements),
+        "n_both_orders": len(read),
+        "flips": flips,
+        "flip_rate": flips / len(read) if read else None,
+        "flip_interval": bounds(wilson(flips, len(read))),
+        "first_twice": first_twice,
+        "second_twice": second_twice,
+        "position_p": WinTieLoss(first_twice, 0, second_twice).sign_test(),
+    }
+
+
+def as_json(tally: WinTieLoss) -> dict[str, Any]:
+    """The counts, the share of wins among the decided pairs with its Wilson interval, and the sign test's p."""
+    return {
+        "wins": tally.wins,
+        "ties": tally.ties,
+        "losses": tally.losses,
+        "win_rate": tally.win_rate(),
+        "interval": bounds(tally.interval()),
+        "p": tally.sign_test(),
+    }

@@ -1,0 +1,189 @@
+"""What a rank holds in an optimizer step: its fullest moments, put together from what stays, what is saved, and what is
+gathered and reduced on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fastft.model import GPT2Config
+from fastft.scaling.activations import activations, logits, passing, transient
+from fastft.scaling.fetches import Fetches, fetches
+from fastft.scaling.setup import FLOAT32, Layout, Setup, Sizes, layout
+from fastft.scaling.states import state_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes of a rank. The kinds do not add up to the peak: activations are given back as gradients come.
+
+    Attributes:
+        parameters: the weights that the model computes with; in stage 3 this rank's part, and those that are gathered
+            when the loss is computed.
+        gradients: at their most.
+        moments: AdamW's two, with the float32 masters of the weights that DeepSpeed keeps.
+        activations: saved for the backward pass.
+        logits: at a time, with what the softmax makes of them.
+        buffers: DeepSpeed's buckets, and what it puts together to send.
+        phases: on the device, at the fullest moment `between steps`, up to the `loss`, in the `backward` pass and the
+            `update`.
+        host_parameters, host_gradients, host_moments: in host memory, where they are offloaded.
+    """
+
+    parameters: int
+    gradients: int
+    moments: int
+    activations: int
+    logits: int
+    buffers: int
+    phases: Mapping[str, int]
+    host_parameters: int = 0
+    host_gradients: int = 0
+    host_moments: int = 0
+
+    @property
+    def peak(self) -> int:
+        """On the device at its fullest moment."""
+        return max(self.phases.values())
+
+    @property
+    def host(self) -> int:
+        """In host memory."""
+        return self.host_parameters + self.host_gradients + self.host_moments
+
+
+def memory(config: GPT2Config, sizes: Sizes, setup: Setup) -> Memory:
+    """What a rank holds in an optimizer step once the moments are there; of the rank that holds the most.
+
+    Args:
+        config: of the model.
+        sizes: of the largest pack.
+        setup: stage, ranks, arithmetic.
+    """
+    step = _Step(config, sizes, setup)
+    state = step.state
+    phases = {
+        "between steps": step.always + state.rests,
+        "loss": step.loss(),
+        "backward": step.backward(),
+        "update": step.always + state.left + state.update,
+    }
+    return Memory(
+        parameters=state.parameters + step.live,
+        gradients=max(state.kept + max(state.part, step.head), state.left),
+        moments=state.moments,
+        activations=step.saved.all,
+        logits=sum(step.logits),
+        buffers=state.buffers + state.buckets + max(step.copied, state.at_end),
+        phases=phases,
+        host_parameters=state.host_parameters,
+        host_gradients=state.host_gradients,
+        host_moments=state.host_moments,
+    )
+
+
+class _Step:
+    """Bytes on the device at the fullest moments of an optimizer step."""
+
+    def __init__(self, config: GPT2Config, sizes: Sizes, setup: Setup) -> None:
+        self.config, self.sizes, self.setup = config, sizes, setup
+        self.tensors = layout(config, setup.decay_all)
+        self.state = state_of(self.tensors, setup)
+        self.saved = activations(config, sizes, setup)
+        self.logits = logits(config, sizes, setup)
+        self.fetches = _fetched(self.tensors, setup)
+        self.head = _of_gradient(setup) * config.vocab_size * config.n_embd
+        self.hidden = setup.element * sizes.rows * config.n_embd
+        self.copied = 0
+        state = self.state
+        self.always = state.parameters + state.moments + state.buffers
+        early = state.buckets if state.early else 0
+        self.before = self.always + state.kept + early + _casts(self.tensors, setup)
+
+    @property
+    def live(self) -> int:
+        """The weights that stage 3 has gathered at the loss."""
+        return self.setup.element * self.fetches.loss
+
+    @property
+    def head_comes_early(self) -> bool:
+        """Whether the loss brings its gradients along, as the torch path's does."""
+        return self.setup.impl == "cpu"
+
+    def loss(self) -> int:
+        """While a block computes; at the softmax of some rows' logits, or when they become the head's gradient: at both
+        at a time, where there are more rows."""
+        chunk, softmax = self.logits if self.setup.impl != "triton" else (0, 0)
+        gradients = self.head + self.hidden if self.head_comes_early else 0
+        is_one = chunk >= self.setup.element * self.sizes.rows * self.config.vocab_size
+        at_loss = self.hidden + chunk + (max(softmax, gradients) if is_one else softmax + gradients)
+        in_blocks = max(
+            self.saved.up_to(layer) + self.setup.element * there for layer, there in enumerate(self.fetches.forward)
+        )
+        in_blocks += passing(self.config, self.sizes, self.setup)
+        return self.before + max(in_blocks, self.saved.all + self.live + at_loss)
+
+    def backward(self) -> int:
+        """Block after block, from the last: what was saved goes, gradients come, and are reduced by buckets."""
+        setup, tensors, state = self.setup, self.tensors, self.state
+        here = self.before + self.saved.all + self.head + self.hidden + (0 if state.early else state.buckets)
+        # DeepSpeed's mean over the ranks is made a sum by a factor, with which the head's gradient is multiplied.
+        again = self.head + self.hidden if setup.stage and setup.ranks > 1 else 0
+        peak = here + self.live + (again if self.head_comes_early else sum(self.logits))
+        waiting, part = 0, state.part
+        for layer, there in zip(reversed(range(tensors.layers)), self.fetches.backward, strict=True):
+            gathered, within = setup.element * there, self._within(layer)
+            waiting += tensors.of_block
+            peak = max(peak, here + gathered + within)
+            if setup.stage and waiting > setup.buckets.reduce:
+                peak = max(peak, here + gathered + part + max(within, self._copy(waiting)))
+                here, part, waiting = here + part, 0, 0
+            here += state.grows * tensors.of_block - self.saved.of(layer)
+        return max(peak, here + part + self._behind_blocks(waiting + sum(tensors.root)))
+
+    def _within(self, layer: int) -> int:
+        """What the backward pass of a block makes."""
+        is_last = layer == self.tensors.layers - 1
+        of_mlp = self.state.grows * self.tensors.of_block * 2 // 3
+        rows = self.sizes.rows if is_last and not self.sizes.padded else self.sizes.tokens
+        made = transient(self.config, self.sizes, self.setup, rows, of_mlp)
+        if self.setup.stage == 3:  # a block is gathered and reduced as one
+            made += self.setup.element * self.tensors.of_block
+        return made + (self.saved.computed(layer) if self.saved.boundary else 0)
+
+    def _behind_blocks(self, waiting: int) -> int:
+        """The embeddings' gradients, to which the head's belongs; and the last reduction."""
+        element, root = self.setup.element, sum(self.tensors.root)
+        rest = root - self.config.vocab_size * self.config.n_embd
+        here = self.state.grows * rest - self.hidden + element * min(self.fetches.loss, root)
+        is_one = self.head_comes_early and self.config.tie_head  # `fastft.tied`; elsewhere the lookup has its own
+        return here + max(0 if is_one else self.head, self._copy(waiting) + self.state.at_end)
+
+    def _copy(self, waiting: int) -> int:
+        """Of the gradients that wait for a reduction, put together. One beyond the bucket's size is reduced by itself:
+        by the ranks' pieces of it, or in stage 3 as it is where N divides it."""
+        reduce, largest, N = self.setup.buckets.reduce, max(self.tensors.root), self.setup.ranks
+        together = min(waiting, reduce)
+        if waiting > largest > reduce:
+            piece = -(-largest // N)
+            pieces = 0 if piece > reduce else reduce + piece
+            together = max(together, pieces if self.setup.stage < 3 else largest if largest % N else 0)
+        self.copied = max(self.copied, self.state.copy * together)
+        return self.state.copy * together
+
+
+def _fetched(tensors: Layout, setup: Setup) -> Fetches:
+    if setup.stage == 3 and (setup.ranks > 1 or (setup.offload and setup.cuda)):
+        return fetches(tensors, setup.buckets, setup.activation_checkpointing)
+    return Fetches([], [0] * tensors.layers, 0, [0] * tensors.layers)
+
+
+def _of_gradient(setup: Setup) -> int:
+    """An element's: under autocast it is cast to the weight's float32."""
+    return max(setup.element, FLOAT32) if setup.stage == 0 and setup.cuda else setup.element
+
+
+def _casts(tensors: Layout, setup: Setup) -> int:
+    """The 16-bit weights that autocast makes on a GPU in stage 0, and the backward pass reads again."""
+    return setup.element * tensors.copied if setup.stage == 0 and setup.cuda and setup.element < FLOAT32 else 0
