@@ -25,7 +25,8 @@ from fastft.score import ScoreOptions, score
 
 N = 30
 N_OPENAI = 6  # the same replies as behind the other wire, which 30 were asked of
-FAST: dict[str, Any] = {"judge_pause": 0.01, "judge_retries": 1}
+# A machine that is busy, or stopped for a while, is no fault of the judge.
+FAST: dict[str, Any] = {"judge_pause": 0.01, "judge_retries": 1, "judge_timeout": 1800.0, "judge_total_timeout": 1800.0}
 
 
 def packaged_model() -> Path | None:
