@@ -114,13 +114,18 @@ def make_engine(model: GPT2, options: TrainOptions, world: World) -> AnyEngine:
     """
     with world.together():
         device = choose_device(options.device, world.local_rank)
-        if options.deepspeed_config is None:
-            return Engine(model, options, world)
-        config = read_zero_config(options.deepspeed_config, options, world.size)
-        dtype = config.dtype or choose_dtype(options.dtype, device)
-        config.check_dtype(dtype)
-        if config.stage == 0:
-            if config.unused:
+        path = options.deepspeed_config
+        config = None if path is None else read_zero_config(path, options, world.size)
+        dtype = (config and config.dtype) or choose_dtype(options.dtype, device)
+        if config is not None:
+            config.check_dtype(dtype)
+    with world.together():
+        odd = world.differing(dtype)  # what `auto` takes depends on the machine
+        if odd is not None:
+            raise UserError(f"got --dtype {options.dtype}, which is not the same on {odd} as on rank 0; say which one")
+    with world.together():
+        if config is None or config.stage == 0:
+            if config is not None and config.unused:
                 warn(f"{config.path}: stage 0 trains without DeepSpeed, and does not read {', '.join(config.unused)}")
             return Engine(model, replace(options, dtype=dtype), world)
         return ZeroEngine(model, options, world, config, dtype)
@@ -158,6 +163,13 @@ class Trainer:
         self._ledger: MetricsFile | None = None
         self._trouble: FastftError | None = None
         self.progress = Progress(data_fingerprint=self.train_set.fingerprint())
+        with self.world.together():
+            odd = self.world.differing(self.progress.data_fingerprint)
+            if odd is not None:
+                raise UserError(
+                    f"got other training examples on {odd} than on rank 0: --data {options.data} is not the same file "
+                    "on all machines; copy it, or put it on a file system that they share"
+                )
 
     def run_all(self, stop_after: int | None = None) -> Outcome:
         """Resumes or begins, trains, and exports the result; stops early when `stop_after` steps are done."""

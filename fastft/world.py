@@ -72,6 +72,11 @@ class World:
         dist.all_gather_object(values, value)
         return values  # type: ignore[return-value] # each place is filled
 
+    def differing(self, value: object) -> str | None:
+        """The first rank whose `value` is not the first rank's, in words; None where all are alike."""
+        values = self.gather(value)
+        return next((f"rank {rank}" for rank, one in enumerate(values) if one != values[0]), None)
+
     @contextmanager
     def together(self) -> Iterator[None]:
         """Where a user's mistake on any rank ends the block on all: no rank waits for one that has given up.

@@ -105,10 +105,12 @@ class ZeroEngine:
         """See `fastft.engine.AnyEngine`."""
         batch = batch.to(self.device)
         self.zero.set_gradient_accumulation_boundary(last)
-        loss, row_losses = self.zero(batch, row_weights=batch.weights / count, impl=self.impl)
-        # The mean that DeepSpeed takes over the ranks becomes a sum.
-        self.zero.backward(loss * self.world.size, scale_wrt_gas=False)
-        return loss.detach(), batch.example_losses(row_losses)
+        # By the number of ranks the mean that DeepSpeed takes over them becomes a sum. It goes into the weights, since
+        # a factor at the loss would be one more pass over the head's gradient.
+        ranks = self.world.size
+        loss, row_losses = self.zero(batch, row_weights=batch.weights * (ranks / count), impl=self.impl)
+        self.zero.backward(loss, scale_wrt_gas=False)
+        return loss.detach() / ranks, batch.example_losses(row_losses)
 
     def update(self, lr: float, *, loss_is_finite: bool = True) -> Update:
         """See `fastft.engine.AnyEngine`. DeepSpeed leaves a step out whose gradients' norm is not finite."""

@@ -21,13 +21,15 @@ import pytest
 import requests
 import torch
 import yaml
-from forks import in_fork
+from forks import free_port, in_fork, in_forks
+from forks import launched as variables
 from ollama_stub import OllamaStub, body, pull_lines, status
 from ollama_stub import says as judge_says
 from rating_pages import entries, exported, made_page, rated, says, two_runs, write_run
 from safetensors.torch import load_file, save_file
 from small_records import made_records
 
+from fastft import trainer
 from fastft.cli import main
 from fastft.errors import EXIT_NO_JUDGE
 
@@ -864,6 +866,28 @@ def test_what_deepspeed_refuses_is_one_line(section: dict[str, Any], place: Plac
     assert ended.gave == 2
     check_line(ended.said, ("DeepSpeed refuses", "zero.json"))
     assert snapshot(place.tmp) == before
+
+
+@pytest.mark.parametrize("what", ["data", "dtype"])
+def test_ranks_that_would_not_train_the_same_are_refused(what: str, place: Place) -> None:
+    """A file that is not the same on all machines; hardware that `--dtype auto` takes something else on."""
+    port = free_port()
+    files = [place.json(made_records()[:: 1 - 2 * rank], f"data/{rank}.json") for rank in range(2)]
+
+    def of(rank: int) -> Callable[[], object]:
+        def run() -> object:
+            os.environ.update(variables(rank, 2, port))
+            trainer.choose_dtype = lambda *_: "bf16" if what == "dtype" and rank else "fp32"
+            return main(place.train("--device", "cpu", data=files[rank if what == "data" else 0]))
+
+        return run
+
+    first, second = in_forks(of(0), of(1))
+    assert (first.gave, second.gave) == (2, 2), (first, second)
+    words = ("training examples on rank 1", "--data") if what == "data" else ("--dtype auto", "rank 1")
+    check_line(first.said, words)
+    assert "error:" not in second.said  # one says it for all
+    assert not place.out.exists()
 
 
 def metrics_lines(run: Path) -> list[dict[str, Any]]:

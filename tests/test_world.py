@@ -189,6 +189,14 @@ def test_gathered_values_are_in_the_order_of_the_ranks() -> None:
     assert results(on_ranks(3, act)) == [(values, [None] * 3)] * 3
 
 
+def test_the_first_rank_that_differs_is_named() -> None:
+    def act(world: World) -> object:
+        return [world.differing(value) for value in ("alike", world.rank // 2, world.rank)]
+
+    assert results(on_ranks(3, act)) == [[None, "rank 2", "rank 1"]] * 3
+    assert ALONE.differing("mine") is None
+
+
 def outcome(world: World, mistakes: dict[int, FastftError]) -> tuple[str, str, bool, int, bool] | None:
     """The error that `together` raises on this rank: its class, message, whether it is common, its exit status, and
     whether it came from this rank's own."""
