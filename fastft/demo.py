@@ -9,7 +9,8 @@ from pathlib import Path
 from fastft import files
 from fastft.config import TrainOptions
 from fastft.console import say
-from fastft.generation import GenerateOptions, generate, greedy
+from fastft.decoding import greedy
+from fastft.generation import GenerateOptions, generate
 from fastft.metrics import exact_match
 from fastft.model import GPT2
 from fastft.precision import choose_device

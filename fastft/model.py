@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from fastft import ops
 from fastft.batch import Batch
 from fastft.errors import UserError
+from fastft.packed_linear import PackedLinear
 from fastft.tied import Tie
 from fastft.tokenizer import VOCAB_SIZE
 
@@ -84,15 +85,16 @@ class Attention(nn.Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.n_head = config.n_head
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.c_attn: nn.Linear | PackedLinear = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
     def forward(
         self, x: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor], rows: Tensor | None, impl: str
     ) -> Tensor:
         """`[T, C]` -> `[T, C]`, or `[R, C]` with the tokens `rows` `[R]` that alone have queries."""
-        if rows is None:
+        if rows is None or isinstance(self.c_attn, PackedLinear):
             q, k, v = self.c_attn(x).unflatten(1, (3, self.n_head, -1)).unbind(1)  # [T, H, D] each
+            q = q if rows is None else q.index_select(0, rows)
         else:
             C = x.shape[1]
             (w_q, w_kv), (b_q, b_kv) = (t.split([C, 2 * C]) for t in (self.c_attn.weight, self.c_attn.bias))
@@ -107,7 +109,7 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_fc: nn.Linear | PackedLinear = nn.Linear(config.n_embd, 4 * config.n_embd)
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor, impl: str) -> Tensor:
@@ -157,6 +159,7 @@ class GPT2(nn.Module):
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.lm_head = None if config.tie_head else nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.packed_head: PackedLinear | None = None  # of a model that answers: `fastft.inference`
         self._initialise()
 
     def _initialise(self) -> None:
@@ -237,8 +240,11 @@ class GPT2(nn.Module):
     def logits(self, batch: Batch, *, impl: str = "auto") -> Tensor:
         """The logits of every token of the batch: `[T, V]`."""
         impl = ops.resolve(impl, batch.tokens.device)
-        hidden = self.hidden(batch.tokens, batch.positions, _attend(batch, impl, None), impl=impl)
-        return F.linear(hidden, self.head)
+        return self.logits_of(self.hidden(batch.tokens, batch.positions, _attend(batch, impl, None), impl=impl))
+
+    def logits_of(self, hidden: Tensor) -> Tensor:
+        """The logits of final hidden states: `[T, C]` -> `[T, V]`."""
+        return F.linear(hidden, self.head) if self.packed_head is None else self.packed_head.product(hidden)
 
 
 def _attend(batch: Batch, impl: str, layer_of_rows: int | None) -> Attend:

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from fastft.batch import Batch, Planner
 from fastft.errors import UserError
+from fastft.packed_linear import PackedLinear
 
 IMPLS = ("auto", "triton", "cpu", "reference")
 _KERNEL_IMPL: dict[str, KernelImpl] = {"auto": "auto", "triton": "triton", "cpu": "torch", "reference": "reference"}
@@ -94,6 +95,27 @@ def _attention(
     return cast(Tensor, out)
 
 
+def attention_decode(
+    q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, prefix: tuple[Tensor, Tensor] | None, impl: str
+) -> Tensor:
+    """Attention of one new token of each of N sequences, `[N, H, D]`, over its cache and a shared prefix.
+
+    `keys` and `values` are `[N, S, H, D]`, finite throughout, of which the first `lengths` `[N]` places count; `prefix`
+    holds keys and values `[P, H, D]` that all sequences see.
+    """
+    prefix_k, prefix_v = (None, None) if prefix is None else prefix
+    return fastft_kernels.attention_decode(
+        q,
+        keys,
+        values,
+        lengths,
+        prefix_k=prefix_k,
+        prefix_v=prefix_v,
+        unused_is_finite=True,
+        impl=kernel_impl(impl),
+    )
+
+
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, batch: Batch, row_weights: Tensor, impl: str, *, rows_only: bool
 ) -> tuple[Tensor, Tensor]:
@@ -153,8 +175,10 @@ def take_rows(x: Tensor, rows: Tensor, impl: str) -> Tensor:
     return x.index_select(0, rows)
 
 
-def linear_gelu(x: Tensor, linear: nn.Linear, impl: str) -> Tensor:
+def linear_gelu(x: Tensor, linear: nn.Linear | PackedLinear, impl: str) -> Tensor:
     """`gelu(linear(x))`, `[T, C]` -> `[T, 4C]`: GELU in its tanh form."""
+    if isinstance(linear, PackedLinear):
+        return linear.product(x, gelu=True)
     if impl == "triton":
         return fastft_kernels.gelu(F.linear(x, linear.weight), linear.bias, impl="triton")
     return F.gelu(linear(x), approximate="tanh")

@@ -37,11 +37,11 @@ from fastft.checkpoint import (
 )
 from fastft.config import TrainOptions, changed_settings, to_yaml
 from fastft.console import meter, say, show, silenced, warn
+from fastft.decoding import NO_STOP, greedy
 from fastft.encode import name_rows
 from fastft.engine import AnyEngine, Engine
 from fastft.errors import FastftError, TrainingError, UserError
 from fastft.evaluate import TokenMean
-from fastft.generation import NO_STOP, greedy
 from fastft.log import Log, summary_writer, writers
 from fastft.memory import peak_memory
 from fastft.model import GPT2, SIZES, config_for, number_of_parameters

@@ -1,0 +1,293 @@
+"""Answering test prompts: fastft beside the book's `generate` and transformers' batched one, in turn.
+
+All have the same weights and give each prompt the same number of new tokens, greedily. The book answers a few of the
+prompts, one at a time, since all would take twenty minutes; transformers answers all, padded on the left, in batches of
+the size that is the best of several in the first round. Whether they say the same is said too: fastft's float32 answers
+are held against the book's, token for token, those places apart where the two best logits lie within 1e-4.
+
+`bare` is what a batch of all prompts costs in matrix products alone: those of one decoding step with a row for each
+prompt, as often as there are new tokens, and those of the prompts themselves, by `F.linear`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from typing import Any
+
+from benchmarks import common
+
+MODULE = "benchmarks.generation"
+BATCH_SIZES = (16, 32, 64, 128)
+"""That transformers is tried with."""
+
+
+def prompts_of(options: argparse.Namespace) -> list[list[int]]:
+    """Token ids of the test split's prompts."""
+    from fastft.prompts import ALPACA
+    from fastft.records import load_records, split
+    from fastft.tokenizer import gpt2_tokenizer
+
+    records = load_records(os.environ.get("FASTFT_BOOK_DATA") or "sample").good
+    test = [records[index] for index in split(len(records)).test][: options.prompts]
+    return gpt2_tokenizer().encode_many([ALPACA.prompt(record.instruction, record.input) for record in test])
+
+
+def model_of(options: argparse.Namespace) -> Any:
+    """A GPT2 with the weights that all peers have: random ones by name, or those of `--weights`."""
+    from benchmarks.peers import shared
+    from fastft.model import GPT2, config_for
+    from fastft.weights import load
+
+    if options.weights:
+        return load(options.weights)
+    config = config_for(options.size)
+    model = GPT2(config)
+    shared.initialise(model.named_parameters(), config)
+    return model
+
+
+def by_fastft(options: argparse.Namespace) -> dict[str, Any]:
+    """All prompts at once; making the model ready is part of the time."""
+    import torch
+
+    from fastft.decoding import NO_STOP, decode
+    from fastft.inference import prepared
+
+    model, prompts = model_of(options).eval(), prompts_of(options)
+    begin = time.perf_counter()
+    model = prepared(model, torch.bfloat16 if options.dtype == "bf16" else torch.float32, rows=options.batch_size)
+    answers = decode(model, prompts, max_new_tokens=options.new_tokens, stop=NO_STOP, batch_size=options.batch_size)
+    answers = sorted(answers, key=lambda answer: answer.index)
+    return {
+        "seconds": time.perf_counter() - begin,
+        "answers": [answer.ids for answer in answers],
+        "near_ties": [[tie.position for tie in answer.near_ties] for answer in answers],
+    }
+
+
+def by_book(options: argparse.Namespace) -> dict[str, Any]:
+    """A few prompts, evenly spread, one after the other."""
+    import torch
+    from llms_from_scratch.ch04 import GPTModel
+    from llms_from_scratch.ch05 import generate, load_weights_into_gpt
+
+    from benchmarks.peers import shared
+
+    ours, prompts = model_of(options), prompts_of(options)
+    model = GPTModel({**shared.book_layout(ours.config), "drop_rate": 0.0, "qkv_bias": True})
+    load_weights_into_gpt(model, _openai_layout(ours))
+    model.eval()
+    few = list(range(0, len(prompts), -(-len(prompts) // options.book_prompts)))
+    begin = time.perf_counter()
+    answers = [
+        generate(model, torch.tensor([prompts[index]]), options.new_tokens, ours.config.n_ctx)[0, len(prompts[index]) :]
+        for index in few
+    ]
+    seconds = time.perf_counter() - begin
+    return {"seconds": seconds, "indices": few, "answers": [answer.tolist() for answer in answers]}
+
+
+def by_transformers(options: argparse.Namespace) -> dict[str, Any]:
+    """All prompts in batches padded on the left; `attention_mask` given, as it must be."""
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    from benchmarks.peers import hf
+
+    ours, prompts = model_of(options), prompts_of(options)
+    model = GPT2LMHeadModel._from_config(hf.hf_config(ours.config), attn_implementation="sdpa")
+    weights = {name: value.t() if _is_linear(name) else value for name, value in ours.state_dict().items()}
+    model.transformer.load_state_dict({name: value for name, value in weights.items() if name != "lm_head.weight"})
+    model = model.to(torch.bfloat16 if options.dtype == "bf16" else torch.float32).eval()
+    answers: list[list[int]] = []
+    begin = time.perf_counter()
+    with torch.no_grad():
+        for at in range(0, len(prompts), options.batch_size):
+            some = prompts[at : at + options.batch_size]
+            width = max(map(len, some))
+            ids = torch.tensor([[hf.PAD] * (width - len(prompt)) + prompt for prompt in some])
+            mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in some])
+            out = model.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=options.new_tokens,
+                min_new_tokens=options.new_tokens, do_sample=False, pad_token_id=hf.PAD, eos_token_id=None,
+            )  # fmt: skip
+            answers += out[:, width:].tolist()
+    return {"seconds": time.perf_counter() - begin, "answers": answers, "versions": common.versions("transformers")}
+
+
+def bare(options: argparse.Namespace) -> dict[str, Any]:
+    """The matrix products alone, a tenth of the decoding steps standing for all."""
+    import torch
+    from torch.nn import functional as F
+
+    model, prompts = model_of(options), prompts_of(options)
+    dtype = torch.bfloat16 if options.dtype == "bf16" else torch.float32
+    weights = [p.detach().to(dtype) for name, p in model.named_parameters() if _is_linear(name)]
+    head = model.head.detach().to(dtype)
+
+    def products(rows: int) -> float:
+        inputs = {width: torch.randn(rows, width, dtype=dtype) for width in {weight.shape[1] for weight in weights}}
+        begin = time.perf_counter()
+        for weight in weights:
+            F.linear(inputs[weight.shape[1]], weight)
+        return time.perf_counter() - begin
+
+    def head_product() -> float:
+        hidden = torch.randn(len(prompts), head.shape[1], dtype=dtype)
+        begin = time.perf_counter()
+        F.linear(hidden, head)
+        return time.perf_counter() - begin
+
+    shared = _common(prompts)
+    own = shared + sum(len(prompt) - shared for prompt in prompts)
+    with torch.no_grad():
+        products(len(prompts))
+        products(own)
+        head_product()
+        n = max(3, options.new_tokens // 10)
+        step = statistics.median(products(len(prompts)) + head_product() for _ in range(n))
+        prefill = statistics.median(products(own) for _ in range(3))
+    return {"seconds": options.new_tokens * step + prefill, "step_seconds": step, "prefill_seconds": prefill}
+
+
+def _common(prompts: list[list[int]]) -> int:
+    first, last = min(prompts), max(prompts)
+    return next(i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+
+
+def _is_linear(name: str) -> bool:
+    return name.startswith("h.") and name.endswith(".weight") and ".ln_" not in name
+
+
+def _openai_layout(model: Any) -> dict[str, Any]:
+    """The weights as chapter 5 reads them from OpenAI's checkpoint: nested, linear layers as `[in, out]`."""
+    values = {name: value.detach().numpy() for name, value in model.state_dict().items()}
+    blocks = []
+    for layer in range(model.config.n_layer):
+
+        def linear(name: str, layer: int = layer) -> dict[str, Any]:
+            return {"w": values[f"h.{layer}.{name}.weight"].T, "b": values[f"h.{layer}.{name}.bias"]}
+
+        def norm(name: str, layer: int = layer) -> dict[str, Any]:
+            return {"g": values[f"h.{layer}.{name}.weight"], "b": values[f"h.{layer}.{name}.bias"]}
+
+        blocks.append(
+            {
+                "ln_1": norm("ln_1"), "ln_2": norm("ln_2"),
+                "attn": {"c_attn": linear("attn.c_attn"), "c_proj": linear("attn.c_proj")},
+                "mlp": {"c_fc": linear("mlp.c_fc"), "c_proj": linear("mlp.c_proj")},
+            }
+        )  # fmt: skip
+    return {
+        "wte": values["wte.weight"], "wpe": values["wpe.weight"], "blocks": blocks,
+        "g": values["ln_f.weight"], "b": values["ln_f.bias"],
+    }  # fmt: skip
+
+
+WORKERS = {"fastft": by_fastft, "book": by_book, "transformers": by_transformers, "bare": bare}
+
+
+def same_text(fastft: dict[str, Any], other: dict[str, Any]) -> dict[str, int]:
+    """How many answers are the same, token for token, and how many part at a place that fastft lists as a near tie.
+
+    Raises:
+        ValueError: one parts elsewhere.
+    """
+    counts = {"answers": 0, "same": 0, "part_at_a_near_tie": 0}
+    for index, theirs in zip(other.get("indices", range(len(other["answers"]))), other["answers"], strict=True):
+        ours = fastft["answers"][index]
+        parts = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b), None)
+        if parts is not None and parts not in fastft["near_ties"][index]:
+            raise ValueError(f"prompt {index} is answered otherwise from token {parts} on, and that is no near tie")
+        counts["answers"] += 1
+        counts["same" if parts is None else "part_at_a_near_tie"] += 1
+    return counts
+
+
+def _options(options: argparse.Namespace, peer: str, dtype: str, batch_size: int) -> list[object]:
+    given = ["--peer", peer, "--dtype", dtype, "--batch_size", batch_size]
+    for name in ("size", "prompts", "new_tokens", "book_prompts"):
+        given += [f"--{name}", getattr(options, name)]
+    return [*given, *(("--weights", options.weights) if options.weights else ())]
+
+
+def best_batch_sizes(options: argparse.Namespace) -> dict[str, int]:
+    """transformers' batch size, by dtype: the fastest of `BATCH_SIZES`."""
+    best = {}
+    for dtype in options.dtypes:
+        seconds = {}
+        for size in BATCH_SIZES:
+            worker = _options(options, "transformers", dtype, size)
+            seconds[size] = common.run_worker(MODULE, *worker, threads=options.threads)["seconds"]
+        best[dtype] = min(seconds, key=lambda size: seconds[size])
+    return best
+
+
+def compare(options: argparse.Namespace) -> dict[str, Any]:
+    """Runs all in turn and gives the figures."""
+    sizes = best_batch_sizes(options)
+    workers: dict[str, tuple[str, list[object]]] = {}
+    for dtype in options.dtypes:
+        workers[f"fastft {dtype}"] = (MODULE, _options(options, "fastft", dtype, options.batch_size))
+        workers[f"transformers {dtype}"] = (MODULE, _options(options, "transformers", dtype, sizes[dtype]))
+        workers[f"bare {dtype}"] = (MODULE, _options(options, "bare", dtype, options.batch_size))
+    workers["book"] = (MODULE, _options(options, "book", "fp32", 1))
+    turns = common.in_turn(workers, rounds=options.rounds, threads=options.threads)
+    n_prompts = len(turns[f"fastft {options.dtypes[0]}"][0]["answers"])
+
+    def speeds(name: str) -> list[float]:
+        return [len(turn.get("answers", range(n_prompts))) / turn["seconds"] for turn in turns[name]]
+
+    result: dict[str, Any] = {
+        "machine": common.machine(), "data": common.data_name(), "size": options.size, "prompts": n_prompts,
+        "weights": "trained" if options.weights else "random", "new_tokens": options.new_tokens,
+        "threads": options.threads, "rounds": options.rounds, "batch_size": options.batch_size,
+        "transformers_batch_size": sizes, "answers_per_second": {name: common.spread(speeds(name)) for name in turns},
+        "fastft_to": {}, "same_text": {},
+    }  # fmt: skip
+    for dtype in options.dtypes:
+        ours = speeds(f"fastft {dtype}")
+        for name in (f"transformers {dtype}", f"bare {dtype}", "book"):
+            result["fastft_to"][f"{dtype}: {name}"] = common.ratios(ours, speeds(name))
+    if "fp32" in options.dtypes:
+        for name in ("book", "transformers fp32"):
+            result["same_text"][name] = same_text(turns["fastft fp32"][0], turns[name][0])
+    return result
+
+
+def main() -> None:
+    """The command line, of the comparison and of its workers."""
+    parser = common.arguments(__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--prompts", type=int, default=110, help="of the test split")
+    parser.add_argument("--new_tokens", type=int, default=64)
+    parser.add_argument("--book_prompts", type=int, default=4, help="that the book's loop answers in a round")
+    parser.add_argument("--batch_size", type=int, default=128, help="fastft's")
+    parser.add_argument("--weights", default="", help="a model folder of a run; random ones without it")
+    parser.add_argument("--dtypes", nargs="+", default=["fp32", "bf16"])
+    parser.add_argument("--peer", choices=WORKERS, help=argparse.SUPPRESS)
+    parser.add_argument("--dtype", default="fp32", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peer:
+        common.begin(options.threads)
+        common.say(WORKERS[options.peer](options))
+        return
+    result = compare(options)
+    ratios, dtypes = result["fastft_to"], options.dtypes
+    common.print_table(
+        f"{result['prompts']} prompts, {options.new_tokens} new tokens each, {options.size}, {options.threads} threads",
+        ["", "answers/s", *(f"fastft {dtype} to it" for dtype in dtypes)],
+        [
+            [name, common.shown(speed), *(common.shown(ratios.get(f"{dtype}: {name}")) for dtype in dtypes)]
+            for name, speed in result["answers_per_second"].items()
+        ],
+        [common.in_words(result["machine"]), f"the same text: {result['same_text']}"],
+    )
+    common.write_result(options.results, "generation", result)
+
+
+if __name__ == "__main__":
+    main()

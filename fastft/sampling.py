@@ -1,0 +1,188 @@
+"""How the next token is chosen from the logits: the most likely one, or drawn, with penalties and cuts.
+
+A sequence draws from random numbers of its own, so that its answer does not depend on what else is answered with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastft.errors import UserError
+from fastft.model import GPT2
+
+NEAR = 1e-4
+"""Two best logits so close may change places by the order of a sum."""
+
+_BF16_STEP = 2.0**-7
+"""Between a bf16 number and the next, relative to it, at most: logits that round to the best one lie within it."""
+
+_BLOCK = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are chosen.
+
+    Attributes:
+        temperature: the logits' divisor; 0 takes the most likely token.
+        top_k: draw from so many most likely tokens; 0 from all.
+        top_p: draw from the fewest most likely tokens whose probability is at least this (Holtzman et al. 2020, "The
+            Curious Case of Neural Text Degeneration", arXiv:1904.09751).
+        repetition_penalty: divides the positive logits of tokens that are there already, in prompt or answer, and
+            multiplies the negative ones (Keskar et al. 2019, "CTRL", arXiv:1909.05858); 1 changes nothing.
+        seed: of the random numbers; each sequence has its own stream.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 123
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"got --temperature {self.temperature}, expected a number from 0 (most likely token) on")
+        if self.top_k < 0:
+            raise UserError(f"got --top_k {self.top_k}, expected a whole number from 0 (all tokens) on")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"got --top_p {self.top_p}, expected more than 0 and at most 1 (all tokens)")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise UserError(
+                f"got --repetition_penalty {self.repetition_penalty}, expected more than 0; 1 changes nothing"
+            )
+        if self.seed < 0:
+            raise UserError(f"got --seed {self.seed}, expected at least 0")
+
+    def in_effect(self) -> dict[str, float | int]:
+        """The values that answers depend on: without a temperature nothing is drawn."""
+        values = asdict(self)
+        return values if self.temperature else {name: values[name] for name in ("temperature", "repetition_penalty")}
+
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """The second best token, and how far its logit lies below the best one's."""
+
+    other: int
+    gap: float
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A chosen token; `near` where a greedy choice was a close one."""
+
+    token: int
+    near: Near | None = None
+
+
+class Sampler:
+    """Chooses the next tokens of sequences, each by its prompt's number."""
+
+    def __init__(self, sampling: Sampling, prompts: Sequence[Sequence[int]], streams: Sequence[int]) -> None:
+        """Args: how to choose; the prompts; and which stream of random numbers each of them has."""
+        self._sampling = sampling
+        self._prompts = prompts
+        self._random = [np.random.default_rng([sampling.seed, stream]) for stream in streams]
+
+    def choose(
+        self, model: GPT2, hidden: Tensor, prompts: Sequence[int], answers: Sequence[Sequence[int]]
+    ) -> list[Choice]:
+        """The next token of each sequence.
+
+        Args:
+            model: has the head.
+            hidden: `[n, C]`, the final hidden states.
+            prompts: `[n]`, the number of each sequence's prompt.
+            answers: `[n]`, the ids of each answer so far.
+        """
+        logits = model.logits_of(hidden)  # [n, V]
+        plain = self._sampling.repetition_penalty == 1
+        if not plain:
+            logits = self._penalised(logits.float(), prompts, answers)
+        if self._sampling.temperature:
+            return [Choice(token) for token in self._drawn(logits, prompts)]
+        exact = not plain or logits.dtype not in (torch.bfloat16, torch.float16)
+        return _best(model, hidden, logits, exact=exact)
+
+    def _penalised(self, logits: Tensor, prompts: Sequence[int], answers: Sequence[Sequence[int]]) -> Tensor:
+        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+            there = torch.tensor(sorted({*self._prompts[prompt], *answer}), device=logits.device)
+            of_these = logits[row, there]
+            factor = self._sampling.repetition_penalty
+            logits[row, there] = torch.where(of_these > 0, of_these / factor, of_these * factor)
+        return logits
+
+    def _drawn(self, logits: Tensor, prompts: Sequence[int]) -> list[int]:
+        """One token of each row, by one uniform number of its sequence.
+
+        The number is looked up in the sums of the probabilities in the order of the ids. In the order of the
+        probabilities, a rounding that makes two of them change places would often change the token.
+        """
+        uniform = torch.tensor([[self._random[prompt].random()] for prompt in prompts], dtype=torch.float64)
+        wide = logits.double() / self._sampling.temperature  # [n, V]
+        upto = wide.masked_fill(wide < self._least(wide), -torch.inf).softmax(dim=-1).cumsum(dim=-1)
+        at = torch.searchsorted(upto, uniform.to(upto.device) * upto[:, -1:], right=True)
+        chosen: list[int] = at.squeeze(1).tolist()
+        return chosen
+
+    def _least(self, wide: Tensor) -> Tensor:
+        """The least logit of each row, `[n, 1]`, that top-k and top-p leave to be drawn."""
+        V = wide.shape[1]
+        k = min(self._sampling.top_k or V, V)
+        if k == V and self._sampling.top_p == 1:
+            return wide.new_full((len(wide), 1), -torch.inf)
+        values = wide.topk(k, dim=-1).values
+        if self._sampling.top_p == 1:
+            return values[:, -1:]
+        before = values.softmax(dim=-1).cumsum(dim=-1) < self._sampling.top_p  # the next one is still needed
+        return values.gather(1, before.sum(dim=-1, keepdim=True).clamp(max=k - 1))
+
+
+def _best(model: GPT2, hidden: Tensor, logits: Tensor, *, exact: bool) -> list[Choice]:
+    """The most likely token of each row, of equal ones the first; and the second where it comes close.
+
+    Logits that were rounded to 16 bits (not `exact`) have several equal best ones more often than not: the products of
+    all that may be the best are summed again in float32.
+
+    Raises:
+        UserError: the logits of a row are not numbers.
+    """
+    best = logits.amax(dim=-1, keepdim=True)
+    slack = torch.full_like(best, NEAR) if exact else 2 * _BF16_STEP * best.abs()
+    rows, tokens = _at_least(logits, best - slack)
+    scores = logits[rows, tokens] if exact else (hidden[rows].float() * model.head[tokens].float()).sum(dim=-1)
+    candidates: list[list[tuple[float, int]]] = [[] for _ in logits]
+    for row, token, value in zip(rows.tolist(), tokens.tolist(), scores.tolist(), strict=True):
+        candidates[row].append((-value, token))
+    if not all(candidates):
+        raise UserError("the model's logits are not numbers: its weights are damaged, or its training went astray")
+    return [_first_of(sorted(of_row)) for of_row in candidates]
+
+
+def _first_of(candidates: Sequence[tuple[float, int]]) -> Choice:
+    """The choice among `(-logit, token)`, the best first."""
+    (best, token), *others = candidates
+    if not others or others[0][0] - best >= NEAR:
+        return Choice(token)
+    return Choice(token, Near(other=others[0][1], gap=others[0][0] - best))
+
+
+def _at_least(logits: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and tokens of the few logits `[n, V]` that are at least `least` `[n, 1]`.
+
+    By the maxima of blocks, and then in the few blocks that hold some: a fifth of the time of comparing all.
+    """
+    whole = logits.shape[1] // _BLOCK * _BLOCK
+    blocks = logits[:, :whole].unflatten(1, (-1, _BLOCK))
+    row, block = (blocks.amax(dim=-1) >= least).nonzero(as_tuple=True)
+    found, place = (blocks[row, block] >= least[row]).nonzero(as_tuple=True)
+    rest_row, rest = (logits[:, whole:] >= least).nonzero(as_tuple=True)
+    return torch.cat([row[found], rest_row]), torch.cat([block[found] * _BLOCK + place, whole + rest])

@@ -1,0 +1,163 @@
+"""How tokens are chosen, held against transformers' logits processors and against the distribution itself."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from fastft.errors import UserError
+from fastft.model import GPT2
+from fastft.sampling import GREEDY, NEAR, Choice, Sampler, Sampling
+
+V = 50
+
+
+def model_of(head: Tensor) -> GPT2:
+    """Of its parts only the head is asked."""
+    return cast(GPT2, SimpleNamespace(head=head, logits_of=lambda hidden: hidden @ head.T))
+
+
+def chosen(logits: Tensor, sampling: Sampling = GREEDY, *, prompts: list[list[int]] | None = None) -> list[Choice]:
+    """What is chosen from logits `[n, V]`."""
+    n = len(logits)
+    sampler = Sampler(sampling, prompts or [[] for _ in range(n)], range(n))
+    model = cast(GPT2, SimpleNamespace(head=None, logits_of=lambda hidden: hidden.clone()))
+    return sampler.choose(model, logits, range(n), [[] for _ in range(n)])
+
+
+def some_logits(n: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(n, V, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).mul(2).to(dtype)
+
+
+class TestGreedy:
+    @pytest.mark.parametrize("width", [7, 512, 1024, 1200])
+    def test_the_best(self, width: int) -> None:
+        """Wherever it stands: in a whole block of the search, or behind the last one."""
+        logits = torch.randn(200, width, generator=torch.Generator().manual_seed(width))
+        logits[0, 0] = logits[1, -1] = logits[2, width // 2] = 9.0
+        assert [choice.token for choice in chosen(logits)] == logits.argmax(-1).tolist()
+
+    @pytest.mark.parametrize("width", [V, 1030])
+    def test_logits_that_are_no_numbers_are_an_error(self, width: int) -> None:
+        logits = torch.randn(3, width)
+        logits[1, 5] = float("nan")
+        with pytest.raises(UserError, match="not numbers"):
+            chosen(logits)
+
+    @pytest.mark.parametrize(("gap", "is_near"), [(0.0, True), (NEAR / 2, True), (NEAR * 2, False)])
+    def test_a_close_second_is_told(self, gap: float, is_near: bool) -> None:
+        logits = torch.full((1, V), -1.0)
+        logits[0, 7], logits[0, 3] = 0.5, 0.5 - gap
+        (choice,) = chosen(logits)
+        assert choice.token == (7 if gap else 3)  # of equals the first, as argmax
+        assert (choice.near is not None) == is_near
+        if choice.near is not None:
+            assert choice.near.other == (3 if gap else 7)
+            assert choice.near.gap == pytest.approx(gap, rel=0.01)
+
+    def test_bf16_logits_that_round_to_one_are_told_apart(self) -> None:
+        """The best of them lies 1e-3 above 9 others, a tenth of a step of bf16 at 8."""
+        hidden = torch.zeros(1, V, dtype=torch.bfloat16)
+        hidden[0, 0], hidden[0, 1] = 8.0, 2.0**-10
+        head = torch.zeros(V, V, dtype=torch.bfloat16)
+        head[5:15, 0] = 1.0
+        head[9, 1] = 1.0
+        sampler = Sampler(GREEDY, [[]], [0])
+        assert (hidden @ head.T).argmax() == 5
+        assert sampler.choose(model_of(head), hidden, [0], [[]]) == [Choice(9)]
+
+
+class TestDrawn:
+    def draws(self, sampling: dict[str, Any], logits: Tensor, n: int = 40_000) -> np.ndarray[Any, Any]:
+        rows = logits.expand(n, -1)
+        return np.array([choice.token for choice in chosen(rows, Sampling(seed=1, **sampling))])
+
+    @pytest.mark.parametrize(
+        "sampling",
+        [
+            {"temperature": 1.0}, {"temperature": 0.5}, {"temperature": 2.0, "top_k": 5},
+            {"temperature": 1.0, "top_p": 0.7}, {"temperature": 1.5, "top_k": 12, "top_p": 0.8},
+        ],
+        ids=str,
+    )  # fmt: skip
+    def test_tokens_come_as_often_as_transformers_warpers_say(self, sampling: dict[str, Any]) -> None:
+        from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+        logits = some_logits(1)
+        wanted = TemperatureLogitsWarper(sampling["temperature"])(None, logits)
+        if "top_k" in sampling:
+            wanted = TopKLogitsWarper(sampling["top_k"])(None, wanted)
+        if "top_p" in sampling:
+            wanted = TopPLogitsWarper(sampling["top_p"])(None, wanted)
+        probabilities = wanted.double().softmax(-1)[0].numpy()
+        drawn = self.draws(sampling, logits)
+        counts = np.bincount(drawn, minlength=V)
+        assert not counts[probabilities == 0].any()
+        often = probabilities * len(drawn) >= 5
+        merged = [np.append(x[often], x[~often].sum()) for x in (counts, probabilities * len(drawn))]
+        merged = [x[merged[1] > 0] for x in merged]
+        assert stats.chisquare(*merged).pvalue > 1e-3
+        tilted = np.append(merged[1][1:], merged[1][0])  # each token as often as its neighbour should come
+        assert stats.chisquare(merged[0], tilted * (merged[0].sum() / tilted.sum())).pvalue < 1e-9
+
+    def test_one_token_is_always_left(self) -> None:
+        best = some_logits(30).argmax(-1).tolist()
+        for cut in ({"top_k": 1}, {"top_p": 1e-9}):
+            assert [c.token for c in chosen(some_logits(30), Sampling(temperature=1.0, **cut))] == best
+
+    def test_a_rounding_changes_no_draw(self) -> None:
+        """Though it makes many neighbours by probability change places: drawn by rank, they would be other tokens."""
+        generator = torch.Generator().manual_seed(0)
+        logits = torch.randn(400, 2000, generator=generator) * 0.01
+        noise = 1 + 1e-5 * torch.randn(400, 2000, generator=generator)
+        drawn = [[choice.token for choice in chosen(x, Sampling(temperature=1.0))] for x in (logits, logits * noise)]
+        ranks = [(-x).argsort(dim=-1, stable=True) for x in (logits, logits * noise)]
+        assert (ranks[0] != ranks[1]).float().mean() > 0.002
+        assert drawn[0] == drawn[1]
+
+
+class TestPenalty:
+    @pytest.mark.parametrize("penalty", [2.0, 0.8])
+    def test_it_is_transformers(self, penalty: float) -> None:
+        from transformers import RepetitionPenaltyLogitsProcessor
+
+        logits = some_logits(20)
+        prompts = [np.random.default_rng(row).integers(0, V, 12).tolist() for row in range(20)]
+        wanted = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor(prompts), logits.clone())
+        got = chosen(logits, Sampling(repetition_penalty=penalty), prompts=prompts)
+        assert [choice.token for choice in got] == wanted.argmax(-1).tolist()
+        assert [choice.token for choice in got] != logits.argmax(-1).tolist()
+
+    def test_tokens_of_the_answer_count(self) -> None:
+        logits = torch.zeros(1, V)
+        logits[0, 4], logits[0, 6] = 2.0, 1.9
+        sampler = Sampler(Sampling(repetition_penalty=1.2), [[1]], [0])
+        assert [c.token for c in sampler.choose(model_of(torch.eye(V)), logits, [0], [[]])] == [4]
+        assert [c.token for c in sampler.choose(model_of(torch.eye(V)), logits, [0], [[4]])] == [6]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -1}, {"temperature": float("nan")}, {"temperature": float("inf")}, {"top_k": -1}, {"top_p": 0},
+        {"top_p": 1.1}, {"repetition_penalty": 0}, {"repetition_penalty": float("nan")}, {"seed": -1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_values_that_mean_nothing(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(UserError, match=f"got --{name} .*expected"):
+        Sampling(**wrong)
+
+
+def test_what_is_in_effect() -> None:
+    assert Sampling(top_k=5, seed=7).in_effect() == {"temperature": 0.0, "repetition_penalty": 1.0}
+    assert Sampling(temperature=1.0, top_k=5, seed=7).in_effect() == {
+        "temperature": 1.0, "top_k": 5, "top_p": 1.0, "repetition_penalty": 1.0, "seed": 7,
+    }  # fmt: skip
