@@ -15,6 +15,7 @@ import hashlib
 import json
 import queue
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -167,7 +168,14 @@ class Judge:
             "no_judge": self._problem,
             "judge_book_mean": sum(book) / len(book) if book else None,
             "n_book": len(book),
+            "judge_seconds": self._seconds() if self._was_heard() else None,
         }
+
+    def _seconds(self) -> float:
+        """What the answers have taken, each question once: with several in flight more than has passed."""
+        keys = {key for row in self._rows for key in (row.first_key, row.second_key)}
+        replies = [self._journal.reply(key) for key in sorted(keys)]
+        return sum(reply.seconds or 0.0 for reply in replies if reply is not None)
 
     def _settle(self, known: Known) -> None:
         """One context for all questions, and with it their keys."""
@@ -262,8 +270,10 @@ class Judge:
         self._failures.pop(row.first_key, None)
         while (open_question := self._next_question(row)) is not None:
             key, question = open_question
+            began = time.perf_counter()
             try:
-                self._journal.keep(key, self._server.ask(question))
+                reply = self._server.ask(question)
+                self._journal.keep(key, replace(reply, seconds=time.perf_counter() - began))
             except NoAnswerError as failure:
                 if question.schema is not None and self._server.refuses_schema(failure):
                     self._refuse(failure)

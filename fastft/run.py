@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ class Run:
         ]
         for part in ("test", "val", "train"):
             responses = self.responses_of(part)
-            names += [responses.name, responses.with_suffix(".made-from.json").name]
+            names += [responses.with_suffix(end).name for end in (".json", ".made-from.json", ".journal.jsonl")]
         names += ["scores.json", "judge-replies.jsonl", "report.html", "report.json", "ab.html", "ab.json"]
         return [*(self.folder / name for name in names), *sorted(self.folder.glob("compare-*.json"))]
 
@@ -145,6 +146,8 @@ class Data:
     """The malformed records that were left out."""
     parts: Split
     template: Template
+    seconds: float = 0.0
+    """That reading has taken."""
 
     def describe_bad(self) -> str:
         """The malformed records in one line."""
@@ -177,18 +180,22 @@ class Data:
 
 def load_data(options: TrainOptions) -> Data:
     """Reads and splits the data of a run; a large file's records stay in the file (see `fastft.token_cache`)."""
+    began = time.perf_counter()
     path = data_path(options.data)
     cache = cache_for(path, options.token_cache) if path is not None else None
     if path is None or cache is None:
         held = load_records(options.data, skip_bad_records=options.skip_bad_records)
-        return _split(held.source, held.good, held.bad, options)
+        return _split(held.source, held.good, held.bad, options, began)
     file = RecordFile.open(path, cache)
     check_usable(str(path), len(file), file.bad, skip_bad_records=options.skip_bad_records)
-    return _split(str(path), file, file.bad, options)
+    return _split(str(path), file, file.bad, options, began)
 
 
-def _split(source: str, records: list[Record] | RecordFile, bad: list[BadRecord], options: TrainOptions) -> Data:
-    return Data(source, records, bad, split(len(records), options.split_seed), TEMPLATES[options.template])
+def _split(
+    source: str, records: list[Record] | RecordFile, bad: list[BadRecord], options: TrainOptions, began: float
+) -> Data:
+    parts = split(len(records), options.split_seed)
+    return Data(source, records, bad, parts, TEMPLATES[options.template], time.perf_counter() - began)
 
 
 def data_of(run: Run) -> Data:

@@ -145,6 +145,7 @@ class Trainer:
         self._watchdog = watchdog or Watchdog(self.world, run.hangs, 0)
         self._stragglers = Stragglers(self.world, engine.device)
         self._shards = Shards(run.checkpoints, engine, keep=options.keep) if isinstance(engine, ZeroEngine) else None
+        began = time.perf_counter()
         with self.world.together():
             n_ctx = engine.model.config.n_ctx
             self.train_set = data.encode("train", options, n_ctx)
@@ -160,6 +161,7 @@ class Trainer:
                 planner=ops.planner(engine.impl, round_sizes=round_sizes),
             )
             self.plan, self.evaluation = self._plan()
+        self._data_seconds = data.seconds + time.perf_counter() - began
         self._ledger: MetricsFile | None = None
         self._trouble: FastftError | None = None
         self.progress = Progress(data_fingerprint=self.train_set.fingerprint())
@@ -501,6 +503,7 @@ class Trainer:
             "left_out": [asdict(bad) for bad in self.data.bad],
             "train": asdict(self.train_set.report),
             "val": asdict(self.val_set.report),
+            "seconds": self._data_seconds,  # reading, splitting, encoding and planning, at the last start
         }
 
     def _say_hello(self) -> None:

@@ -24,6 +24,8 @@ class Reply:
     prompt_tokens: int | None = None
     """As the server counts them, where it says so; those that it cut are not among them."""
     reply_tokens: int | None = None
+    seconds: float | None = None
+    """That it took, waiting for the server included; None where an earlier version wrote it down."""
 
 
 class Journal:
@@ -74,5 +76,5 @@ class Journal:
         if "judge" in line:
             self._judges[str(line["judge"])] = dict(line["known"])
         elif isinstance(line["content"], str):
-            counts = (line.get(name) for name in ("finish", "prompt_tokens", "reply_tokens"))
+            counts = (line.get(name) for name in ("finish", "prompt_tokens", "reply_tokens", "seconds"))
             self._replies[str(line["key"])] = Reply(line["content"], *counts)
