@@ -24,6 +24,7 @@ import yaml
 
 from fastft import __version__
 from fastft.ab import AbOptions, make_page
+from fastft.chat import ChatOptions, chat
 from fastft.compare import CompareOptions, compare, show
 from fastft.config import RECIPES, TrainOptions
 from fastft.console import console, discard
@@ -106,6 +107,7 @@ COMMANDS = {
     "inspect": Command("show what the trainer will see of a data file", InspectOptions, inspect),
     "train": Command("train a model", TrainOptions, _train),
     "generate": Command("answer the test prompts with a run's model", GenerateOptions, _generate),
+    "chat": Command("ask a run's model in the terminal", ChatOptions, chat),
     "score": Command("score a run's responses by a judge and by text metrics", ScoreOptions, _score),
     "compare": Command(
         "compare two runs' responses, entry by entry, by their scores and by text metrics", CompareOptions, _compare

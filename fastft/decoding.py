@@ -11,7 +11,7 @@ tokens of the longest new prompt, T own tokens of all new prompts, laid end to e
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -92,6 +92,7 @@ def decode(
     batch_size: int = 64,
     sampling: Sampling = GREEDY,
     streams: Sequence[int] | None = None,
+    heard: Callable[[Answer], object] = lambda _: None,
     impl: str = "auto",
 ) -> Iterator[Answer]:
     """Answers prompts, yielding each answer as it ends.
@@ -104,6 +105,7 @@ def decode(
         batch_size: the most sequences that go on at a time.
         sampling: how the next token is chosen.
         streams: which stream of random numbers each prompt has; its index where not given.
+        heard: called with each answer that has got a token, while it goes on.
         impl: see `fastft.ops`.
     """
     sampler = Sampler(sampling, prompts, streams or range(len(prompts)))
@@ -117,6 +119,8 @@ def decode(
         asked = decoder.answers[first:]
         choices = sampler.choose(model, hidden, [one.index for one in asked], [one.ids for one in asked])
         over = [n for n, choice in enumerate(choices, first) if ends.take(decoder.answers[n], choice)]
+        for answer in asked:
+            heard(answer)
         decoder.note([choice.token for choice in choices], first)
         yield from decoder.drop(over)
 

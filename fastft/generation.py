@@ -28,19 +28,13 @@ from fastft.weights import load
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateOptions:
-    """The options of `fastft generate`."""
+class AnswerOptions:
+    """How a run's model answers."""
 
     run: Path
     """The folder of a trained run."""
-    split: Literal["test", "val", "train"] = "test"
-    """Which records to answer."""
     max_new_tokens: int = 256
     """The most tokens of a response."""
-    limit: int | None = None
-    """Answer only so many records."""
-    batch_size: int = 64
-    """The most prompts answered at a time: one that ends makes room for the next."""
     temperature: float = 0.0
     """The logits' divisor; 0 takes the most likely token."""
     top_k: int = 0
@@ -50,7 +44,7 @@ class GenerateOptions:
     repetition_penalty: float = 1.0
     """Divides the logits of tokens that are there already; 1 changes nothing."""
     seed: int = 123
-    """Of the random numbers, where the temperature is not 0; each record has its own."""
+    """Of the random numbers, where the temperature is not 0; each answer has its own."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic. fp32 gives the text of the book's loop; bf16 is faster where the processor has it."""
     device: Device = "auto"
@@ -60,7 +54,7 @@ class GenerateOptions:
         object.__setattr__(self, "run", Path(self.run))
         check_choices(self)
         for name in ("max_new_tokens", "batch_size", "limit"):
-            value = getattr(self, name)
+            value = getattr(self, name, None)
             if value is not None and value < 1:
                 raise UserError(f"got --{name} {value}, expected at least 1")
         _ = self.sampling  # refuses values that mean nothing
@@ -75,6 +69,30 @@ class GenerateOptions:
             repetition_penalty=self.repetition_penalty,
             seed=self.seed,
         )
+
+    def model(self, *, rows: int) -> GPT2:
+        """The run's model, ready to answer so many prompts at a time.
+
+        Raises:
+            UserError: the run has none.
+        """
+        run = Run(self.run)
+        run.options()  # that there is a run is said first
+        _check_model(run)
+        model = load(run.model).to(choose_device(self.device)).eval()
+        return prepared(model, torch.bfloat16 if self.dtype == "bf16" else torch.float32, rows=rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(AnswerOptions):
+    """The options of `fastft generate`."""
+
+    split: Literal["test", "val", "train"] = "test"
+    """Which records to answer."""
+    limit: int | None = None
+    """Answer only so many records."""
+    batch_size: int = 64
+    """The most prompts answered at a time: one that ends makes room for the next."""
 
 
 def generate(options: GenerateOptions) -> list[dict[str, Any]]:
@@ -100,8 +118,7 @@ def generate(options: GenerateOptions) -> list[dict[str, Any]]:
         say(f"{asked - len(missing)} of {asked} responses are there already")
     if missing:
         ids = gpt2_tokenizer().encode_many(prompts[:asked])
-        model = load(run.model).to(choose_device(options.device)).eval()
-        prepared(model, torch.bfloat16 if options.dtype == "bf16" else torch.float32, rows=options.batch_size)
+        model = options.model(rows=options.batch_size)
         _check_room(ids, model.config.n_ctx, [record.row for record in records[:asked]])
         _answer(model, options, data, ids, missing, responses)
     return responses.write()[:asked]
