@@ -15,6 +15,7 @@ from typing import Any
 
 from fastft import files
 from fastft.decoding import Answer
+from fastft.errors import UserError
 from fastft.jsonl import JsonLines
 from fastft.records import Record
 
@@ -41,6 +42,7 @@ class Responses:
         self._journal = JsonLines(path.with_suffix(".journal.jsonl"), what="the responses' journal")
         self._lines: dict[int, dict[str, Any]] = {}
         self._clock = self._written = time.perf_counter()
+        _check_place(path)
         self._read()
 
     @property
@@ -117,3 +119,11 @@ class Responses:
     def _forget(self) -> None:
         self._journal.path.unlink(missing_ok=True)
         self.made_from.unlink(missing_ok=True)
+
+
+def _check_place(path: Path) -> None:
+    """Refuses to write over something that is no file of responses."""
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; move it away")
+    if path.exists() and not isinstance(files.read_json(path, what="the responses"), list):
+        raise UserError(f"{path} is not a list of responses; move it away to answer again")
