@@ -123,6 +123,8 @@ def bare(options: argparse.Namespace) -> dict[str, Any]:
     import torch
     from torch.nn import functional as F
 
+    from fastft.decoding import common_beginning
+
     model, prompts = model_of(options), prompts_of(options)
     dtype = torch.bfloat16 if options.dtype == "bf16" else torch.float32
     weights = [p.detach().to(dtype) for name, p in model.named_parameters() if _is_linear(name)]
@@ -141,7 +143,7 @@ def bare(options: argparse.Namespace) -> dict[str, Any]:
         F.linear(hidden, head)
         return time.perf_counter() - begin
 
-    shared = _common(prompts)
+    shared = common_beginning(prompts)
     own = shared + sum(len(prompt) - shared for prompt in prompts)
     with torch.no_grad():
         products(len(prompts))
@@ -151,11 +153,6 @@ def bare(options: argparse.Namespace) -> dict[str, Any]:
         step = statistics.median(products(len(prompts)) + head_product() for _ in range(n))
         prefill = statistics.median(products(own) for _ in range(3))
     return {"seconds": options.new_tokens * step + prefill, "step_seconds": step, "prefill_seconds": prefill}
-
-
-def _common(prompts: list[list[int]]) -> int:
-    first, last = min(prompts), max(prompts)
-    return next(i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
 
 
 def _is_linear(name: str) -> bool:

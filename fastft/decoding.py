@@ -168,7 +168,7 @@ class _Decoder:
         self.answers: list[Answer] = []
         self._last = torch.zeros(0, dtype=torch.int64, device=self._device)  # [N] tokens that the model has not seen
         self._cache = KVCache(config.n_layer, config.n_head, weight, config.n_embd // config.n_head)
-        self._prefix_length = _common_beginning(prompts)
+        self._prefix_length = common_beginning(prompts)
         self._prefix: list[tuple[Tensor, Tensor]] = []  # of each layer two [P, H, D]
         if self._prefix_length:
             self._compute_prefix()
@@ -259,7 +259,7 @@ class _Decoder:
         return ops.attention_decode(q, keys, values, self._cache.lengths[first:], prefix, self._impl)
 
 
-def _common_beginning(prompts: Sequence[Sequence[int]]) -> int:
+def common_beginning(prompts: Sequence[Sequence[int]]) -> int:
     """How many tokens all prompts begin with; at least one of each is left to be its own."""
     if len(prompts) < 2:
         return 0

@@ -23,6 +23,8 @@ _BF16_STEP = 2.0**-7
 
 _BLOCK = 512
 
+_NO_NUMBERS = "the model's logits are not numbers: its weights are damaged, or its training went astray"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
@@ -129,6 +131,8 @@ class Sampler:
         uniform = torch.tensor([[self._random[prompt].random()] for prompt in prompts], dtype=torch.float64)
         wide = logits.double() / self._sampling.temperature  # [n, V]
         upto = wide.masked_fill(wide < self._least(wide), -torch.inf).softmax(dim=-1).cumsum(dim=-1)
+        if not upto[:, -1].isfinite().all():
+            raise UserError(_NO_NUMBERS)
         at = torch.searchsorted(upto, uniform.to(upto.device) * upto[:, -1:], right=True)
         chosen: list[int] = at.squeeze(1).tolist()
         return chosen
@@ -163,7 +167,7 @@ def _best(model: GPT2, hidden: Tensor, logits: Tensor, *, exact: bool) -> list[C
     for row, token, value in zip(rows.tolist(), tokens.tolist(), scores.tolist(), strict=True):
         candidates[row].append((-value, token))
     if not all(candidates):
-        raise UserError("the model's logits are not numbers: its weights are damaged, or its training went astray")
+        raise UserError(_NO_NUMBERS)
     return [_first_of(sorted(of_row)) for of_row in candidates]
 
 

@@ -217,7 +217,7 @@ class TestMistakes:
         answers = expected(model("wider"), prompts, max_new_tokens=14, stop=stop)
         assert len({len(ids) for ids in answers}) > 1
         real_hidden, real_attention, real_drop = GPT2.hidden, ops.attention_decode, KVCache.drop
-        real_beginning = decoding._common_beginning
+        real_beginning = decoding.common_beginning
 
         def prompt_attention(
             q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None = None, **rest: Any
@@ -251,7 +251,7 @@ class TestMistakes:
         monkeypatch.setattr(ops, "attention_decode", attention)
         monkeypatch.setattr(GPT2, "hidden", hidden)
         monkeypatch.setattr(KVCache, "drop", drop)
-        monkeypatch.setattr(decoding, "_common_beginning", beginning)
+        monkeypatch.setattr(decoding, "common_beginning", beginning)
         got = in_order(decode(model("wider"), prompts, max_new_tokens=14, stop=stop, batch_size=3))
         assert (got == answers) == (mistake == "none")
 

@@ -47,8 +47,9 @@ class TestGreedy:
     def test_logits_that_are_no_numbers_are_an_error(self, width: int) -> None:
         logits = torch.randn(3, width)
         logits[1, 5] = float("nan")
-        with pytest.raises(UserError, match="not numbers"):
-            chosen(logits)
+        for sampling in (GREEDY, Sampling(temperature=1.0), Sampling(temperature=1.0, top_k=3, top_p=0.5)):
+            with pytest.raises(UserError, match="not numbers"):
+                chosen(logits, sampling)
 
     @pytest.mark.parametrize(("gap", "is_near"), [(0.0, True), (NEAR / 2, True), (NEAR * 2, False)])
     def test_a_close_second_is_told(self, gap: float, is_near: bool) -> None:
