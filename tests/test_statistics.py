@@ -85,11 +85,11 @@ def test_a_permutation_p_is_never_0_and_1_where_nothing_differs() -> None:
     assert statistics.sign_flip([1.0] * 5 + [0.0] * 40) == (2 / 32, True)
 
 
-def rejections(test: object, seed: int = 1) -> int:
-    """Of 200 comparisons of two runs that are alike: entries differ a lot, runs by chance alone."""
-    random = np.random.default_rng(seed)
+def rejections(test: object, runs: int = 200) -> int:
+    """Of so many comparisons of two runs that are alike: entries differ a lot, runs by chance alone."""
+    random = np.random.default_rng(1)
     found = 0
-    for run in range(200):
+    for run in range(runs):
         level = random.normal(60, 25, 60)
         a, b = (np.clip(np.round(level + random.normal(0, 10, 60)), 0, 100) for _ in range(2))
         found += bool(test(a, b, run))
@@ -124,11 +124,16 @@ def every_pair_twice(a: np.ndarray, b: np.ndarray, seed: int) -> bool:
 @pytest.mark.parametrize("test", [by_permutation, by_bootstrap, by_signs])
 def test_two_runs_that_are_alike_are_told_apart_as_often_as_the_level_says(test: object) -> None:
     assert 3 <= rejections(test) <= 19
+    assert rejections(test, 1000) <= 75  # 5% are 50; its standard deviation is 7
 
 
-@pytest.mark.parametrize("wrong", [unpaired, one_sided_after_looking, every_pair_twice])
-def test_that_bound_rejects_wrong_tests(wrong: object) -> None:
+@pytest.mark.parametrize("wrong", [unpaired, every_pair_twice])
+def test_those_bounds_reject_wrong_tests(wrong: object) -> None:
     assert not 3 <= rejections(wrong) <= 19
+
+
+def test_the_sharper_bound_rejects_a_level_twice_too_high() -> None:
+    assert rejections(one_sided_after_looking, 1000) > 75  # 10% are 100; its standard deviation is 9.5
 
 
 def test_a_difference_that_is_there_is_found() -> None:
