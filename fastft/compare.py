@@ -2,7 +2,8 @@
 
 Everything is paired: entry by entry, A less B. An entry is the same where instruction, input and reference output are.
 Each metric has its difference with a BCa bootstrap interval and a two-sided permutation test; the judge's scores also
-wins, ties and losses. With `--pairwise` a judge is asked which of the two responses is better (`fastft.pairwise`).
+wins, ties and losses. With `--pairwise` a judge is asked which of the two responses is better (`fastft.pairwise`);
+its replies are kept beside the figures, in the journal that `fastft score` keeps too.
 """
 
 from __future__ import annotations
@@ -21,14 +22,13 @@ from rich.table import Table
 from fastft import files, pairwise
 from fastft.console import meter, say
 from fastft.errors import JudgeUnavailable, UserError
-from fastft.judging.ollama import DEFAULT_MODEL
-from fastft.judging.questions import Question, num_ctx_for, token_bound
-from fastft.judging.server import Server
-from fastft.judging.wire import NoAnswerError
+from fastft.judging.journal import Journal
+from fastft.judging.options import JudgeOptions
 from fastft.metrics import Measure, bounds, measures, multiple_choice_measure
-from fastft.pairwise import ORDERS, NoVerdict, Pair, Referee, RefereeGone, judge_pairs, prompt_of
+from fastft.pairwise import Pair, judge_pairs
 from fastft.records import category_of
-from fastft.score import SCORES, ScoreOptions, judge_server, read_responses, responses_sha256
+from fastft.referee import ServerReferee
+from fastft.score import JUDGE_REPLIES, SCORES, read_responses, responses_sha256
 from fastft.statistics import (
     LEVEL,
     RESAMPLES,
@@ -64,14 +64,8 @@ _NOTE = (
 )
 
 
-_ROOM = 128
-"""The most tokens of a verdict."""
-
-
 @dataclass(frozen=True)
-class CompareOptions:
-    """What `fastft compare` takes."""
-
+class _PairOptions:
     run_a: Path
     """Folder of the first run, A; its responses.json is read, and its scores.json where it is there."""
     run_b: Path
@@ -82,29 +76,21 @@ class CompareOptions:
     B's."""
     pairwise: bool = False
     """Ask a judge which of the two responses is better, in both orders."""
+
+
+@dataclass(frozen=True)
+class CompareOptions(JudgeOptions, _PairOptions):
+    """What `fastft compare` takes."""
+
+    _: KW_ONLY
     judge: Literal["ollama", "openai"] = "ollama"
     """Who is asked, for --pairwise: a model behind Ollama, or behind any OpenAI-compatible server."""
-    judge_model: str = DEFAULT_MODEL
-    """Name of the judge's model there."""
-    judge_url: str | None = None
-    """Address of the server, as for `fastft score`."""
-    judge_key_env: str | None = None
-    """Name of the environment variable that holds the API key of an OpenAI-compatible server."""
-    require_judge: bool = False
-    """Exit with status 3 where --pairwise finds no judge, instead of leaving it out."""
 
     def __post_init__(self) -> None:
-        if self.require_judge and not self.pairwise:
-            raise UserError("--require_judge: got it without --pairwise, which alone asks a judge; add it")
-
-    def server(self) -> Server:
-        """Who is asked in pairs: the judge that `fastft score` would ask.
-
-        Raises:
-            UserError: its address is no address, or the variable of its key is not set.
-        """
-        judge = {name: getattr(self, name) for name in ("judge", "judge_model", "judge_url", "judge_key_env")}
-        return judge_server(ScoreOptions(run=self.run_a, **judge))
+        super().__post_init__()
+        for name in ("require_judge", "pull"):
+            if getattr(self, name) and not self.pairwise:
+                raise UserError(f"--{name}: got it without --pairwise, which alone asks a judge; add it")
 
     def path(self) -> Path:
         """Where the figures go."""
@@ -130,7 +116,7 @@ def compare(options: CompareOptions) -> dict[str, Any]:
     b = [b[index] for index in order]
     scores, why_not = _scores(options, order)
     path = options.path()
-    replies = _earlier_replies(path)
+    _check_ours(path)
     result = {
         "run_a": str(options.run_a),
         "run_b": str(options.run_b),
@@ -140,14 +126,16 @@ def compare(options: CompareOptions) -> dict[str, Any]:
         **figures(a, b, scores),
         "no_judge": why_not,
         "pairwise": None,
-        "replies": replies,
     }
     files.write_json(path, result)
     if why_not is not None:
         say(f"the text metrics alone are compared: {why_not}")
     if server is not None:
         pairs = [Pair(one, one["model_response"], two["model_response"]) for one, two in zip(a, b, strict=True)]
-        _add_pairwise(result, server, pairs, path)
+        referee = ServerReferee(server, Journal(path.parent / JUDGE_REPLIES))
+        is_known = referee.find(pairs, lambda: options.before(server))
+        result["pairwise"] = _pairwise(pairs, referee if is_known else None, referee.problem)
+        files.write_json(path, result)
         problem = result["pairwise"]["no_judge"]
         if problem is not None and options.require_judge:
             raise JudgeUnavailable(problem)
@@ -353,60 +341,25 @@ def _length_bias(differences: Floats, words: Floats) -> dict[str, Any]:
     }
 
 
-def _earlier_replies(path: Path) -> dict[str, str]:
-    """The judge's replies that an earlier comparison left, by key: none is asked for again, and none is lost."""
-    if not path.is_file():
-        return {}
-    earlier = files.read_json(path, what="the earlier comparison")
-    replies = earlier.get("replies") if isinstance(earlier, dict) else None
-    if not isinstance(replies, dict) or not all(isinstance(reply, str) for reply in replies.values()):
+def _check_ours(path: Path) -> None:
+    """Refuses to write over a file of something else."""
+    earlier = (
+        files.read_json(path, what="the earlier comparison") if path.is_file() else {"run_a": "", "pairwise": None}
+    )
+    if not (isinstance(earlier, dict) and "run_a" in earlier and "pairwise" in earlier):
         raise UserError(f"{path} is not a file that fastft compare wrote; move it away, or choose another with --out")
-    return replies
 
 
-def _add_pairwise(result: dict[str, Any], server: Server, pairs: Sequence[Pair], path: Path) -> None:
-    """Asks about the pairs; the file is written after each reply, so that a kill loses nothing that was answered."""
-    referee, problem = None, None
-    try:
-        referee = _referee(server, pairs)
-    except JudgeUnavailable as error:
-        problem = str(error)
+def _pairwise(pairs: Sequence[Pair], referee: ServerReferee | None, problem: str | None) -> dict[str, Any]:
+    """What a judge says of the pairs; `problem`: why nothing is known of it, or of its server."""
     with meter("pairs", len(pairs)) as shown:
-        judgements, gone = judge_pairs(
-            pairs, referee, result["replies"], keep=lambda: files.write_json(path, result), advance=shown.advance
-        )
-    result["pairwise"] = {
-        "judge": None if referee is None else dict(referee.identity),
-        "no_judge": problem or gone,
+        judgements, gone = judge_pairs(pairs, referee, advance=shown.advance)
+    return {
+        "judge": None if referee is None else referee.identity(),
+        "no_judge": problem if referee is None else gone,  # none is needed where every reply is there already
         **pairwise.summary(judgements),
         "judgements": judgements,
     }
-    files.write_json(path, result)
-
-
-def _referee(server: Server, pairs: Sequence[Pair]) -> Referee:
-    """The server of `fastft score`'s judge as one that compares, with one context for all pairs.
-
-    Raises:
-        JudgeUnavailable: it does not answer, or lacks the model.
-    """
-    known = server.check()
-    prompts = [prompt_of(pair, order) for pair in pairs for order in ORDERS]
-    num_ctx = num_ctx_for(token_bound(prompts) + _ROOM, known.context_length)
-
-    def ask(prompt: str) -> str:
-        try:
-            return server.ask(Question(prompt, _ROOM, num_ctx=num_ctx)).content
-        except NoAnswerError as failure:
-            try:
-                server.check()  # one failed request is bad luck, a server that went away ends the asking
-            except JudgeUnavailable as error:
-                raise RefereeGone(str(error)) from error
-            raise NoVerdict(str(failure)) from failure
-
-    options = dict(server.options(Question("", _ROOM, num_ctx=num_ctx)))
-    # Known.identity and not the digest: servers that have none are told apart by their address.
-    return Referee({"name": server.name, "model": server.model, "judge": known.identity, "options": options}, ask)
 
 
 def _table(result: Mapping[str, Any]) -> Table:
@@ -442,6 +395,8 @@ def _pairwise_lines(found: Mapping[str, Any] | None) -> list[str]:
     if found is None:
         return []
     lines = [f"judge, in pairs: {_tally(found)}; {found['n_unread']} without a verdict"]
+    if found["cut_rows"]:
+        lines.append(f"pairs whose prompts were longer than the judge's context: rows {found['cut_rows']}")
     if found["flip_rate"] is not None:
         lines.append(
             f"position: the orders disagree on {found['flips']} of {found['n_both_orders']} pairs "

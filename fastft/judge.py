@@ -11,8 +11,6 @@ before it (llama.cpp at temperature 0, 60 scores: 8 differed in another order, o
 
 from __future__ import annotations
 
-import hashlib
-import json
 import queue
 import threading
 import time
@@ -26,13 +24,12 @@ from fastft.errors import JudgeUnavailable
 from fastft.judging.journal import Journal, Reply
 from fastft.judging.ladder import Reading, bare_integer, read_score
 from fastft.judging.questions import Question, Style, first_question, num_ctx_for, second_question, token_bound
-from fastft.judging.server import Known, Server
+from fastft.judging.server import Health, Known, Server, is_cut, look_at, question_key
 from fastft.judging.wire import NoAnswerError
 
 EMPTY_RESPONSE = "empty response"
 
 _NOT_YET = "not judged yet"
-_MOST_FAILURES_IN_A_ROW = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +109,7 @@ class Judge:
         self._reachable = False
         self._problem: str | None = None
         self._failures: dict[str, NoAnswerError] = {}
-        self._failed_in_a_row = 0
+        self._health = Health(server)
         self._refusal: str | None = None
 
     def find(self, before: Callable[[], object] = lambda: None) -> None:
@@ -121,15 +118,8 @@ class Judge:
         Args:
             before: what is done before that, such as pulling the model; it may raise JudgeUnavailable.
         """
-        known: Known | None
-        try:
-            before()
-            known = self._server.check()
-            self._reachable = True
-            self._journal.keep_judge(self._server.remembered_as, known.as_json())
-        except JudgeUnavailable as error:
-            self._problem = str(error)
-            known = Known.from_json(self._journal.judge(self._server.remembered_as))
+        known, self._problem = look_at(self._server, self._journal, before)
+        self._reachable = self._problem is None
         if known is not None:
             self._settle(known)
         if self._rows and not self._open_rows():
@@ -186,12 +176,7 @@ class Judge:
         num_ctx = num_ctx_for(needed, known.context_length)
         for first, second in self._questions:
             first, second = replace(first, num_ctx=num_ctx), replace(second, num_ctx=num_ctx)
-            self._rows.append(_Row(first, second, self._key(known, first), self._key(known, second)))
-
-    def _key(self, known: Known, question: Question) -> str:
-        """SHA-256 (hex) of the judge's identity and all that it is sent: equal keys are the same question."""
-        payload = {n: v for n, v in self._server.payload(question).items() if n != "model"}
-        return hashlib.sha256(json.dumps([known.identity, payload], sort_keys=True).encode("ascii")).hexdigest()
+            self._rows.append(_Row(first, second, *(question_key(self._server, known, one) for one in (first, second))))
 
     def _open_rows(self) -> list[_Row]:
         """Those without an answer, each question once; none where nobody is known who could be asked."""
@@ -218,9 +203,9 @@ class Judge:
     def _ask_all(self, todo: Sequence[_Row]) -> str | None:
         """Asks about the rows; the reason why it ended before the last one, or None."""
         try:
-            self._server.warm_up(todo[0].first.num_ctx)
-        except NoAnswerError as failure:
-            return f"{self._server.model} at {self._server.where} cannot be loaded: {failure}"
+            self._health.load(todo[0].first.num_ctx)
+        except JudgeUnavailable as error:
+            return str(error)
         n_same = Counter(row.first_key for row, empty in zip(self._rows, self._empty, strict=True) if not empty)
         done = len(self._rows) - sum(n_same[row.first_key] for row in todo)
         with meter("judge", len(self._rows), done=done) as shown:
@@ -279,9 +264,9 @@ class Judge:
                     self._refuse(failure)
                     continue
                 self._failures[row.first_key] = failure
-                self._look_after(failure)
+                self._health.failed(failure)
                 return
-            self._failed_in_a_row = 0
+            self._health.answered()
 
     def _refuse(self, failure: NoAnswerError) -> None:
         """The server takes no JSON schema: the book's question goes on without its re-ask, the other style cannot."""
@@ -295,16 +280,6 @@ class Judge:
             f"{self._server.where} takes no JSON schema for {self._server.model} ({why}), which --judge_style reason "
             "needs: update the server, or use --judge_style book"
         )
-
-    def _look_after(self, failure: NoAnswerError) -> None:
-        """One failed request is bad luck; a server that went away, or one that only fails, ends the asking."""
-        self._server.check()
-        self._failed_in_a_row += 1
-        if self._failed_in_a_row >= _MOST_FAILURES_IN_A_ROW:
-            raise JudgeUnavailable(
-                f"{self._server.model} at {self._server.where} failed {_MOST_FAILURES_IN_A_ROW} questions in a row, "
-                f"the last one with: {failure}; see to the server and run it again: what was answered is kept"
-            )
 
     def _of_no_use(self, asked: int) -> str | None:
         """Why a judge that was there was of no use: every request to it failed, and nothing was answered before."""
@@ -330,16 +305,9 @@ class Judge:
             answered=self._next_question(row) is None,
             rung=reading.rung if again is None else again.rung and f"asked again: {again.rung}",
             raw_again=second.content if again is not None and second is not None else None,
-            cut=self._is_cut(first, row.first) or self._is_cut(second, row.second),
+            cut=is_cut(self._server, row.first, first) or is_cut(self._server, row.second, second),
             prompt_tokens=first.prompt_tokens,
         )
-
-    def _is_cut(self, reply: Reply | None, question: Question) -> bool:
-        """Whether the prompt and the reply's room fill the context: a longer prompt loses its front, silently."""
-        if reply is None:
-            return False
-        num_ctx = self._server.options(question).get("num_ctx")
-        return num_ctx is not None and (reply.prompt_tokens or 0) + question.room >= num_ctx
 
     def _was_heard(self) -> bool:
         """Whether an answer about any response was ever read."""

@@ -2,17 +2,17 @@
 
 A judge favours a place (FastChat #3911: 12.9% of its verdicts turned when the two changed places). So a response wins
 only where it wins in both orders; a disagreement between the orders is a tie, and counted as a flip. Who is asked is
-a `Referee`, a function from a prompt to a reply: nothing here knows of servers.
+a `Referee`, which takes a prompt and gives a reply: nothing here knows of servers.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from fastft.errors import FastftError
 from fastft.metrics import bounds
@@ -29,6 +29,13 @@ EMPTY_RESPONSE = "empty response"
 NOT_ASKED = "not asked"
 
 ORDERS = ("ab", "ba")
+_LETTER_ALONE = "Respond with A, B or tie only."
+_AS_JSON = "Respond with a JSON object whose only member, `winner`, is A, B or tie."
+_VERDICT_SCHEMA = {
+    "type": "object",
+    "properties": {"winner": {"type": "string", "enum": ["A", "B", "tie"]}},
+    "required": ["winner"],
+}
 _KEYS = ("winner", "verdict", "better", "choice", "answer")
 _BARE = re.compile(r"\W*(?:(?i:response|answer|model)\s+)?([ABab]|(?i:tie|draw))\W*")
 _BRACKETS = re.compile(r"\[\[([ABC])\]\]")
@@ -49,24 +56,24 @@ class RefereeGone(FastftError):
 
 
 @dataclass(frozen=True, slots=True)
-class Referee:
-    """Who is asked.
+class Said:
+    """A whole reply."""
 
-    Attributes:
-        identity: what its replies depend on, as JSON: the model, its options.
-        ask: a prompt to the whole reply.
+    text: str
+    cut: bool = False
+    """Whether the prompt filled the judge's context, and may have lost its front."""
 
-    Raises:
-        NoVerdict: by `ask`, where this one question got no answer.
-        RefereeGone: by `ask`, where no further one would get any.
-    """
 
-    identity: Mapping[str, Any]
-    ask: Callable[[str], str]
+class Referee(Protocol):
+    """Who is asked."""
 
-    def key(self, prompt: str) -> str:
-        """SHA-256 (hex) of who is asked what: equal keys are the same question."""
-        return hashlib.sha256(json.dumps([dict(self.identity), prompt], sort_keys=True).encode("ascii")).hexdigest()
+    def ask(self, prompt: str, schema: Mapping[str, Any] | None = None) -> Said | None:
+        """The reply to a prompt, held to a JSON schema where there is one; None where it cannot be held to it.
+
+        Raises:
+            NoVerdict: this one question got no answer.
+            RefereeGone: it got none because nobody is there any more.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +85,7 @@ class Pair:
     b: str
 
 
-def prompt_of(pair: Pair, order: str) -> str:
+def prompt_of(pair: Pair, order: str, ending: str = _LETTER_ALONE) -> str:
     """The question about a pair, with the responses in the order `ab` or `ba`; worded like the book's for one response.
 
     The entry is in Alpaca style whatever template the models were trained with, as in `fastft.judge`.
@@ -90,8 +97,7 @@ def prompt_of(pair: Pair, order: str) -> str:
         f"and correct output `{pair.entry['output']}`, "
         f"compare model response A `{first}` "
         f"with model response B `{second}`. "
-        "Which one answers the input better? Their order and their length do not matter. "
-        "Respond with A, B or tie only."
+        f"Which one answers the input better? Their order and their length do not matter. {ending}"
     )
 
 
@@ -144,39 +150,34 @@ def outcome_of(winners: Sequence[Winner]) -> Winner:
 
 
 def judge_pairs(
-    pairs: Sequence[Pair],
-    referee: Referee | None,
-    replies: dict[str, str],
-    keep: Callable[[], None] = lambda: None,
-    advance: Callable[[], None] = lambda: None,
+    pairs: Sequence[Pair], referee: Referee | None, advance: Callable[[], None] = lambda: None
 ) -> tuple[list[dict[str, Any]], str | None]:
     """Asks about each pair in both orders, in the order of the pairs.
 
-    Equal responses are a tie and an empty one loses to any other, without a call.
+    Equal responses are a tie and an empty one loses to any other, without a call. A reply without a verdict is asked
+    about once more, with a JSON schema.
 
     Args:
         pairs: what is asked about.
         referee: who is asked, or None.
-        replies: the replies that were read before, by key; a reply in it is not asked for again, new ones come in.
-        keep: is called after each new reply.
         advance: is called after each pair.
 
     Returns:
-        For each pair `winner` (`a`, `b`, `tie` or null), `asked` (each order's key, reply and winner) and `reason`
-        where there is something to explain; and why no further pair was asked about, or None.
+        For each pair `winner` (`a`, `b`, `tie` or null), `asked` (each order's reply and winner) and `reason` where
+        there is something to explain; and why some pairs could not be asked about, or None.
     """
     judgements: list[dict[str, Any]] = []
     gone: str | None = None
     for pair in pairs:
         judgement = _without_a_call(pair)
-        if judgement is None and (referee is None or gone is not None):
+        if judgement is None and referee is None:
             judgement = {"winner": None, "asked": [], "reason": NOT_ASKED}
         elif judgement is None and referee is not None:
             try:
-                judgement = _asked_about(pair, referee, replies, keep)
+                judgement = _asked_about(pair, referee)
             except RefereeGone as error:
-                gone = str(error)
-                judgement = {"winner": None, "asked": [], "reason": gone}
+                gone = gone or str(error)
+                judgement = {"winner": None, "asked": [], "reason": str(error)}
         assert judgement is not None
         judgements.append(judgement)
         advance()
@@ -192,24 +193,34 @@ def _without_a_call(pair: Pair) -> dict[str, Any] | None:
     return None
 
 
-def _asked_about(pair: Pair, referee: Referee, replies: dict[str, str], keep: Callable[[], None]) -> dict[str, Any]:
+def _asked_about(pair: Pair, referee: Referee) -> dict[str, Any]:
     asked: list[dict[str, Any]] = []
     for order in ORDERS:
-        prompt = prompt_of(pair, order)
-        key = referee.key(prompt)
-        if key not in replies:
-            try:
-                replies[key] = referee.ask(prompt)
-            except NoVerdict as failure:
-                return {"winner": None, "asked": asked, "reason": str(failure)}
-            keep()
-        verdict = parse_verdict(replies[key])
-        winner = None if verdict is None else winner_of(verdict, order)
-        asked.append({"order": order, "key": key, "raw": replies[key], "winner": winner})
+        try:
+            asked.append(_asked_in_order(pair, order, referee))
+        except NoVerdict as failure:
+            return {"winner": None, "asked": asked, "reason": str(failure)}
     winners = [one["winner"] for one in asked]
     if None in winners:
         return {"winner": None, "asked": asked, "reason": "a reply holds no verdict"}
     return {"winner": outcome_of(winners), "asked": asked}
+
+
+def _asked_in_order(pair: Pair, order: str, referee: Referee) -> dict[str, Any]:
+    said = referee.ask(prompt_of(pair, order))
+    assert said is not None, "a prompt without a schema has a reply"
+    verdict, again = parse_verdict(said.text), None
+    if verdict is None:
+        with contextlib.suppress(NoVerdict):  # the first reply is still to be listed
+            again = referee.ask(prompt_of(pair, order, _AS_JSON), _VERDICT_SCHEMA)
+        verdict = None if again is None else parse_verdict(again.text)
+    return {
+        "order": order,
+        "raw": said.text,
+        **({} if again is None else {"raw_again": again.text}),
+        "cut": said.cut or (again is not None and again.cut),
+        "winner": None if verdict is None else winner_of(verdict, order),
+    }
 
 
 def summary(judgements: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -229,6 +240,8 @@ def summary(judgements: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         **as_json(tally),
         "n_unread": sum(one["winner"] is None for one in judgements),
+        "n_asked_again": sum("raw_again" in two for one in judgements for two in one["asked"]),
+        "cut_rows": [row for row, one in enumerate(judgements, 1) if any(two["cut"] for two in one["asked"])],
         "n_without_call": sum(one.get("reason") in (SAME_TEXT, EMPTY_RESPONSE) for one in judgements),
         "n_both_orders": len(read),
         "flips": flips,

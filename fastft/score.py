@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fastft import metrics
 from fastft.console import say, warn
@@ -20,10 +20,8 @@ from fastft.errors import FastftError, JudgeUnavailable, UserError
 from fastft.files import read_json, write_json
 from fastft.judge import Judge, Judgement
 from fastft.judging.journal import Journal
-from fastft.judging.ollama import DEFAULT_MODEL, DEFAULT_URL, OllamaServer
-from fastft.judging.openai import DEFAULT_KEY_VARIABLE, OpenAIServer, key_from_environment
+from fastft.judging.options import JudgeOptions
 from fastft.judging.questions import Style
-from fastft.judging.wire import Patience
 from fastft.records import category_of, choices_of, fault_of_category, fault_of_choices
 
 RESPONSES = "responses.json"
@@ -32,19 +30,15 @@ JUDGE_REPLIES = "judge-replies.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreOptions:
-    """What `fastft score` takes."""
-
+class _RunOptions:
     run: Path
     """Folder of the run; its responses.json is scored."""
-    judge: Literal["ollama", "openai", "none"] = "ollama"
-    """Who gives scores from 0 to 100: a model behind Ollama, or behind any OpenAI-compatible server; none leaves it at
-    the text metrics."""
-    judge_model: str = DEFAULT_MODEL
-    """Name of the judge's model there."""
-    judge_url: str | None = None
-    """Address of the server: of Ollama http://localhost:11434 unless given, of another one such as
-    http://localhost:8000/v1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions(JudgeOptions, _RunOptions):
+    """What `fastft score` takes."""
+
     judge_style: Style = "book"
     """What is asked: book, its prompt, for an integer only; reason, for one or two sentences and then the score, by a
     JSON schema, which told good answers from bad ones best with small judges."""
@@ -53,49 +47,11 @@ class ScoreOptions:
     judge_parallel: int = 1
     """Questions under way at a time. A server's prompt cache makes a score depend on the questions before it, so that
     more than 1, whose order is left to chance, gives scores that differ a little from run to run."""
-    judge_key_env: str | None = None
-    """Name of the environment variable that holds the API key of an OpenAI-compatible server; OPENAI_API_KEY, where it
-    is set, unless given. The key is written nowhere."""
-    judge_timeout: float = 120.0
-    """Seconds without a byte after which a request has failed."""
-    judge_load_timeout: float = 600.0
-    """The same while the judge's model is being loaded or pulled."""
-    judge_total_timeout: float = 600.0
-    """Seconds for one whole answer."""
-    judge_retries: int = 4
-    """How often a request is tried again of which no whole answer was read."""
-    judge_pause: float = 0.5
-    """Seconds before the first of them; each further one waits twice as long, give or take half."""
-    pull: bool = False
-    """Have Ollama download the judge's model where it is missing."""
-    require_judge: bool = False
-    """Exit with status 3 where no judge can be used, instead of leaving the scores out."""
 
     def __post_init__(self) -> None:
-        if self.require_judge and self.judge == "none":
-            raise UserError("--require_judge: got it with --judge none; leave one of the two out")
-        if self.pull and self.judge != "ollama":
-            raise UserError(
-                f"--pull: got it with --judge {self.judge}, expected --judge ollama, which alone has models"
-            )
-        if self.judge == "openai" and self.judge_url is None:
-            raise UserError("--judge openai: expected --judge_url with it, such as http://localhost:8000/v1")
-        for name, least in (("judge_parallel", 1), ("judge_retries", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"got --{name} {getattr(self, name)}, expected at least {least}")
-        for name in ("judge_timeout", "judge_load_timeout", "judge_total_timeout", "judge_pause"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"got --{name} {getattr(self, name)}, expected seconds above 0")
-
-    def patience(self) -> Patience:
-        """How long the judge is waited for."""
-        return Patience(
-            silence=self.judge_timeout,
-            loading=self.judge_load_timeout,
-            whole=self.judge_total_timeout,
-            retries=self.judge_retries,
-            pause=self.judge_pause,
-        )
+        super().__post_init__()
+        if self.judge_parallel < 1:
+            raise UserError(f"got --judge_parallel {self.judge_parallel}, expected at least 1")
 
 
 def score(options: ScoreOptions) -> dict[str, Any]:
@@ -110,7 +66,7 @@ def score(options: ScoreOptions) -> dict[str, Any]:
         JudgeUnavailable: `require_judge`, and the judge cannot be used; scores.json is written all the same.
     """
     # Made first: a mistyped address is to be heard of at once, not after the metrics.
-    server, rubric = judge_server(options), _rubric(options.judge_rubric)
+    server, rubric = options.server(), _rubric(options.judge_rubric)
     entries = read_responses(options.run)
     if _are_stale(options.run):
         warn("the responses are not those of the run's model as it is now; `fastft generate` answers again")
@@ -123,7 +79,7 @@ def score(options: ScoreOptions) -> dict[str, Any]:
         parallel=options.judge_parallel,
     )
     sheet = _Sheet(options.run, entries, judge)
-    judge.find(lambda: _before(server, options))
+    judge.find(lambda: options.before(server))
     sheet.add(metrics.summary(entries))
     sheet.write()
     sheet.add(_perplexity(options.run, entries))
@@ -140,29 +96,6 @@ def score(options: ScoreOptions) -> dict[str, Any]:
     for line in judge_notes(scores["summary"]):
         say(line)
     return scores
-
-
-def judge_server(options: ScoreOptions) -> OllamaServer | OpenAIServer:
-    """Who is asked; with `--judge none` whose answers of an earlier call are kept."""
-    if options.judge == "openai":
-        variable = options.judge_key_env
-        return OpenAIServer(
-            options.judge_url or "",
-            options.judge_model,
-            key_from_environment(variable),
-            options.patience(),
-            key_variable=variable or DEFAULT_KEY_VARIABLE,
-        )
-    url = options.judge_url if options.judge == "ollama" else None
-    return OllamaServer(url or DEFAULT_URL, options.judge_model, options.patience())
-
-
-def _before(server: OllamaServer | OpenAIServer, options: ScoreOptions) -> None:
-    """What comes before the server is looked at."""
-    if options.judge == "none":
-        raise JudgeUnavailable("--judge none")
-    if options.pull and isinstance(server, OllamaServer):
-        server.pull()
 
 
 def _rubric(path: Path | None) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ollama_stub import OllamaStub, completes, says, status, unused_url
+from ollama_stub import OllamaStub, completes, lines, says, status, unused_url
 from scipy import stats
 
 from fastft import metrics
@@ -256,6 +256,51 @@ def test_pairwise_without_a_judge_keeps_the_rest(runs: tuple[Path, Path], capsys
     assert "no pairwise judge, everything else is kept" in capsys.readouterr().err
     with pytest.raises(JudgeUnavailable, match="ollama serve"):
         compare(CompareOptions(*runs, pairwise=True, require_judge=True, judge_url=unused_url()))
+
+
+def test_a_second_comparison_needs_no_server(runs: tuple[Path, Path]) -> None:
+    with OllamaStub(says("A"), says("B"), says("B"), says("B")) as stub:
+        first = compared(runs, pairwise=True, judge_url=stub.url)
+        stub.models.clear()  # a judge that is no longer there
+        assert compared(runs, pairwise=True, require_judge=True, judge_url=stub.url) == first
+
+
+def test_a_missing_judge_is_pulled(runs: tuple[Path, Path]) -> None:
+    with OllamaStub(says("A"), says("B")) as stub:
+        models = dict(stub.models)
+        stub.models.clear()
+
+        def pull(handler: Any) -> None:
+            stub.models.update(models)
+            lines(b'{"status": "success"}\n')(handler)
+
+        stub.pull = pull
+        assert compared(runs, pairwise=True, pull=True, judge_url=stub.url)["pairwise"]["no_judge"] is None
+        assert [payload["model"] for payload in stub.pulls] == ["llama3"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pull": True}, "--pull: got it without --pairwise"),
+        ({"require_judge": True}, "--require_judge: got it without --pairwise"),
+        ({"pairwise": True, "judge": "openai"}, "expected --judge_url with it"),
+        ({"pairwise": True, "judge_timeout": -1.0}, "got --judge_timeout -1.0"),
+    ],
+)
+def test_options_that_do_not_fit_each_other(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        CompareOptions(Path("a"), Path("b"), **options)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"weights": 1}', "{"])
+def test_a_file_of_something_else_is_not_written_over(runs: tuple[Path, Path], content: str) -> None:
+    path = runs[0] / "compare-b.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=r"compare-b\.json"):
+        compare(CompareOptions(*runs))
+    assert path.read_text() == content
 
 
 def test_a_failed_question_is_listed_and_asked_again_by_the_next_call(runs: tuple[Path, Path]) -> None:

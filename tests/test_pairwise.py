@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 
 from fastft import pairwise
-from fastft.pairwise import NoVerdict, Pair, Referee, RefereeGone, judge_pairs, parse_verdict, prompt_of, summary
+from fastft.pairwise import NoVerdict, Pair, RefereeGone, Said, judge_pairs, parse_verdict, prompt_of, summary
 
 ENTRY = {"instruction": "Name a bird.", "input": "", "output": "owl"}
 
@@ -55,21 +58,20 @@ def test_both_orders_show_each_response_once_under_each_letter() -> None:
 
 
 class Script:
-    """Says one thing after the other, and notes what it was asked."""
+    """A referee that says one thing after the other, and notes what it was asked; None: it takes no schema."""
 
-    def __init__(self, *replies: str | Exception) -> None:
+    def __init__(self, *replies: str | Said | Exception | None) -> None:
         self.replies = list(replies)
         self.asked: list[str] = []
+        self.schemas: list[Any] = []
 
-    def __call__(self, prompt: str) -> str:
+    def ask(self, prompt: str, schema: Mapping[str, Any] | None = None) -> Said | None:
         self.asked.append(prompt)
+        self.schemas.append(schema)
         reply = self.replies[len(self.asked) - 1]
         if isinstance(reply, Exception):
             raise reply
-        return reply
-
-    def referee(self) -> Referee:
-        return Referee({"model": "script"}, self)
+        return Said(reply) if isinstance(reply, str) else reply
 
 
 @pytest.mark.parametrize(
@@ -81,18 +83,49 @@ class Script:
         (("B", "B"), "tie"),
         (("tie", "tie"), "tie"),
         (("A", "tie"), "tie"),
-        (("A", "?"), None),
     ],
 )
 def test_a_win_needs_both_orders(replies: tuple[str, str], winner: str | None) -> None:
-    (found,), gone = judge_pairs([pair("x", "y")], Script(*replies).referee(), {})
+    (found,), gone = judge_pairs([pair("x", "y")], Script(*replies))
     assert (found["winner"], gone) == (winner, None)
     assert [one["raw"] for one in found["asked"]] == list(replies)
 
 
+@pytest.mark.parametrize(
+    ("again", "winner", "raw_again"),
+    [
+        ('{"winner": "B"}', "a", '{"winner": "B"}'),
+        ("neither", None, "neither"),
+        (None, None, None),
+        (NoVerdict("timed out"), None, None),
+    ],
+)
+def test_a_reply_without_a_verdict_is_asked_about_once_more_with_a_schema(
+    again: str | Exception | None, winner: str | None, raw_again: str | None
+) -> None:
+    script = Script("A", "Both are nice.", again)
+    (found,), _ = judge_pairs([pair("x", "y")], script)
+    assert found["winner"] == winner
+    assert [one["raw"] for one in found["asked"]] == ["A", "Both are nice."]
+    assert found["asked"][1].get("raw_again") == raw_again
+    assert script.schemas[:2] == [None, None]
+    assert script.schemas[2]["properties"]["winner"]["enum"] == ["A", "B", "tie"]
+    assert script.asked[2].startswith(script.asked[1].removesuffix("Respond with A, B or tie only."))
+    assert "JSON" in script.asked[2]
+    figures = summary([found])
+    assert figures["n_asked_again"] == (raw_again is not None)
+    assert figures["n_unread"] == (winner is None)
+
+
+def test_pairs_whose_prompts_were_cut_are_listed() -> None:
+    script = Script("A", "B", Said("A", cut=True), "B", "A", "?", Said("B", cut=True))
+    found, _ = judge_pairs([pair("x", "y"), pair("v", "w"), pair("t", "u")], script)
+    assert summary(found)["cut_rows"] == [2, 3]
+
+
 def test_equal_and_empty_responses_need_no_call() -> None:
     script = Script()
-    found, _ = judge_pairs([pair("x", " x\n"), pair("x", " "), pair("", "y"), pair("", " ")], script.referee(), {})
+    found, _ = judge_pairs([pair("x", " x\n"), pair("x", " "), pair("", "y"), pair("", " ")], script)
     assert [one["winner"] for one in found] == ["tie", "a", "b", "tie"]
     assert script.asked == []
     assert summary(found)["n_without_call"] == 4
@@ -102,43 +135,28 @@ def test_equal_and_empty_responses_need_no_call() -> None:
 def test_position_bias_is_counted() -> None:
     """Two pairs go to whichever came first, one to whichever came second, one is half a tie, two hold."""
     script = Script("A", "A", "A", "A", "B", "B", "A", "tie", "A", "B", "tie", "tie")
-    found = summary(judge_pairs([pair(f"x{i}", f"y{i}") for i in range(6)], script.referee(), {})[0])
+    found = summary(judge_pairs([pair(f"x{i}", f"y{i}") for i in range(6)], script)[0])
     assert (found["wins"], found["ties"], found["losses"]) == (1, 5, 0)
     assert (found["flips"], found["n_both_orders"], found["flip_rate"]) == (4, 6, pytest.approx(4 / 6))
     assert (found["first_twice"], found["second_twice"], found["position_p"]) == (2, 1, 1)
     assert found["flip_interval"][0] < 4 / 6 < found["flip_interval"][1]
 
 
-def test_what_was_read_is_not_asked_again_and_each_reply_is_kept_at_once() -> None:
-    replies: dict[str, str] = {}
-    kept: list[int] = []
-    first = Script("A", RefereeGone("no server"))
-    found, gone = judge_pairs(
-        [pair("x", "y"), pair("v", "w")], first.referee(), replies, lambda: kept.append(len(replies))
-    )
-    assert (kept, gone) == ([1], "no server")
-    assert [one["winner"] for one in found] == [None, None]
-    assert found[1]["reason"] == pairwise.NOT_ASKED
-    second = Script("B", "A", "B")
-    found, gone = judge_pairs([pair("x", "y"), pair("v", "w")], second.referee(), replies)
-    assert [one["winner"] for one in found] == ["a", "a"]
-    assert len(second.asked) == 3
-    again = Script()
-    assert judge_pairs([pair("x", "y"), pair("v", "w")], again.referee(), replies) == (found, None)
-
-
-def test_another_judge_is_asked_anew() -> None:
-    script = Script("A", "B")
-    assert script.referee().key("p") != Referee({"model": "other"}, script).key("p")
-    assert script.referee().key("p") != script.referee().key("q")
-
-
 def test_one_failed_question_leaves_the_others() -> None:
-    found, gone = judge_pairs([pair("x", "y"), pair("v", "w")], Script(NoVerdict("timed out"), "B", "A").referee(), {})
+    found, gone = judge_pairs([pair("x", "y"), pair("v", "w")], Script(NoVerdict("timed out"), "B", "A"))
     assert [(one["winner"], one.get("reason")) for one in found] == [(None, "timed out"), ("b", None)]
     assert (summary(found)["n_unread"], gone) == (1, None)
 
 
+def test_a_referee_that_goes_away_may_still_know_later_replies() -> None:
+    found, gone = judge_pairs([pair("x", "y"), pair("v", "w")], Script(RefereeGone("no server"), "A", "B"))
+    assert [(one["winner"], one.get("reason")) for one in found] == [(None, "no server"), ("a", None)]
+    assert gone == "no server"
+
+
 def test_without_a_referee_nothing_is_asked() -> None:
-    found, _ = judge_pairs([pair("x", "y"), pair("x", "x")], None, {})
-    assert [one["winner"] for one in found] == [None, "tie"]
+    found, _ = judge_pairs([pair("x", "y"), pair("x", "x")], None)
+    assert [(one["winner"], one["reason"]) for one in found] == [
+        (None, pairwise.NOT_ASKED),
+        ("tie", pairwise.SAME_TEXT),
+    ]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
-from fastft.judging.journal import Reply
+from fastft.errors import JudgeUnavailable
+from fastft.judging.journal import Journal, Reply
 from fastft.judging.questions import Question
+from fastft.judging.wire import NoAnswerError
+
+_MOST_FAILURES_IN_A_ROW = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,3 +83,76 @@ class Server(Protocol):
 
     def refuses_schema(self, failure: Exception) -> bool:
         """Whether a request with a schema failed because of the schema."""
+
+
+def look_at(server: Server, journal: Journal, before: Callable[[], object]) -> tuple[Known | None, str | None]:
+    """What is known of the judge: by its server, else by the journal, from the last time that it was there.
+
+    Args:
+        server: who is looked at.
+        journal: remembers what is found.
+        before: what is done before that, such as pulling the model; it may raise JudgeUnavailable.
+
+    Returns:
+        What is known, or None; and why the server cannot be used now, or None.
+    """
+    try:
+        before()
+        known = server.check()
+    except JudgeUnavailable as error:
+        return Known.from_json(journal.judge(server.remembered_as)), str(error)
+    journal.keep_judge(server.remembered_as, known.as_json())
+    return known, None
+
+
+def question_key(server: Server, known: Known, question: Question) -> str:
+    """SHA-256 (hex) of the judge's identity and all that it is sent: equal keys are the same question."""
+    payload = {name: value for name, value in server.payload(question).items() if name != "model"}
+    return hashlib.sha256(json.dumps([known.identity, payload], sort_keys=True).encode("ascii")).hexdigest()
+
+
+def is_cut(server: Server, question: Question, reply: Reply | None) -> bool:
+    """Whether the prompt and the reply's room fill the context: a longer prompt loses its front, silently."""
+    if reply is None:
+        return False
+    num_ctx = server.options(question).get("num_ctx")
+    return num_ctx is not None and (reply.prompt_tokens or 0) + question.room >= num_ctx
+
+
+class Health:
+    """How a server fares while it is asked: one failed request is bad luck, more are a reason to end the asking."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._failed_in_a_row = 0
+
+    def load(self, num_ctx: int) -> None:
+        """Has the model loaded.
+
+        Raises:
+            JudgeUnavailable: it cannot be.
+        """
+        try:
+            self._server.warm_up(num_ctx)
+        except NoAnswerError as failure:
+            raise JudgeUnavailable(
+                f"{self._server.model} at {self._server.where} cannot be loaded: {failure}"
+            ) from failure
+
+    def answered(self) -> None:
+        """A whole answer was read."""
+        self._failed_in_a_row = 0
+
+    def failed(self, failure: NoAnswerError) -> None:
+        """A question got no answer.
+
+        Raises:
+            JudgeUnavailable: the server has gone away, or fails every time.
+        """
+        self._server.check()
+        self._failed_in_a_row += 1
+        if self._failed_in_a_row >= _MOST_FAILURES_IN_A_ROW:
+            raise JudgeUnavailable(
+                f"{self._server.model} at {self._server.where} failed {_MOST_FAILURES_IN_A_ROW} questions in a row, "
+                f"the last one with: {failure}; see to the server and run it again: what was answered is kept"
+            )

@@ -1,0 +1,109 @@
+"""A judge's server as the referee between two runs' responses: every reply is kept, and none is asked for twice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from fastft.errors import JudgeUnavailable
+from fastft.judging.journal import Journal, Reply
+from fastft.judging.questions import Question, num_ctx_for, token_bound
+from fastft.judging.server import Health, Known, Server, is_cut, look_at, question_key
+from fastft.judging.wire import NoAnswerError
+from fastft.pairwise import ORDERS, NoVerdict, Pair, RefereeGone, Said, prompt_of
+
+_ROOM = 128
+"""The most tokens of a verdict."""
+
+
+class ServerReferee:
+    """Compares pairs of responses; `fastft.pairwise.Referee`.
+
+    Attributes:
+        problem: why the server cannot be used, in one line that ends with the remedy, or None. What was answered
+            before holds all the same.
+    """
+
+    def __init__(self, server: Server, journal: Journal) -> None:
+        """Args: who is asked; the replies that were read before, and those to come."""
+        self.problem: str | None = None
+        self._server = server
+        self._journal = journal
+        self._health = Health(server)
+        self._known: Known | None = None
+        self._num_ctx = 0
+        self._is_loaded = False
+        self._takes_schema = True
+
+    def find(self, pairs: Sequence[Pair], before: Callable[[], object]) -> bool:
+        """Looks at the server; one context for all questions about the pairs.
+
+        Args:
+            pairs: what it is going to be asked about.
+            before: what is done before that, such as pulling the model; it may raise JudgeUnavailable.
+
+        Returns:
+            Whether anything is known of the judge, now or from an earlier time: without it no reply can be found.
+        """
+        self._known, self.problem = look_at(self._server, self._journal, before)
+        if self._known is None:
+            return False
+        prompts = [prompt_of(pair, order) for pair in pairs for order in ORDERS]
+        self._num_ctx = num_ctx_for(token_bound(prompts) + _ROOM, self._known.context_length)
+        self._takes_schema = self._known.takes_schema
+        return True
+
+    def identity(self) -> dict[str, Any]:
+        """What the replies depend on, as it is recorded."""
+        known = self._known or Known(identity="")
+        options = dict(self._server.options(Question("", _ROOM, num_ctx=self._num_ctx)))
+        return {
+            "name": self._server.name,
+            "model": self._server.model,
+            "digest": known.digest,
+            "version": known.version,
+            "url": self._server.where,
+            "options": options,
+        }
+
+    def ask(self, prompt: str, schema: Mapping[str, Any] | None = None) -> Said | None:
+        """The reply, from the journal where it is there."""
+        if self._known is None:
+            raise RefereeGone(self.problem or "no judge")
+        question = Question(prompt, _ROOM, schema, num_ctx=self._num_ctx)
+        key = question_key(self._server, self._known, question)
+        reply = self._journal.reply(key)
+        if reply is None:
+            reply = None if schema is not None and not self._takes_schema else self._asked(question)
+            if reply is None:
+                return None
+            self._journal.keep(key, reply)
+        return Said(reply.content, is_cut(self._server, question, reply))
+
+    def _asked(self, question: Question) -> Reply | None:
+        """The server's reply; None where it takes no schema."""
+        try:
+            self._load()
+            began = time.perf_counter()
+            try:
+                reply = self._server.ask(question)
+            except NoAnswerError as failure:
+                if question.schema is not None and self._server.refuses_schema(failure):
+                    self._takes_schema = False
+                    return None
+                self._health.failed(failure)
+                raise NoVerdict(str(failure)) from failure
+        except JudgeUnavailable as error:
+            self.problem = str(error)
+            raise RefereeGone(self.problem) from error
+        self._health.answered()
+        return replace(reply, seconds=time.perf_counter() - began)
+
+    def _load(self) -> None:
+        if self.problem is not None:
+            raise JudgeUnavailable(self.problem)
+        if not self._is_loaded:
+            self._health.load(self._num_ctx)
+            self._is_loaded = True
