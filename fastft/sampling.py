@@ -5,7 +5,7 @@ A sequence draws from random numbers of its own, so that its answer does not dep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -106,21 +106,36 @@ class Sampler:
             answers: `[n]`, the ids of each answer so far.
         """
         logits = model.logits_of(hidden)  # [n, V]
-        plain = self._sampling.repetition_penalty == 1
-        if not plain:
-            logits = self._penalised(logits.float(), prompts, answers)
+        exact = logits.dtype not in (torch.bfloat16, torch.float16)
+        seen = None
+        if self._sampling.repetition_penalty != 1:
+            seen, logits = self._seen(prompts, answers, logits.device), logits.float()
+            logits[seen] = self._penalised(logits[seen])
         if self._sampling.temperature:
             return [Choice(token) for token in self._drawn(logits, prompts)]
-        exact = not plain or logits.dtype not in (torch.bfloat16, torch.float16)
-        return _best(model, hidden, logits, exact=exact)
+        rows, tokens = _near_best(logits, exact=exact)
+        if exact:
+            scores = logits[rows, tokens]
+        else:  # rounded: the products of all that may be the best are summed again
+            scores = (hidden[rows].float() * model.head[tokens].float()).sum(dim=-1)
+            if seen is not None:
+                is_seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
+                is_seen[seen] = True
+                scores = torch.where(is_seen[rows, tokens], self._penalised(scores), scores)
+        return _best(len(logits), zip(rows.tolist(), tokens.tolist(), scores.tolist(), strict=True))
 
-    def _penalised(self, logits: Tensor, prompts: Sequence[int], answers: Sequence[Sequence[int]]) -> Tensor:
-        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-            there = torch.tensor(sorted({*self._prompts[prompt], *answer}), device=logits.device)
-            of_these = logits[row, there]
-            factor = self._sampling.repetition_penalty
-            logits[row, there] = torch.where(of_these > 0, of_these / factor, of_these * factor)
-        return logits
+    def _seen(
+        self, prompts: Sequence[int], answers: Sequence[Sequence[int]], device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Rows and tokens that are there already, in prompt or answer, each once."""
+        ids = [{*self._prompts[prompt], *answer} for prompt, answer in zip(prompts, answers, strict=True)]
+        places = [(row, token) for row, of_row in enumerate(ids) for token in of_row]
+        rows, tokens = torch.tensor(places, dtype=torch.int64, device=device).view(-1, 2).unbind(1)
+        return rows, tokens
+
+    def _penalised(self, values: Tensor) -> Tensor:
+        factor = self._sampling.repetition_penalty
+        return torch.where(values > 0, values / factor, values * factor)
 
     def _drawn(self, logits: Tensor, prompts: Sequence[int]) -> list[int]:
         """One token of each row, by one uniform number of its sequence.
@@ -133,6 +148,7 @@ class Sampler:
         upto = wide.masked_fill(wide < self._least(wide), -torch.inf).softmax(dim=-1).cumsum(dim=-1)
         if not upto[:, -1].isfinite().all():
             raise UserError(_NO_NUMBERS)
+        # A uniform number is at most 1 - 2^-53, whose product with a sum of about 1 is rounded to less than that sum.
         at = torch.searchsorted(upto, uniform.to(upto.device) * upto[:, -1:], right=True)
         chosen: list[int] = at.squeeze(1).tolist()
         return chosen
@@ -150,19 +166,18 @@ class Sampler:
         return values.gather(1, before.sum(dim=-1, keepdim=True).clamp(max=k - 1))
 
 
-def _best(model: GPT2, hidden: Tensor, logits: Tensor, *, exact: bool) -> list[Choice]:
-    """The most likely token of each row, of equal ones the first; and the second where it comes close.
+def _best(n: int, scored: Iterable[tuple[int, int, float]]) -> list[Choice]:
+    """The most likely token of each of n rows, of equal ones the first; and the second where it comes close.
 
-    Logits that were rounded to 16 bits (not `exact`) have several equal best ones more often than not: the products of
-    all that may be the best are summed again in float32.
+    Args:
+        n: how many rows there are.
+        scored: rows, tokens and logits of all that may be the best.
 
     Raises:
-        UserError: the logits of a row are not numbers.
+        UserError: a row has none, as where its logits are not numbers.
     """
-    rows, tokens = _near_best(logits, lambda best: NEAR if exact else 2 * _BF16_STEP * best.abs())
-    scores = logits[rows, tokens] if exact else (hidden[rows].float() * model.head[tokens].float()).sum(dim=-1)
-    candidates: list[list[tuple[float, int]]] = [[] for _ in logits]
-    for row, token, value in zip(rows.tolist(), tokens.tolist(), scores.tolist(), strict=True):
+    candidates: list[list[tuple[float, int]]] = [[] for _ in range(n)]
+    for row, token, value in scored:
         candidates[row].append((-value, token))
     if not all(candidates):
         raise UserError(_NO_NUMBERS)
@@ -177,16 +192,17 @@ def _first_of(candidates: Sequence[tuple[float, int]]) -> Choice:
     return Choice(token, Near(other=others[0][1], gap=others[0][0] - best))
 
 
-def _near_best(logits: Tensor, slack: Callable[[Tensor], Tensor | float]) -> tuple[Tensor, Tensor]:
-    """Rows and tokens of the few logits `[n, V]` that lie at most `slack(best)` below the best of their row, `[n, 1]`.
+def _near_best(logits: Tensor, *, exact: bool) -> tuple[Tensor, Tensor]:
+    """Rows and tokens of the few logits `[n, V]` that may be the best of their row.
 
-    By the maxima of blocks, and then in the few blocks that hold some: a fifth of the time of comparing all.
+    Where they were rounded to 16 bits (not `exact`), several equal ones are the best more often than not. They are
+    found by the maxima of blocks, and then in the few blocks that hold some: a fifth of the time of comparing all.
     """
     whole = logits.shape[1] // _BLOCK * _BLOCK
     blocks, rest = logits[:, :whole].unflatten(1, (-1, _BLOCK)), logits[:, whole:]
     maxima = blocks.amax(dim=-1)
     best = torch.cat([maxima, rest], dim=1).amax(dim=-1, keepdim=True)
-    least = best - slack(best)
+    least = best - (NEAR if exact else 2 * _BF16_STEP * best.abs())
     row, block = (maxima >= least).nonzero(as_tuple=True)
     found, place = (blocks[row, block] >= least[row]).nonzero(as_tuple=True)
     rest_row, rest_place = (rest >= least).nonzero(as_tuple=True)

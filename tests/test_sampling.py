@@ -142,6 +142,24 @@ class TestPenalty:
         assert [c.token for c in sampler.choose(model_of(torch.eye(V)), logits, [0], [[]])] == [4]
         assert [c.token for c in sampler.choose(model_of(torch.eye(V)), logits, [0], [[4]])] == [6]
 
+    def test_in_bf16_the_sums_in_float32_are_penalised(self) -> None:
+        """Token 4 is the best by 1e-3 before the penalty and after it, and rounding to bf16 hides that."""
+        hidden = torch.zeros(1, V, dtype=torch.bfloat16)
+        hidden[0, :2] = 1
+        head = torch.zeros(V, V, dtype=torch.bfloat16)
+        head[3:6, 0], head[4, 1], head[7, 0] = 4.0, 1e-3, 9.0
+        sampler = Sampler(Sampling(repetition_penalty=2.0), [[7]], [0])
+        (choice,) = sampler.choose(model_of(head), hidden, [0], [[]])  # 7 is there already: 4.5
+        assert choice == Choice(7)
+        sampler = Sampler(Sampling(repetition_penalty=3.0), [[7]], [0])
+        assert sampler.choose(model_of(head), hidden, [0], [[]]) == [Choice(4)]
+        sampler = Sampler(Sampling(repetition_penalty=1.0001), [[4]], [0])
+        (choice,) = sampler.choose(model_of(head[:7]), hidden, [0], [[]])
+        assert choice == Choice(4)  # 4.001 / 1.0001 is still the best
+        sampler = Sampler(Sampling(repetition_penalty=1.001), [[4]], [0])
+        (choice,) = sampler.choose(model_of(head[:7]), hidden, [0], [[]])
+        assert choice.token == 3
+
 
 @pytest.mark.parametrize(
     "wrong",
