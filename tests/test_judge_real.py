@@ -20,7 +20,9 @@ import pytest
 import requests
 from ollama_stub import DIGEST, Action, Handler, OllamaStub, piece, unused_url
 
+from fastft.compare import CompareOptions, compare
 from fastft.judging.ladder import read_score
+from fastft.pairwise import parse_verdict, winner_of
 from fastft.score import ScoreOptions, score
 
 N = 30
@@ -182,6 +184,30 @@ def test_a_real_model_behind_its_own_openai_wire(tmp_path: Path, llama: str, sty
     scores = score(options)
     check(scores, N_OPENAI, schema=style == "reason")
     assert score(options)["judgements"] == scores["judgements"]
+
+
+def test_a_real_model_compares_two_runs(tmp_path: Path, llama: str) -> None:
+    """Every verdict is what its reply says; after the re-ask, whose schema leaves nothing else, there is always one."""
+    runs = [tmp_path / name for name in ("a", "b")]
+    for run, at in zip(runs, (0, 1), strict=True):
+        run.mkdir()
+        chosen = [one for n, one in enumerate(entries()) if n % 3 == at][:4]
+        (run / "responses.json").write_text(json.dumps(chosen), encoding="utf-8")
+    with Translator(llama) as stub:
+        options = CompareOptions(*runs, pairwise=True, judge_url=stub.url, **FAST)
+        found = compare(options)["pairwise"]
+        assert (found["no_judge"], found["n_unread"], found["n_both_orders"]) == (None, 0, 3)
+        assert found["judgements"][1]["reason"] == "empty response"
+        asked = [one for judgement in found["judgements"] for one in judgement["asked"]]
+        assert [one["winner"] for one in asked] == [
+            winner_of(verdict, one["order"])
+            for one in asked
+            if (verdict := parse_verdict(one.get("raw_again", one["raw"]))) is not None
+        ]
+        assert len(stub.asked) == 6 + found["n_asked_again"]
+        assert compare(options)["pairwise"] == found
+        assert len(stub.asked) == 6 + found["n_asked_again"]
+    print(f"\n{ {name: found[name] for name in ('wins', 'ties', 'losses', 'flips', 'n_asked_again')} }")
 
 
 def test_a_real_servers_refusal_of_a_schema_is_told(llama: str) -> None:
