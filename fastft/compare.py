@@ -38,6 +38,7 @@ from fastft.statistics import (
     Statistic,
     bootstrap_all,
     bootstrap_mean,
+    holm,
     paired_permutation,
     pearson,
     pearson_interval,
@@ -60,7 +61,7 @@ _TITLES = {
 }
 _NOTE = (
     f"A less B, by entry; {LEVEL:.0%} intervals: BCa bootstrap over entries ({RESAMPLES:,} resamples, seed {SEED}); "
-    "p by the paired permutation test, two-sided, each of one metric alone: among many, some are small by chance"
+    "p by the paired permutation test, two-sided, of one row alone; p of all: raised for the number of rows (Holm)"
 )
 
 
@@ -152,6 +153,9 @@ def figures(
     Args:
         a, b: entries with `output` and `model_response`.
         scores: the judge's of both, `[N]` each, NaN where there is none; None leaves the judge out.
+
+    Returns:
+        `judge` (`judge_figures`) and `metrics` (`metric_figures`), each row also with `p_of_all`.
     """
     texts_a, texts_b = ([entry["model_response"] for entry in entries] for entries in (a, b))
     outputs = [entry["output"] for entry in a]
@@ -163,6 +167,9 @@ def figures(
     choices_a, choices_b = multiple_choice_measure(a), multiple_choice_measure(b)
     if choices_a is not None and choices_b is not None:
         found |= metric_figures({"multiple_choice": choices_a}, {"multiple_choice": choices_b})
+    rows = [*([judged] if judged else []), *found.values()]
+    for row, raised in zip(rows, holm([row["p"] for row in rows]), strict=True):
+        row["p_of_all"] = raised
     return {"judge": judged, "metrics": found}
 
 
@@ -364,7 +371,7 @@ def _pairwise(pairs: Sequence[Pair], referee: ServerReferee | None, problem: str
 
 def _table(result: Mapping[str, Any]) -> Table:
     table = Table(
-        "", "A", "B", "A - B", f"{LEVEL:.0%} interval", "p", box=SIMPLE_HEAD, title_justify="left",
+        "", "A", "B", "A - B", f"{LEVEL:.0%} interval", "p", "p of all", box=SIMPLE_HEAD, title_justify="left",
         title=f"A {result['run_a']}   B {result['run_b']}   {result['n']} test entries",
     )  # fmt: skip
     for column in table.columns[1:]:
@@ -372,7 +379,7 @@ def _table(result: Mapping[str, Any]) -> Table:
     rows = {**({"judge": result["judge"]} if result["judge"] else {}), **result["metrics"]}
     for name, row in rows.items():
         cells = (f"{row['a']:.2f}", f"{row['b']:.2f}", f"{row['difference']:+.2f}", _range(row["interval"]))
-        table.add_row(_TITLES.get(name, name), *cells, _p(row["p"]))
+        table.add_row(_TITLES.get(name, name), *cells, _p(row["p"]), _p(row["p_of_all"]))
     return table
 
 

@@ -19,6 +19,7 @@ from fastft.judging.questions import Question
 from fastft.judging.wire import Patience
 from fastft.run import Run
 from fastft.score import ScoreOptions, responses_sha256, score
+from fastft.statistics import holm
 
 ENTRIES: list[dict[str, Any]] = [
     {"instruction": f"Say {word}.", "input": "", "output": f"This is the word {word}.", "category": category}
@@ -87,6 +88,13 @@ def test_text_metrics_are_those_of_each_run_and_their_difference(runs: tuple[Pat
         assert row["difference"] == pytest.approx(ours[name] - theirs[name])
         assert row["interval"][0] <= row["difference"] <= row["interval"][1], name
     assert found["exact_match"]["p"] == 0.25
+
+
+def test_each_row_has_its_p_among_all_rows(runs: tuple[Path, Path]) -> None:
+    result = compared(runs)
+    rows = [result["judge"], *result["metrics"].values()]
+    assert [row["p_of_all"] for row in rows] == holm([row["p"] for row in rows])
+    assert any(row["p_of_all"] > row["p"] for row in rows)
 
 
 def test_the_swap_test_of_a_mean_is_scipys_and_of_bleu_swaps_texts() -> None:

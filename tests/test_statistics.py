@@ -136,6 +136,28 @@ def test_the_sharper_bound_rejects_a_level_twice_too_high() -> None:
     assert rejections(one_sided_after_looking, 1000) > 75  # 10% are 100; its standard deviation is 9.5
 
 
+@pytest.mark.parametrize(
+    ("ps", "raised"),
+    [
+        ([], []),
+        ([0.04], [0.04]),
+        ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]),
+        ([0.5, 0.01, 0.9], [1.0, 0.03, 1.0]),
+        ([0.01, 0.0101, 0.0102], [0.03, 0.03, 0.03]),
+    ],
+)
+def test_p_of_several_tests_is_raised_as_holm_does(ps: list[float], raised: list[float]) -> None:
+    assert statistics.holm(ps) == pytest.approx(raised)
+
+
+def test_one_of_ten_tests_is_small_by_chance_as_often_as_one_test_is() -> None:
+    random = np.random.default_rng(3)
+    tests = random.uniform(size=(4000, 10))
+    found = np.mean([min(statistics.holm(row.tolist())) < 0.05 for row in tests])
+    assert 0.04 < found < 0.06  # its standard deviation is 0.0034
+    assert np.mean(tests.min(axis=1) < 0.05) > 0.35
+
+
 def test_a_difference_that_is_there_is_found() -> None:
     random = np.random.default_rng(4)
     found = sum(
