@@ -6,6 +6,7 @@ The models are tuned on single instructions: a line is a question of its own, an
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -54,6 +55,8 @@ def chat(options: ChatOptions) -> None:
 
 def _lines() -> Iterator[str]:
     """The lines of standard input without white space around them; with history where a person types."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     if not sys.stdin.isatty():
         yield from map(str.strip, sys.stdin)
         return

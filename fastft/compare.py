@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from fastft import files, pairwise
 from fastft.console import meter, say
@@ -26,9 +27,9 @@ from fastft.judging.journal import Journal
 from fastft.judging.options import JudgeOptions
 from fastft.metrics import Measure, bounds, measures, multiple_choice_measure
 from fastft.pairwise import Pair, judge_pairs
-from fastft.records import category_of
+from fastft.records import category_of, choices_of
 from fastft.referee import ServerReferee
-from fastft.score import JUDGE_REPLIES, SCORES, read_responses, responses_sha256
+from fastft.score import JUDGE_REPLIES, SCORES, judge_identity, read_responses, responses_sha256
 from fastft.statistics import (
     LEVEL,
     RESAMPLES,
@@ -89,9 +90,9 @@ class CompareOptions(JudgeOptions, _PairOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("require_judge", "pull"):
-            if getattr(self, name) and not self.pairwise:
-                raise UserError(f"--{name}: got it without --pairwise, which alone asks a judge; add it")
+        for option in () if self.pairwise else fields(JudgeOptions):
+            if getattr(self, option.name) != option.default:
+                raise UserError(f"--{option.name}: got it without --pairwise, which alone asks a judge; add it")
 
     def path(self) -> Path:
         """Where the figures go."""
@@ -117,7 +118,7 @@ def compare(options: CompareOptions) -> dict[str, Any]:
     b = [b[index] for index in order]
     scores, why_not = _scores(options, order)
     path = options.path()
-    _check_ours(path)
+    _check_ours(path, options.run_b)
     result = {
         "run_a": str(options.run_a),
         "run_b": str(options.run_b),
@@ -164,7 +165,8 @@ def figures(
     if judged is not None and scores is not None:
         judged["by_category"] = _by_category(a, *scores)
     found = metric_figures(ours, theirs)
-    choices_a, choices_b = multiple_choice_measure(a), multiple_choice_measure(b)
+    same = [(one, two) for one, two in zip(a, b, strict=True) if choices_of(one) == choices_of(two)]
+    choices_a, choices_b = (multiple_choice_measure([pair[side] for pair in same]) for side in (0, 1))
     if choices_a is not None and choices_b is not None:
         found |= metric_figures({"multiple_choice": choices_a}, {"multiple_choice": choices_b})
     rows = [*([judged] if judged else []), *found.values()]
@@ -292,7 +294,7 @@ def _scores(options: CompareOptions, order: Sequence[int]) -> tuple[tuple[Floats
             return None, why_not
         read.append(scores)
     (a, judge_a), (b, judge_b) = read
-    if _identity(judge_a) != _identity(judge_b):
+    if judge_identity(judge_a) != judge_identity(judge_b):
         names = " and ".join(str((judge or {}).get("model")) for judge in (judge_a, judge_b))
         return None, f"the two runs were scored by other judges or with other options ({names}); score both alike"
     return (a, b[list(order)]), None
@@ -315,14 +317,6 @@ def _scores_of(run: Path) -> tuple[tuple[Floats, Any] | None, str | None]:
     if np.isnan(scores).all():
         return None, f"{run} has no scores ({summary.get('no_judge') or 'its judge gave none'}); {remedy}"
     return (scores, summary.get("judge")), None
-
-
-def _identity(judge: Any) -> Any:
-    """What a judge's scores depend on, of what is recorded: neither its address nor how long its context was."""
-    if not isinstance(judge, dict):
-        return judge
-    options = {name: value for name, value in dict(judge.get("options") or {}).items() if name != "num_ctx"}
-    return {name: judge.get(name) for name in ("name", "model", "digest", "style", "rubric")} | {"options": options}
 
 
 def _by_category(entries: Sequence[Mapping[str, Any]], a: Floats, b: Floats) -> dict[str, Any]:
@@ -348,13 +342,16 @@ def _length_bias(differences: Floats, words: Floats) -> dict[str, Any]:
     }
 
 
-def _check_ours(path: Path) -> None:
-    """Refuses to write over a file of something else."""
-    earlier = (
-        files.read_json(path, what="the earlier comparison") if path.is_file() else {"run_a": "", "pairwise": None}
-    )
-    if not (isinstance(earlier, dict) and "run_a" in earlier and "pairwise" in earlier):
+def _check_ours(path: Path, run_b: Path) -> None:
+    """Refuses to write over a file of something else, and over the comparison with another run of the same name."""
+    if not path.is_file():
+        return
+    earlier = files.read_json(path, what="the earlier comparison")
+    if not (isinstance(earlier, dict) and isinstance(earlier.get("run_b"), str) and "pairwise" in earlier):
         raise UserError(f"{path} is not a file that fastft compare wrote; move it away, or choose another with --out")
+    other = Path(earlier["run_b"])
+    if other.resolve() != run_b.resolve() and other.is_dir():
+        raise UserError(f"{path} compares with another run, {other}; choose another file with --out")
 
 
 def _pairwise(pairs: Sequence[Pair], referee: ServerReferee | None, problem: str | None) -> dict[str, Any]:
@@ -372,7 +369,7 @@ def _pairwise(pairs: Sequence[Pair], referee: ServerReferee | None, problem: str
 def _table(result: Mapping[str, Any]) -> Table:
     table = Table(
         "", "A", "B", "A - B", f"{LEVEL:.0%} interval", "p", "p of all", box=SIMPLE_HEAD, title_justify="left",
-        title=f"A {result['run_a']}   B {result['run_b']}   {result['n']} test entries",
+        title=Text(f"A {result['run_a']}   B {result['run_b']}   {result['n']} test entries"),
     )  # fmt: skip
     for column in table.columns[1:]:
         column.justify = "right"

@@ -15,11 +15,11 @@ from typing import Any
 import yaml
 
 from fastft.errors import UserError
-from fastft.files import read_json
+from fastft.files import object_or_empty, read_json
 from fastft.ledger import read_ledger
 from fastft.metrics import is_exact, rouge_measures
 from fastft.run import Run, read_metrics
-from fastft.score import RESPONSES, SCORES, read_responses, responses_sha256
+from fastft.score import OTHER_JUDGES, RESPONSES, SCORES, judge_identity, read_responses, responses_sha256
 from fastft.statistics import bootstrap_mean, sign_flip, wilson
 
 AB = "ab.json"
@@ -98,6 +98,12 @@ class RunFigures:
     def name(self) -> str:
         """The folder's own name."""
         return self.folder.resolve().name
+
+    @property
+    def judge(self) -> Any:
+        """Who gave the judge's scores, so that only those of one judge are compared; None where there are none."""
+        judged = self.summary is not None and any(answer.judge is not None for answer in self.answers)
+        return judge_identity((self.summary or {}).get("judge")) if judged else None
 
     @property
     def main_score(self) -> str:
@@ -190,7 +196,7 @@ def read_run(folder: Path) -> RunFigures:
         scores_problem=problem,
         intervals=_intervals(answers),
         answers=answers,
-        before=_finite(_object(folder / _DEMO).get("exact_match_before")),
+        before=_finite(object_or_empty(folder / _DEMO).get("exact_match_before")),
         ledger=None if ledger is None else asdict(ledger),
         people=_people(folder),
     )
@@ -238,14 +244,15 @@ def _by_question(answers: Sequence[Answer]) -> dict[tuple[Any, ...], Answer]:
 
 def _difference(run: RunFigures, other: RunFigures) -> dict[str, Any]:
     pairs = [(one, two) for one, two in by_question(run, [other]) if one is not None and two is not None]
+    judged = [(a, b) for one, two in pairs if (a := one.judge) is not None and (b := two.judge) is not None]
+    same_judge = run.judge == other.judge
     return {
         "run": other.name,
         "n": len(pairs),
         "exact_match": _paired([(100.0 * one.exact, 100.0 * two.exact) for one, two in pairs]),
         "rouge_l": _paired([(one.rouge_l, two.rouge_l) for one, two in pairs]),
-        "judge": _paired(
-            [(a, b) for one, two in pairs if (a := one.judge) is not None and (b := two.judge) is not None]
-        ),
+        "judge": _paired(judged) if same_judge else None,
+        "no_judge": OTHER_JUDGES if judged and not same_judge else None,
     }
 
 
@@ -313,14 +320,8 @@ def _read_scores(run: Path) -> tuple[dict[str, Any] | None, str | None]:
     return scores, None
 
 
-def _object(path: Path) -> dict[str, Any]:
-    """A file's JSON object, an empty one where there is no file or something else in it."""
-    value = read_json(path, what=f"the run's {path.name}") if path.is_file() else None
-    return value if isinstance(value, dict) else {}
-
-
 def _people(run: Path) -> dict[str, Any] | None:
-    people = _object(run / AB)
+    people = object_or_empty(run / AB)
     if not people:
         return None
     if not people.keys() >= _OF_PEOPLE:
@@ -405,10 +406,10 @@ def _time(
 ) -> dict[str, float | None]:
     made_from = run.responses.with_suffix(".made-from.json")
     return {
-        "data": _finite(_object(run.data).get("seconds")),
+        "data": _finite(object_or_empty(run.data).get("seconds")),
         "train": _sum(steps, "seconds") or None,
         "eval": _sum(validation, "eval_seconds") or None,
-        "generate": _finite(_object(made_from).get("seconds")),
+        "generate": _finite(object_or_empty(made_from).get("seconds")),
         "judge": _finite((scores or {}).get("summary", {}).get("judge_seconds")),
     }
 

@@ -78,8 +78,18 @@ def read_json(path: Path, *, what: str) -> Any:
         raise UserError(f"{what} not found: {path}") from None
     except OSError as error:
         raise UserError(f"cannot read {what} {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{what} {path} is not JSON: {error}") from error
+
+
+def object_or_empty(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a run, an empty one where there is no file or something else in it.
+
+    Raises:
+        UserError: the file cannot be read, or is not JSON.
+    """
+    value = read_json(path, what=f"the run's {path.name}") if path.is_file() else None
+    return value if isinstance(value, dict) else {}
 
 
 def identity(path: Path) -> dict[str, str | int]:

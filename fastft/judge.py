@@ -140,11 +140,9 @@ class Judge:
         """One for each response, in order."""
         if not self._rows:
             return [Judgement(score=None, reason=self._why_not()) for _ in self._empty]
-        # A mean over empty responses alone would look like a judge's: they count once a judge was there.
-        in_use = self._reachable or self._was_heard()
         return [
             Judgement(score=0, reason=EMPTY_RESPONSE, key=row.first_key, answered=True)
-            if empty and in_use
+            if empty and self._in_use()
             else self._judgement(row)
             for row, empty in zip(self._rows, self._empty, strict=True)
         ]
@@ -154,7 +152,7 @@ class Judge:
         book = self._book_scores() if self._was_heard() else []
         return {
             **_counts(judgements),
-            "judge": self._who() if self._was_heard() else None,
+            "judge": self._who() if self._rows and self._in_use() else None,
             "no_judge": self._problem,
             "judge_book_mean": sum(book) / len(book) if book else None,
             "n_book": len(book),
@@ -308,6 +306,10 @@ class Judge:
             cut=is_cut(self._server, row.first, first) or is_cut(self._server, row.second, second),
             prompt_tokens=first.prompt_tokens,
         )
+
+    def _in_use(self) -> bool:
+        """Whether a judge is there, or was. A mean over empty responses alone would else look like a judge's."""
+        return self._reachable or self._was_heard()
 
     def _was_heard(self) -> bool:
         """Whether an answer about any response was ever read."""

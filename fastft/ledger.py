@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -36,14 +37,16 @@ class Ledger:
 
 
 def read_ledger(lines: Iterable[Mapping[str, Any]]) -> Ledger | None:
-    """Sums up the lines of `ledger.jsonl`, each with `rows` and `losses`; None where there is none.
+    """Sums up the lines of `ledger.jsonl`, each with `rows` and `losses`; None where there is no
+    loss that is a number.
 
     An example that was visited once cannot have improved, and is not counted among those that have not.
     """
     losses: dict[int, list[float]] = defaultdict(list)
     for line in lines:
-        for row, loss in zip(line["rows"], line["losses"], strict=True):
-            losses[row].append(loss)
+        for row, loss in zip(line.get("rows", []), line.get("losses", []), strict=False):
+            if isinstance(loss, int | float) and math.isfinite(loss):  # a step that was left out may have others
+                losses[row].append(loss)
     if not losses:
         return None
     entries = [Entry(row, seen[0], seen[-1], len(seen)) for row, seen in losses.items()]

@@ -34,6 +34,9 @@ _BETA = 2  # chrF weighs recall so much more than precision
 _LOOP_WORDS, _LOOP_TIMES = 4, 3
 _LETTER_ALONE = re.compile(r"\W*([A-Za-z])\W*")
 _LETTER_FIRST = re.compile(r"\W*([A-Z])[.):](?=\s)")
+_LABEL = re.compile(
+    r"\W*(?:the\s+)?(?:(?:correct|right|best)\s+)?(?:answer|choice|option)(?:\s+is\b)?\s*:?\s*", re.IGNORECASE
+)
 _LETTER_SAID = re.compile(r"(?i:\b(?:answer|choice|option)(?:\s+is)?)\s*:?\s*\W?([A-Z])(?![\w'’])")
 
 
@@ -65,7 +68,6 @@ class Measure:
     figure_of: Callable[[Floats], Floats]
     is_share: bool = False
     """Each response either has it or not: the first column is 0 or 1."""
-    unit: str = "%"
 
     def figure(self) -> float:
         """The figure of all responses."""
@@ -142,14 +144,24 @@ def chosen(response: str, choices: Sequence[str]) -> int | None:
 
     None where it names none, which counts as wrong and is counted apart.
     """
-    said = response.strip().removesuffix(".").casefold()
-    texts = [choice.strip().removesuffix(".").casefold() for choice in choices]
-    if said in texts:
-        return texts.index(said)
+    label = _LABEL.match(response)
+    for said in (response, *([response[label.end() :]] if label else [])):
+        if (index := _by_text(said, choices)) is not None:
+            return index
     alone = _LETTER_ALONE.fullmatch(response)
     found = alone or _LETTER_FIRST.match(response) or _LETTER_SAID.search(response)
     index = string.ascii_uppercase.index(found[1].upper()) if found else len(choices)
     return index if index < len(choices) else None
+
+
+def _by_text(said: str, choices: Sequence[str]) -> int | None:
+    """The choice that is what was said; in other cases of letters where none is so exactly."""
+    texts = [text.strip().removesuffix(".") for text in (said, *choices)]
+    for fold in (str, str.casefold):
+        first, *others = map(fold, texts)
+        if first in others:
+            return others.index(first)
+    return None
 
 
 def exact_match_measure(responses: Sequence[str], references: Sequence[str]) -> Measure:
@@ -190,7 +202,7 @@ def measures(responses: Sequence[str], references: Sequence[str]) -> dict[str, M
         "bleu": bleu_measure(responses, references),
         "chrf": chrf_measure(responses, references),
         **rouge_measures(responses, references),
-        "words": _mean([float(len(response.split())) for response in responses], unit="words"),
+        "words": _mean([float(len(response.split())) for response in responses]),
         "looping": _share(map(loops, responses)),
     }
     return {name: measure for name, measure in found.items() if measure is not None}
@@ -275,9 +287,9 @@ def _names_the_right_one(entry: Mapping[str, Any]) -> bool:
     return chosen(entry["model_response"], choices) == right_choice(entry["output"], choices)
 
 
-def _mean(values: Sequence[float], unit: str = "%") -> Measure:
+def _mean(values: Sequence[float]) -> Measure:
     counts = np.stack([np.array(values), np.ones(len(values))], axis=1)
-    return Measure(counts, lambda sums: np.asarray(sums[:, 0] / sums[:, 1]), unit=unit)
+    return Measure(counts, lambda sums: np.asarray(sums[:, 0] / sums[:, 1]))
 
 
 def _share(has: Iterable[bool]) -> Measure:

@@ -40,7 +40,7 @@ def options_parser(options: type[Any], *, prog: str, description: str = "") -> j
     parser = jsonargparse.ArgumentParser(
         prog=prog, description=description, exit_on_error=False, default_env=False, allow_abbrev=False
     )
-    parser.add_argument("--config", action="config", help="a YAML file of options, such as a run's config.yaml")
+    parser.add_argument("--config", action="config", help="a YAML file of this command's options")
     by_hand = [f for f in fields(options) if _is_list(f) or (not f.kw_only and f.default is None)]
     skip = {f.name for f in by_hand}
     parser.add_class_arguments(options, as_group=False, as_positional=True, skip=skip)

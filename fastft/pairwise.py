@@ -40,11 +40,13 @@ _KEYS = ("winner", "verdict", "better", "choice", "answer")
 _BARE = re.compile(r"\W*(?:(?i:response|answer|model)\s+)?([ABab]|(?i:tie|draw))\W*")
 _BRACKETS = re.compile(r"\[\[([ABC])\]\]")
 _FIRST_LINE = re.compile(r"\W*(?:(?i:response|answer)\s+)?([AB]|(?i:tie))\s*(?:[.:,;)*]|\n|—|-\s)")
+_LABELS = re.compile(r"(?:^|[.;]\s|\n)\W*(?:(?i:model\s+)?(?i:response|answer)\s+)?([AB])\s*[:)]")
 _SENTENCE = re.compile(
     r"\b([AB])\W{0,3}\s+(?i:is|was)\s+(?i:slightly |clearly |much |the )*(?i:better|best)\b"
-    r"|(?i:\b(?:winner|verdict|answer|choice|better)\b(?:\s+(?:response|one|answer))?(?:\s+is)?)\s*:?\s*"
+    r"|(?i:\b(?:winner|verdict|answer|choice|better)\b(?:\s+(?:response|one|answer))?)(?:\s*:|\s+(?i:is)\b)\s*:?\s*"
     r"\W{0,3}(?:(?i:response)\s+)?([AB]\b|(?i:tie\b))"
 )
+_A_TIE = re.compile(r"\b[Aa]\s+(?=(?i:tie|draw)\b)")
 
 
 class NoVerdict(FastftError):
@@ -60,6 +62,8 @@ class Said:
     """A whole reply."""
 
     text: str
+    ended: bool = True
+    """Whether it came to its end; half a reply is no verdict."""
     cut: bool = False
     """Whether the prompt filled the judge's context, and may have lost its front."""
 
@@ -111,9 +115,11 @@ def parse_verdict(raw: str) -> Verdict | None:
         return _verdict(said)
     if brackets := _BRACKETS.findall(raw):
         return _verdict(brackets[-1].replace("C", "tie"))
-    if found := _BARE.fullmatch(raw) or _FIRST_LINE.match(raw):
+    plain = _A_TIE.sub("", raw)  # where A is no letter of a response
+    labelled = len(set(_LABELS.findall(plain))) == 2  # the reply goes through both responses: its first letter is none
+    if found := _BARE.fullmatch(plain) or (None if labelled else _FIRST_LINE.match(plain)):
         return _verdict(found[1])
-    named = {_verdict(one or other) for one, other in _SENTENCE.findall(raw)}
+    named = {_verdict(one or other) for one, other in _SENTENCE.findall(plain)}
     return named.pop() if len(named) == 1 else None
 
 
@@ -206,14 +212,18 @@ def _asked_about(pair: Pair, referee: Referee) -> dict[str, Any]:
     return {"winner": outcome_of(winners), "asked": asked}
 
 
+def _verdict_in(said: Said) -> Verdict | None:
+    return parse_verdict(said.text) if said.ended else None
+
+
 def _asked_in_order(pair: Pair, order: str, referee: Referee) -> dict[str, Any]:
     said = referee.ask(prompt_of(pair, order))
     assert said is not None, "a prompt without a schema has a reply"
-    verdict, again = parse_verdict(said.text), None
+    verdict, again = _verdict_in(said), None
     if verdict is None:
         with contextlib.suppress(NoVerdict):  # the first reply is still to be listed
             again = referee.ask(prompt_of(pair, order, _AS_JSON), _VERDICT_SCHEMA)
-        verdict = None if again is None else parse_verdict(again.text)
+        verdict = None if again is None else _verdict_in(again)
     return {
         "order": order,
         "raw": said.text,

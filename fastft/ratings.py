@@ -29,7 +29,7 @@ from fastft.errors import UserError
 from fastft.files import read_json, write_json
 from fastft.pages import chance
 from fastft.run import names_of
-from fastft.score import RESPONSES, SCORES, responses_sha256
+from fastft.score import OTHER_JUDGES, RESPONSES, SCORES, judge_identity, responses_sha256
 from fastft.statistics import (
     Floats,
     WinTieLoss,
@@ -328,7 +328,9 @@ def _judge_agreement(sheet: Sheet, verdicts: Sequence[Verdict]) -> dict[str, Any
         if isinstance(found, str):
             return {"n": 0, "reason": found}
         scores.append(found)
-    first, second = scores[0], [scores[1][place] for place in sheet.order]
+    first, second = scores[0][0], [scores[1][0][place] for place in sheet.order]
+    if scores[0][1] != scores[1][1]:
+        return {"n": 0, "reason": OTHER_JUDGES}
     judged = [v for v in verdicts if first[v.item - 1] is not None and second[v.item - 1] is not None]
     if not judged:
         return {"n": 0, "reason": "the judge has scored no question that people have rated in both runs"}
@@ -342,8 +344,8 @@ def _judge_agreement(sheet: Sheet, verdicts: Sequence[Verdict]) -> dict[str, Any
     }
 
 
-def _judge_scores(run: Path) -> list[float | None] | str:
-    """The judge's score of each response of a run, or why they cannot be used."""
+def _judge_scores(run: Path) -> tuple[list[float | None], Any] | str:
+    """The judge's score of each response of a run, and who gave them; or why they cannot be used."""
     path = run / SCORES
     if not path.is_file():
         return f"{path} does not exist: fastft score --run {run}"
@@ -352,9 +354,12 @@ def _judge_scores(run: Path) -> list[float | None] | str:
         if held["summary"]["responses_sha256"] != responses_sha256(run):
             return f"{path} scores other responses: fastft score --run {run}"
         scores = [judgement["score"] for judgement in held["judgements"]]
+        judge = judge_identity(held["summary"].get("judge"))
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is not a file that fastft score wrote ({error!r}); score again") from None
-    return scores if any(score is not None for score in scores) else f"{path} holds no judge's score"
+    if all(score is None for score in scores):
+        return f"{path} holds no judge's score"
+    return scores, judge
 
 
 def _position(ratings: Sequence[Rating]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class ServerReferee:
             if reply is None:
                 return None
             self._journal.keep(key, reply)
-        return Said(reply.content, is_cut(self._server, question, reply))
+        return Said(reply.content, ended=reply.finish != "length", cut=is_cut(self._server, question, reply))
 
     def _asked(self, question: Question) -> Reply | None:
         """The server's reply; None where it takes no schema."""

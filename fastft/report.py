@@ -117,6 +117,7 @@ def _context(
         "charts": _charts(run, others),
         "token_kinds": TOKEN_KINDS,
         "compared": _compared(runs),
+        "problems": [(name, one.scores_problem) for name, one in zip(names, runs, strict=True) if one.scores_problem],
         "differences": differences,
         "differing_settings": settings,
         "rows": rows,
@@ -138,13 +139,16 @@ def _facts(run: RunFigures) -> str:
 
 def _compared(runs: Sequence[RunFigures]) -> list[dict[str, Any]]:
     """The table of all runs' figures: those that any of them has, with the places of the best."""
-    held = [run.as_json() for run in runs]
+    held = [{**run.as_json(), **({"scores": None} if run.scores_problem else {})} for run in runs]
+    judges = [run.judge for run in runs if run.judge is not None]
+    same_judge = all(judge == judges[0] for judge in judges)
     table = []
     for label, (part, name), digits, best in _COMPARED:
         values = [(one[part] or {}).get(name) for one in held]
         known = [value for value in values if value is not None]
         if known:
-            top = best(known) if best is not None and len(known) > 1 and min(known) < max(known) else None
+            ranked = best is not None and len(known) > 1 and min(known) < max(known)
+            top = best(known) if ranked and (same_judge or name != "judge_mean") else None
             table.append({"label": label, "values": values, "digits": digits, "best": top})
     return table
 

@@ -22,6 +22,9 @@ from fastft.records import Record
 _SECONDS_BETWEEN_WRITES = 2.0
 
 
+_OF_A_LINE = {"index", "response", "tokens", "seconds"}
+
+
 class Responses:
     """The answers to a split's records on the disk."""
 
@@ -111,10 +114,8 @@ class Responses:
 
     def _read(self) -> None:
         first, *rest = [*self._journal.read()] or [{}]
-        if first.get("made_from") != self._made_from:
-            self._forget()
-            return
-        self._lines = {line["index"]: line for line in rest if "index" in line}
+        if first.get("made_from") == self._made_from:  # else what is there is kept until the first answer is to come
+            self._lines = {line["index"]: line for line in rest if line.keys() >= _OF_A_LINE}
 
     def _forget(self) -> None:
         self._journal.path.unlink(missing_ok=True)

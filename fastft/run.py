@@ -205,7 +205,7 @@ def data_of(run: Run) -> Data:
         UserError: it has changed since: its split would no longer keep test records out of training.
     """
     data = load_data(run.options())
-    known = files.read_json(run.data, what="the run's data.json") if run.data.is_file() else {}
+    known = files.object_or_empty(run.data)
     fingerprint = data.fingerprint()
     if known.get("split_sha256", fingerprint) != fingerprint:
         raise UserError(

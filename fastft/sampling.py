@@ -23,6 +23,9 @@ _BF16_STEP = 2.0**-7
 
 _BLOCK = 512
 
+_LEAST_TEMPERATURE = 1e-6
+"""A logit divided by much less is no number any more."""
+
 _NO_NUMBERS = "the model's logits are not numbers: its weights are damaged, or its training went astray"
 
 
@@ -47,8 +50,10 @@ class Sampling:
     seed: int = 123
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise UserError(f"got --temperature {self.temperature}, expected a number from 0 (most likely token) on")
+        if self.temperature != 0 and not _LEAST_TEMPERATURE <= self.temperature < float("inf"):
+            raise UserError(
+                f"got --temperature {self.temperature}, expected 0 (most likely token), or {_LEAST_TEMPERATURE} or more"
+            )
         if self.top_k < 0:
             raise UserError(f"got --top_k {self.top_k}, expected a whole number from 0 (all tokens) on")
         if not 0 < self.top_p <= 1:

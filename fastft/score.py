@@ -17,7 +17,7 @@ from typing import Any
 from fastft import metrics
 from fastft.console import say, warn
 from fastft.errors import FastftError, JudgeUnavailable, UserError
-from fastft.files import read_json, write_json
+from fastft.files import object_or_empty, read_json, write_json
 from fastft.judge import Judge, Judgement
 from fastft.judging.journal import Journal
 from fastft.judging.options import JudgeOptions
@@ -27,6 +27,8 @@ from fastft.records import category_of, choices_of, fault_of_category, fault_of_
 RESPONSES = "responses.json"
 SCORES = "scores.json"
 JUDGE_REPLIES = "judge-replies.jsonl"
+
+OTHER_JUDGES = "the two runs were scored by other judges or with other options; score both alike"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +162,7 @@ def _are_stale(run: Path) -> bool:
     origin, weights = run / "responses.made-from.json", run / "model" / "model.safetensors"
     if not (origin.is_file() and weights.is_file()):
         return False
-    made_from = read_json(origin, what="the responses' origin")
+    made_from = object_or_empty(origin)
     with weights.open("rb") as file:
         return bool(made_from.get("weights_sha256") != hashlib.file_digest(file, "sha256").hexdigest())
 
@@ -187,6 +189,14 @@ def _kind(value: Any) -> str:
 def responses_sha256(run: Path) -> str:
     """SHA-256 (hex) of RUN/responses.json, by which scores.json says what it scored."""
     return hashlib.sha256((run / RESPONSES).read_bytes()).hexdigest()
+
+
+def judge_identity(judge: Any) -> Any:
+    """What scores depend on, of a summary's `judge`: neither its address nor how long its context was."""
+    if not isinstance(judge, dict):
+        return judge
+    options = {name: value for name, value in dict(judge.get("options") or {}).items() if name != "num_ctx"}
+    return {name: judge.get(name) for name in ("name", "model", "digest", "style", "rubric")} | {"options": options}
 
 
 def summary_line(summary: Mapping[str, Any]) -> str:

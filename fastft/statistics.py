@@ -330,15 +330,6 @@ def spearman(x: Sequence[float] | Floats, y: Sequence[float] | Floats) -> float 
     return pearson(ranks(a), ranks(b))
 
 
-def kendall(x: Sequence[float] | Floats, y: Sequence[float] | Floats) -> float | None:
-    """Kendall's tau-b: pairs in the same order less those in the other, with ties (1945). None as for `pearson`."""
-    a, b = _two(x, y)
-    signs = [(np.sign(a[i] - a[i + 1 :]), np.sign(b[i] - b[i + 1 :])) for i in range(len(a))]
-    agreeing = sum(float(p @ q) for p, q in signs)
-    scale = math.sqrt(sum(float(p @ p) for p, _ in signs)) * math.sqrt(sum(float(q @ q) for _, q in signs))
-    return agreeing / scale if scale > 0 else None
-
-
 def ranks(values: Sequence[float] | Floats) -> Floats:
     """The ranks of values `[N]` from 1, ties sharing their mean rank."""
     _, place, counts = np.unique(np.asarray(values, dtype=np.float64), return_inverse=True, return_counts=True)

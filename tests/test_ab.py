@@ -169,6 +169,17 @@ def test_people_are_held_against_the_judge(tmp_path: Path) -> None:
     assert "no judge's score" in imported(ratings)["agreement"]["judge"]["reason"]
 
 
+def test_scores_of_two_judges_are_not_held_against_each_other(tmp_path: Path) -> None:
+    page = made_page(tmp_path)
+    ratings = exported(tmp_path, rated(page, "Eve", says("ada")))
+    for run, model in ((tmp_path / "ada", "hard"), (tmp_path / "bob", "kind")):
+        judge(run, [50] * 10)
+        held = json.loads((run / "scores.json").read_text())
+        held["summary"]["judge"] = {"model": model}
+        (run / "scores.json").write_text(json.dumps(held))
+    assert "other judges" in imported(ratings)["agreement"]["judge"]["reason"]
+
+
 def test_scores_of_other_responses_are_no_judge(tmp_path: Path) -> None:
     page = made_page(tmp_path)
     ratings = exported(tmp_path, rated(page, "Eve", says("ada")))

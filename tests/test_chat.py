@@ -62,6 +62,14 @@ def test_what_is_no_command_is_told(
     assert heard.out == f"\n{response(run, 'Say a.')}\n"
 
 
+def test_a_line_in_another_encoding_is_answered(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Say caf\xe9\n"), encoding="utf-8"))
+    chat(ChatOptions(run=run.folder, max_new_tokens=6, device="cpu"))
+    assert capsys.readouterr().out == response(run, "Say caf\ufffd") + "\n"
+
+
 def test_a_response_that_is_broken_off_does_not_end_the_chat(
     run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -209,6 +209,42 @@ def test_multiple_choice_is_compared_over_its_entries(tmp_path: Path) -> None:
     assert (row["n"], row["a"], row["b"], row["difference"]) == (2, 50, 0, 50)
 
 
+def test_multiple_choice_is_compared_where_both_have_the_same_choices(tmp_path: Path) -> None:
+    runs = (
+        make_run(tmp_path / "a", ["yes", "no", "no", "x", "x"]),
+        make_run(tmp_path / "b", ["no", "no", "no", "x", "x"]),
+    )
+    for run, choices in zip(runs, ([["yes", "no"]] * 3, [["yes", "no"], ["no", "yes"]]), strict=True):
+        entries = json.loads((run / "responses.json").read_text())
+        for entry, given in zip(entries, choices, strict=False):
+            entry["choices"] = given
+        for entry in entries[:3]:
+            entry["output"] = "yes"
+        (run / "responses.json").write_text(json.dumps(entries))
+    row = compared(runs)["metrics"]["multiple_choice"]
+    assert (row["n"], row["a"], row["b"]) == (1, 100, 0)
+
+
+def test_runs_of_one_name_do_not_write_over_each_other(tmp_path: Path) -> None:
+    a = make_run(tmp_path / "a", A)
+    others = [tmp_path / name / "s" for name in ("x", "y")]
+    for other in others:
+        other.parent.mkdir()
+        make_run(other, B)
+    compared((a, others[0]))
+    compared((a, others[0]))
+    with pytest.raises(UserError, match=r"compare-s\.json compares with another run.*--out"):
+        compare(CompareOptions(a, others[1]))
+    others[0].rename(tmp_path / "moved")
+    compared((a, others[1]))
+
+
+def test_a_folders_name_is_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = make_run(tmp_path / "run[v2]", A), make_run(tmp_path / "b", B)
+    assert main(["compare", *map(str, runs)]) == 0
+    assert "run[v2]" in capsys.readouterr().out.partition("judge")[0]
+
+
 def test_pairwise_asks_both_orders_and_a_second_call_asks_nothing(runs: tuple[Path, Path]) -> None:
     with OllamaStub(says("A"), says("B"), says("B"), says("B")) as stub:
         first = compared(runs, pairwise=True, judge_url=stub.url)
@@ -291,6 +327,7 @@ def test_a_missing_judge_is_pulled(runs: tuple[Path, Path]) -> None:
     ("options", "message"),
     [
         ({"pull": True}, "--pull: got it without --pairwise"),
+        ({"judge_model": "mistral"}, "--judge_model: got it without --pairwise"),
         ({"require_judge": True}, "--require_judge: got it without --pairwise"),
         ({"pairwise": True, "judge": "openai"}, "expected --judge_url with it"),
         ({"pairwise": True, "judge_timeout": -1.0}, "got --judge_timeout -1.0"),

@@ -20,6 +20,7 @@ from fastft import generation
 from fastft.batch import from_padded
 from fastft.config import TrainOptions, to_yaml
 from fastft.decoding import Answer, NearTie, decode, greedy_reference
+from fastft.errors import UserError
 from fastft.generation import GenerateOptions, generate
 from fastft.inference import prepared
 from fastft.model import GPT2, SIZES
@@ -186,6 +187,20 @@ class TestStage:
         again = Asked()
         ask(again, **options)
         assert again.prompts == afresh
+
+    def test_a_call_that_comes_to_nothing_loses_no_answer(
+        self, run: Run, ask: Callable[..., list[dict[str, Any]]]
+    ) -> None:
+        ask(Asked())
+        with pytest.raises(UserError, match="cuda"):
+            ask(Asked(), max_new_tokens=6, device="cuda")
+        again = Asked()
+        ask(again)
+        assert again.prompts == 0
+        with (run.folder / "responses.journal.jsonl").open("a") as file:
+            file.write('{"index": 0}\n')
+        ask(again)
+        assert again.prompts == 0
 
     def test_a_seed_is_a_text(self, ask: Callable[..., list[dict[str, Any]]]) -> None:
         """Also where the call is killed, and where fewer are answered at a time."""

@@ -548,6 +548,19 @@ def test_newer_openai_models_know_the_room_by_another_name() -> None:
     ]
 
 
+def test_a_room_that_another_thread_renamed_meanwhile_is_asked_for_anew() -> None:
+    words = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    refused = status(400, {"message": words})
+
+    def renamed_meanwhile(handler: Any) -> None:
+        server._room_name = "max_completion_tokens"
+        refused(handler)
+
+    with OllamaStub(renamed_meanwhile, completes("85")) as stub:
+        server = openai(stub)
+        assert server.ask(QUESTION).content == "85"
+
+
 def test_an_openai_schema_that_is_refused_is_not_tried_again() -> None:
     with OllamaStub(status(500, {"message": "response_format is not supported"})) as stub:
         server = openai(stub)

@@ -36,6 +36,16 @@ READ = [
     ("I give 4/5, hence 80.", 80, "last number"),
     ("GPT-4 would have said 80.", 80, "last number"),
     ("In 1997, 80.", 80, "last number"),
+    ("90 (out of 100)", 90, "last number"),
+    ("Score: 90 (out of 100)", 90, "labelled"),
+    ("85 points out of 100.", 85, "last number"),
+    ("85 of 100", 85, "last number"),
+    ("85 out of a possible 100", 85, "last number"),
+    ("40 (where 100 is perfect)", 40, "last number"),
+    ("a 40, with 100 being the maximum", 40, "last number"),
+    ("40 (0 = worst, 100 = best)", 40, "last number"),
+    ("30, since a perfect score is 100", 30, "last number"),
+    ("100, a perfect score", 100, "last number"),
 ]  # fmt: skip
 
 NOT_READ = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from fastft.ledger import Entry, read_ledger
 from fastft.report import ReportOptions, report
@@ -22,6 +23,16 @@ def test_worst_and_never_improved() -> None:
     assert ledger.never_improved == [Entry(row=3, first=5.0, last=5.5, visits=2)]  # row 2 was visited once
     assert ledger.n_never_improved == 1
     assert read_ledger([]) is None
+
+
+def test_losses_that_are_no_numbers_are_passed_over() -> None:
+    nan = float("nan")
+    odd: list[dict[str, Any]] = [
+        {"rows": [1, 2], "losses": [nan, float("inf")]}, {"rows": [3]}, {"losses": [1.0]},
+        {"rows": [2], "losses": [None]},
+    ]  # fmt: skip
+    assert read_ledger([*odd, *LINES, *odd]) == read_ledger(LINES)
+    assert read_ledger(odd) is None
 
 
 def test_the_report_lists_them(tmp_path: Path) -> None:

@@ -153,6 +153,23 @@ def test_chosen(response: str, index: int | None) -> None:
     assert metrics.chosen(response, CHOICES) == index
 
 
+@pytest.mark.parametrize(
+    ("response", "choices", "index"),
+    [
+        ("Answer: A dog", ["A cat", "A dog"], 1),
+        ("The answer is A dog.", ["A cat", "A dog"], 1),
+        ("The correct answer is A cat", ["A dog", "A cat"], 1),
+        ("The answer is Apple", ["Pear", "Apple"], 1),
+        ("The answer is A", ["Pear", "Apple"], 0),
+        ("US", ["us", "US"], 1),
+        ("us", ["us", "US"], 0),
+        ("Us.", ["us", "US"], 0),
+    ],
+)
+def test_a_choices_text_goes_before_a_letter(response: str, choices: list[str], index: int) -> None:
+    assert metrics.chosen(response, choices) == index
+
+
 def entry(response: str, output: str = "x", **more: Any) -> dict[str, Any]:
     return {"instruction": "i", "input": "", "output": output, "model_response": response, **more}
 

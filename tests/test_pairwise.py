@@ -38,6 +38,16 @@ def pair(a: str, b: str) -> Pair:
         ("The better response is B", "B"),
         ("A is better. No: B is better.", None),
         ("A good question", None),
+        ("Response A: incorrect.\nResponse B: correct.\nWinner: B", "B"),
+        ("A) incorrect. B) correct. The winner is B", "B"),
+        ("A: wrong number.\nB: right number.\nB is better.", "B"),
+        ("A: wrong.\nB: right.", None),
+        ("Winner: A tie", "tie"),
+        ("Verdict: A tie.", "tie"),
+        ("A draw", "tie"),
+        ("Neither gives the right answer. A tie.", None),
+        ("Answer A is wrong, the other one is right.", None),
+        ("The verdict is B.", "B"),
         ("100", None),
         ("", None),
         ("{" * 5000, None),
@@ -115,6 +125,14 @@ def test_a_reply_without_a_verdict_is_asked_about_once_more_with_a_schema(
     figures = summary([found])
     assert figures["n_asked_again"] == (raw_again is not None)
     assert figures["n_unread"] == (winner is None)
+
+
+def test_half_a_reply_is_no_verdict() -> None:
+    half = Said("A is better in style, but on the facts", ended=False)
+    script = Script(half, '{"winner": "B"}', half, Said('{"winner": "B"', ended=False))
+    (found,), _ = judge_pairs([pair("x", "y")], script)
+    assert [one["winner"] for one in found["asked"]] == ["b", None]
+    assert len(script.asked) == 4
 
 
 def test_pairs_whose_prompts_were_cut_are_listed() -> None:

@@ -90,6 +90,11 @@ def test_a_prompt_that_fills_the_context_is_called_cut(tmp_path: Path) -> None:
         assert [referee.ask("p"), referee.ask("q")] == [Said("A", cut=True), Said("A")]
 
 
+def test_a_reply_that_filled_its_room_has_not_ended(tmp_path: Path) -> None:
+    with OllamaStub(says("A is better in style, but", done_reason="length")) as stub:
+        assert referee_at(stub.url, tmp_path).ask("p") == Said("A is better in style, but", ended=False)
+
+
 def test_a_server_that_only_fails_ends_the_asking(tmp_path: Path) -> None:
     with OllamaStub(status(400, "bad")) as stub:
         referee = referee_at(stub.url, tmp_path)

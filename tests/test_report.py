@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fastft.errors import UserError
+from fastft.metrics import accuracy
 from fastft.report import ReportOptions, report
 from fastft.score import ScoreOptions, score
 
@@ -184,6 +185,57 @@ def test_scores_of_other_responses_are_not_shown_beside_these(run: Path, tmp_pat
     assert "<b>97</b>" not in page.source
     (tmp_path / "responses.json").unlink()
     assert "which was scored, is gone" in Page(report(ReportOptions(run=tmp_path))).text
+
+
+def scored_run(folder: Path, model: str, scores: list[int]) -> Path:
+    """A run whose responses were scored by a judge."""
+    folder.mkdir()
+    write_responses(folder)
+    score(ScoreOptions(run=folder, judge="none"))
+    held = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    held["summary"].update(judge={"name": "ollama", "model": model}, judge_mean=sum(scores) / len(scores))
+    for judgement, one in zip(held["judgements"], scores, strict=True):
+        judgement["score"] = one
+    (folder / "scores.json").write_text(json.dumps(held), encoding="utf-8")
+    return folder
+
+
+def test_scores_of_two_judges_are_not_compared(tmp_path: Path) -> None:
+    first, alike, other = (
+        scored_run(tmp_path / name, model, [value] * len(ENTRIES))
+        for name, model, value in (("a", "llama3", 10), ("b", "llama3", 20), ("c", "tiny", 90))
+    )
+    page = Page(report(ReportOptions(run=first, against=[alike])))
+    assert "other judges" not in page.text
+    assert '<td class="n best">20.00</td>' in page.source
+    assert json.loads((first / "report.json").read_text())["differences"][0]["judge"]["mean"] == 10
+    page = Page(report(ReportOptions(run=first, against=[other])))
+    assert "scores are not compared: the two runs were scored by other judges" in page.squeezed()
+    assert '<td class="n best">90.00</td>' not in page.source
+    assert json.loads((first / "report.json").read_text())["differences"][0]["judge"] is None
+
+
+def test_scores_of_other_responses_are_left_out_of_the_comparison(tmp_path: Path) -> None:
+    first, second = (scored_run(tmp_path / name, "llama3", [70] * len(ENTRIES)) for name in ("a", "b"))
+    held = json.loads((second / "scores.json").read_text())
+    held["summary"].update(judge_mean=99.25)
+    (second / "scores.json").write_text(json.dumps(held))
+    assert "99.25" in Page(report(ReportOptions(run=first, against=[second]))).text
+    write_responses(second, ENTRIES[::-1])
+    page = Page(report(ReportOptions(run=first, against=[second])))
+    assert "The scores of b are left out: responses.json has changed since it was scored" in page.squeezed()
+    assert "99.25" not in page.text
+
+
+def test_the_likeliest_choices_are_shown(tmp_path: Path) -> None:
+    run = scored_run(tmp_path / "a", "llama3", [70] * len(ENTRIES))
+    held = json.loads((run / "scores.json").read_text())
+    held["summary"]["choices_by_likelihood"] = {
+        "total": accuracy([True, False, False]), "per_token": accuracy([True, True, False]), "by_category": {},
+    }  # fmt: skip
+    (run / "scores.json").write_text(json.dumps(held))
+    text = Page(report(ReportOptions(run=run))).squeezed()
+    assert re.search(r"by likelihood, % 33\.33 .*by likelihood a token, % 66\.67", text)
 
 
 def test_a_step_written_twice_counts_once_and_odd_values_do_no_harm(tmp_path: Path) -> None:

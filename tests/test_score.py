@@ -442,7 +442,27 @@ BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"judge_retries": -1}, "got --judge_retries -1, expected at least 0"),
     ({"judge_timeout": 0.0}, "got --judge_timeout 0.0, expected seconds above 0"),
     ({"judge_pause": float("nan")}, "got --judge_pause nan"),
+    (
+        {"judge_total_timeout": 1e10},
+        "got --judge_total_timeout 10000000000.0, expected seconds above 0, at most 1,000,000",
+    ),
 ]
+
+
+def test_a_run_of_empty_responses_has_a_judge_and_the_worst_mean(tmp_path: Path) -> None:
+    """So that a model that says nothing can be compared with one that does."""
+    write(tmp_path, with_responses("", " ", "", "\n"))
+    with OllamaStub(says("80")) as stub:
+        summary = scored(tmp_path, stub)["summary"]
+        assert stub.asked == []
+    assert (summary["judge"]["model"], summary["judge_mean"], summary["n_scored"]) == ("llama3", 0, 4)
+
+
+def test_an_origin_of_something_else_does_not_stop_the_scoring(run: Path) -> None:
+    (run / "responses.made-from.json").write_text("[]")
+    (run / "model").mkdir()
+    (run / "model" / "model.safetensors").write_bytes(b"")
+    assert scored(run, unused_url())["summary"]["n"] == 4
 
 
 @pytest.mark.parametrize(("options", "message"), BAD_OPTIONS)

@@ -261,7 +261,6 @@ def test_correlations_are_scipys(points: list[tuple[int, int]]) -> None:
     for ours, theirs in (
         (statistics.pearson, stats.pearsonr),
         (statistics.spearman, stats.spearmanr),
-        (statistics.kendall, stats.kendalltau),
     ):
         if len(set(x)) == 1 or len(set(y)) == 1:
             assert ours(x, y) is None
@@ -284,4 +283,4 @@ def test_correlations_of_too_little_or_of_other_lengths() -> None:
     assert statistics.pearson([], []) is None
     assert statistics.spearman([1], [2]) is None
     with pytest.raises(ValueError, match="2 and 1 values"):
-        statistics.kendall([1, 2], [1])
+        statistics.spearman([1, 2], [1])

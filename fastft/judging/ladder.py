@@ -2,8 +2,8 @@
 
 A ladder from what says the score beyond doubt to what probably does: an integer alone; a JSON object with a `score`;
 `85/100` or `85 out of 100`; `Score: 85`; the last whole number in range. Left out of the last three are ranges and
-words of the question (`from 0 to 100`, `100 is the best`), fractions of something else (`4/5`), decimals, dates, and
-numbers within words (`GPT-4`).
+words of the question (`from 0 to 100`, `100 is the best`, `out of a possible 100`), fractions of something else
+(`4/5`), decimals, dates, and numbers within words (`GPT-4`).
 """
 
 from __future__ import annotations
@@ -33,6 +33,13 @@ _OUT_OF_100 = re.compile(
 _FRACTION = re.compile(r"(?<!\d)\d{1,9}(?:\.\d{1,9})?\s{0,9}(?:/|out of)\s{0,9}\d+", re.IGNORECASE)
 _LABELLED = re.compile(
     r"\b(?:score|rating|grade)\b[\"'`*_\s]{0,9}(?:is|of|would be|:|=)?[\"'`*_:\s]{0,9}" + _NUMBER, re.IGNORECASE
+)
+_MAXIMUM = re.compile(
+    r"\bout\s{1,9}of\s{1,9}(?:(?:a|the|possible|total|maximum)\s{1,9}){0,3}100\b|(?<=\d)\s{1,9}of\s{1,9}100\b"
+    r"|\b(?:0|100)\s{0,9}(?:=|is|being|as)\s{0,9}(?:the\s{1,9})?(?:best|perfect|maximum|max|highest|top|worst|lowest)\b"
+    r"|\b(?:perfect|maximum|highest|best|full)\s{1,9}(?:possible\s{1,9})?(?:score|rating|grade)\s{1,9}"
+    r"(?:is|of|being)\s{1,9}100\b",
+    re.IGNORECASE,
 )
 _LAST = re.compile(_NUMBER)
 _UNFINISHED = re.compile(r"[\w.,/+%-]*\Z")
@@ -84,7 +91,7 @@ def _found(text: str) -> Iterator[tuple[str, int]]:
     """The scores that the text's rungs give, surest first."""
     fractions = [int(found[1]) for found in _OUT_OF_100.finditer(text)]
     yield from (("out of 100", score) for score in fractions[-1:] if _in_range(score))
-    rest = _FRACTION.sub(" / ", text)
+    rest = _MAXIMUM.sub(" ", _FRACTION.sub(" / ", text))
     for rung, pattern in (("labelled", _LABELLED), ("last number", _LAST)):
         scores = [score for found in pattern.finditer(rest) if _in_range(score := int(found[1]))]
         yield from ((rung, score) for score in scores[-1:])

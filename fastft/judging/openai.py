@@ -106,11 +106,12 @@ class OpenAIServer:
 
     def _ask_once(self, question: Question) -> Reply:
         payload = self.payload(question)
-        payload[self._room_name] = payload.pop("max_tokens")
+        room_name = self._room_name  # another thread may change it meanwhile
+        payload[room_name] = payload.pop("max_tokens")
         try:
             value = self._wire.post("/chat/completions", payload, silence=self._silence)
         except NoAnswerError as failure:
-            if failure.status == 400 and "max_completion_tokens" in str(failure) and self._room_name == "max_tokens":
+            if failure.status == 400 and "max_completion_tokens" in str(failure) and room_name == "max_tokens":
                 self._room_name = "max_completion_tokens"  # OpenAI's newer models know it by this name alone
                 return self._ask_once(question)
             if question.schema is not None and self.refuses_schema(failure):

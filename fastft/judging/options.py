@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +9,9 @@ from fastft.errors import JudgeUnavailable, UserError
 from fastft.judging.ollama import DEFAULT_MODEL, DEFAULT_URL, OllamaServer
 from fastft.judging.openai import DEFAULT_KEY_VARIABLE, OpenAIServer, key_from_environment
 from fastft.judging.wire import Patience
+
+_LONGEST_S = 1_000_000
+"""Eleven days; a clock takes no more than some 10^9."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +56,8 @@ class JudgeOptions:
         if self.judge_retries < 0:
             raise UserError(f"got --judge_retries {self.judge_retries}, expected at least 0")
         for name in ("judge_timeout", "judge_load_timeout", "judge_total_timeout", "judge_pause"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"got --{name} {getattr(self, name)}, expected seconds above 0")
+            if not 0 < getattr(self, name) <= _LONGEST_S:
+                raise UserError(f"got --{name} {getattr(self, name)}, expected seconds above 0, at most {_LONGEST_S:,}")
 
     def patience(self) -> Patience:
         """How long the judge is waited for."""
@@ -68,7 +70,7 @@ class JudgeOptions:
         )
 
     def server(self) -> OllamaServer | OpenAIServer:
-        """Who is asked; with `--judge none` whose answers of an earlier call are kept.
+        """Who is asked; with `--judge none` the server of Ollama, whose answers of an earlier call are kept.
 
         Raises:
             UserError: its address is no address, or the variable of its key is not set.

@@ -102,7 +102,8 @@ def num_ctx_for(needed: int, context_length: int | None) -> int:
     """The context, in tokens, of every request of a run: the book's 2048, doubled until `needed` fit.
 
     One figure for the whole run, since Ollama loads the model anew when it changes; in powers of two, so that a
-    somewhat longer response does not change it and with it every question. Never more than the model has.
+    somewhat longer response does not change it and with it every question. Never less than 2048, else never more than
+    the model has.
     """
     num_ctx = BOOK_NUM_CTX
     while num_ctx < needed:
