@@ -230,8 +230,15 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def strict_json(line: dict[str, Any]) -> dict[str, Any]:
-    """The line with null in place of numbers that JSON cannot say: infinities and not-a-number."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+    """The line with null in place of numbers that JSON cannot say, infinities and not-a-number, also in its lists."""
+    return {
+        name: [_finite_or_none(item) for item in value] if isinstance(value, list) else _finite_or_none(value)
+        for name, value in line.items()
+    }
+
+
+def _finite_or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class MetricsFile:

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastft.ledger import Entry, read_ledger
 from fastft.report import ReportOptions, report
+from fastft.run import MetricsFile
 
 LINES = [
     {"step": 1, "epoch": 1, "rows": [1, 2, 3], "losses": [2.0, 1.0, 5.0]},
@@ -33,6 +34,13 @@ def test_losses_that_are_no_numbers_are_passed_over() -> None:
     ]  # fmt: skip
     assert read_ledger([*odd, *LINES, *odd]) == read_ledger(LINES)
     assert read_ledger(odd) is None
+
+
+def test_every_line_is_json_that_others_read_too(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    log = MetricsFile(path, resume_at=0)
+    log.append({"step": 1, "rows": [1, 2], "losses": [float("nan"), 2.0], "loss": float("inf")})
+    assert path.read_text() == '{"step": 1, "rows": [1, 2], "losses": [null, 2.0], "loss": null}\n'
 
 
 def test_the_report_lists_them(tmp_path: Path) -> None:
