@@ -24,7 +24,7 @@ from fastft.errors import JudgeUnavailable
 from fastft.judging.journal import Journal, Reply
 from fastft.judging.ladder import Reading, bare_integer, read_score
 from fastft.judging.questions import Question, Style, first_question, num_ctx_for, second_question, token_bound
-from fastft.judging.server import Health, Known, Server, is_cut, look_at, question_key
+from fastft.judging.server import Health, Known, Server, is_cut, look_at, question_key, who
 from fastft.judging.wire import NoAnswerError
 
 EMPTY_RESPONSE = "empty response"
@@ -328,18 +328,8 @@ class Judge:
         return f"no judge: {self._problem}" if self._problem is not None else _NOT_YET
 
     def _who(self) -> dict[str, Any]:
-        known = self._known or Known(identity="")
-        return {
-            "name": self._server.name,
-            "model": self._server.model,
-            "digest": known.digest,
-            "version": known.version,
-            "url": self._server.where,
-            "style": self._style,
-            "rubric": self._rubric or None,
-            "parallel": self._parallel,
-            "options": dict(self._server.options(self._rows[0].first)),
-        }
+        asked = who(self._server, self._known, self._rows[0].first)
+        return {**asked, "style": self._style, "rubric": self._rubric or None, "parallel": self._parallel}
 
 
 class _Shared:

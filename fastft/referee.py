@@ -10,7 +10,7 @@ from typing import Any
 from fastft.errors import JudgeUnavailable
 from fastft.judging.journal import Journal, Reply
 from fastft.judging.questions import Question, num_ctx_for, token_bound
-from fastft.judging.server import Health, Known, Server, is_cut, look_at, question_key
+from fastft.judging.server import Health, Known, Server, is_cut, look_at, question_key, who
 from fastft.judging.wire import NoAnswerError
 from fastft.pairwise import ORDERS, NoVerdict, Pair, RefereeGone, Said, prompt_of
 
@@ -57,16 +57,7 @@ class ServerReferee:
 
     def identity(self) -> dict[str, Any]:
         """What the replies depend on, as it is recorded."""
-        known = self._known or Known(identity="")
-        options = dict(self._server.options(Question("", _ROOM, num_ctx=self._num_ctx)))
-        return {
-            "name": self._server.name,
-            "model": self._server.model,
-            "digest": known.digest,
-            "version": known.version,
-            "url": self._server.where,
-            "options": options,
-        }
+        return who(self._server, self._known, Question("", _ROOM, num_ctx=self._num_ctx))
 
     def ask(self, prompt: str, schema: Mapping[str, Any] | None = None) -> Said | None:
         """The reply, from the journal where it is there."""

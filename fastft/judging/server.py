@@ -111,6 +111,18 @@ def question_key(server: Server, known: Known, question: Question) -> str:
     return hashlib.sha256(json.dumps([known.identity, payload], sort_keys=True).encode("ascii")).hexdigest()
 
 
+def who(server: Server, known: Known | None, question: Question) -> dict[str, Any]:
+    """Who was asked, and with which options, as it is recorded."""
+    return {
+        "name": server.name,
+        "model": server.model,
+        "digest": None if known is None else known.digest,
+        "version": None if known is None else known.version,
+        "url": server.where,
+        "options": dict(server.options(question)),
+    }
+
+
 def is_cut(server: Server, question: Question, reply: Reply | None) -> bool:
     """Whether the prompt and the reply's room fill the context: a longer prompt loses its front, silently."""
     if reply is None:
