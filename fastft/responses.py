@@ -21,7 +21,6 @@ from fastft.records import Record
 
 _SECONDS_BETWEEN_WRITES = 2.0
 
-
 _OF_A_LINE = {"index", "response", "tokens", "seconds"}
 
 
@@ -29,7 +28,7 @@ class Responses:
     """The answers to a split's records on the disk."""
 
     def __init__(self, path: Path, records: Sequence[Record], made_from: Mapping[str, Any]) -> None:
-        """Takes up what an earlier call has answered from the same; what was made from something else is forgotten.
+        """Takes up what an earlier call has answered from the same; `begin` forgets what was made from something else.
 
         Args:
             path: of `responses.json`.
