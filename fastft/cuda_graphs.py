@@ -1,0 +1,86 @@
+"""CUDA graphs: work that a GPU is asked for by one call, once it has been captured.
+
+A step of a small batch is hundreds of kernels, and asking for each of them takes the host longer than the GPU needs to
+run it. A graph asks for all of them at once. What is captured reads and writes the same addresses each time: its inputs
+are put into tensors that stay, and so is what others read of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+
+import torch
+
+from fastft.console import warn
+
+MOST_GRAPHS = 16
+"""Graphs of one `Graphs`: beyond them work runs without. Each keeps its own list of kernels, a few MB."""
+
+
+class Graphs:
+    """Captured pieces of work of one device, in one pool of memory.
+
+    They share the memory of what lies between their inputs and outputs, so they are replayed one at a time, on one
+    stream, in any order. Whatever is to outlive a replay lies in tensors that were made outside of the captured work.
+    """
+
+    def __init__(self, device: torch.device, *, enabled: bool = True, most: int = MOST_GRAPHS) -> None:
+        """No graph yet.
+
+        Args:
+            device: of the work.
+            enabled: off, all work runs as it is; as it does on a device without graphs.
+            most: how many pieces of work are captured at the most.
+        """
+        self._device = device
+        self._enabled = enabled and device.type == "cuda"
+        self._most = most
+        self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}  # None: ran once, not captured yet
+        self._pool: tuple[int, int] | None = None
+        self._is_full = False
+
+    @property
+    def captured(self) -> int:
+        """How many graphs there are."""
+        return sum(graph is not None for graph in self._graphs.values())
+
+    def run(self, key: Hashable, work: Callable[[], object]) -> None:
+        """Does the work, which is known by `key`: the same kernels on the same tensors, whenever the key is the same.
+
+        The first time it runs as it is, which compiles kernels and makes what libraries keep; the second time it is
+        captured; from then on it is replayed. Work that cannot be captured, and work beyond `most`, always runs as it
+        is; a warning says so once.
+        """
+        graph = self._graphs.get(key)
+        if graph is not None:
+            graph.replay()
+        elif not self._enabled or key not in self._graphs:
+            self._graphs.setdefault(key, None)
+            work()
+        elif self.captured >= self._most:
+            self._say_full()
+            work()
+        else:
+            self._capture(key, work)
+
+    def _capture(self, key: Hashable, work: Callable[[], object]) -> None:
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # Another thread may pin memory for the next batch meanwhile: only this thread must keep to what is allowed.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                work()
+        except RuntimeError as error:
+            self._enabled = False
+            reason = str(error).partition("\n")[0]
+            warn(f"CUDA graphs are off from here on, as a step could not be captured ({reason})")
+            work()
+            return
+        self._graphs[key] = graph
+        graph.replay()
+
+    def _say_full(self) -> None:
+        if not self._is_full:
+            warn(f"{self._most} CUDA graphs are captured; batches of further sizes run without")
+        self._is_full = True
