@@ -111,8 +111,8 @@ class BookMeans:
         }
 
     def _mean_of_means(self, evaluate: EvaluateBatch, encoded: EncodedSet, batches: Sequence[Indices]) -> float:
-        sums = [evaluate(self.batcher(encoded, examples)) for examples in batches]
-        return sum(loss / targets for loss, targets in sums) / len(sums)
+        made = [self.batcher(encoded, examples) for examples in batches]
+        return sum(evaluate(batch).item() / batch.count for batch in made) / len(made)
 
 
 def _shuffled_loader(generator: torch.Generator, n: int) -> Indices:

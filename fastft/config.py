@@ -105,9 +105,11 @@ class TrainOptions:
     """Where to train."""
     impl: Literal["auto", "triton", "cpu", "reference"] = "auto"
     """triton: the Triton kernels, on a GPU; cpu: the torch path, on any device; reference: no saving at all."""
-    compile: bool | None = None
-    """Compile the model's step with torch.compile, which takes a minute and pays over many steps; where it is not
-    given: on CUDA with the Triton kernels."""
+    compile: bool = False
+    """Compile the model with torch.compile: a minute or more, and little gain over CUDA graphs."""
+    cuda_graphs: bool | None = None
+    """Replay a step as CUDA graphs, which frees a GPU from waiting for the host; where it is not given: for packed
+    batches on CUDA with the Triton kernels."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, a third more time."""
     threads: int | None = None
@@ -215,8 +217,8 @@ RECIPES = {"book": BOOK_RECIPE}
 # What a resumed run may change: how far and how it runs, never what it computes.
 _MAY_CHANGE = {
     "out", "epochs", "steps", "resume", "overwrite", "dry_run", "device", "threads", "save_every", "keep",
-    "tensorboard", "max_skipped", "samples", "ledger", "token_cache", "compile", "deepspeed_config", "whole_every",
-    "hang_timeout",
+    "tensorboard", "max_skipped", "samples", "ledger", "token_cache", "compile", "cuda_graphs", "deepspeed_config",
+    "whole_every", "hang_timeout",
 }  # fmt: skip
 
 

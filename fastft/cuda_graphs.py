@@ -8,6 +8,7 @@ are put into tensors that stay, and so is what others read of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 
@@ -36,7 +37,7 @@ class Graphs:
         self._enabled = enabled and device.type == "cuda"
         self._most = most
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}  # None: ran once, not captured yet
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
         self._is_full = False
 
     @property

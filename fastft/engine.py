@@ -1,7 +1,8 @@
 """The engines: forward, backward and update, with the arithmetic that `--dtype` names.
 
-`Engine` is plain torch, on one device or, with several ranks, each with the whole model and its part of every step.
-`fastft.zero.ZeroEngine` is the same over DeepSpeed, which parts moments, gradients and weights among the ranks.
+`Engine` is plain torch; with several ranks each has the whole model and its part of every step. `GpuEngine` in
+`fastft.gpu_engine` is the same for CUDA, where nothing waits within a step. `fastft.zero.ZeroEngine` runs over
+DeepSpeed, which parts moments, gradients and weights among the ranks.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 from fastft import ops
 from fastft.batch import Batch
 from fastft.config import DType, TrainOptions
+from fastft.errors import UserError
 from fastft.model import GPT2
 from fastft.optim import MixedAdamW, adamw
 from fastft.precision import BF16Copies, autocast, choose_device, choose_dtype, total_norm
@@ -35,6 +37,8 @@ Moments = dict[str, Tensor]
 class Update:
     """What became of an optimizer step."""
 
+    loss: float
+    """The mean over the supervised targets of the whole step, of all ranks, before the update."""
     grad_norm: float
     applied: bool
     rescaled: bool = False
@@ -49,28 +53,41 @@ class AnyEngine(Protocol):
     impl: str
     model: GPT2
     world: World
+    in_flight: int
+    """Steps that may be under way when another one is begun, before the first one's result is asked for."""
+    holds_moments: bool
+    """Whether AdamW's moments are in memory from the beginning."""
 
     def accumulate(self, batch: Batch, count: int, *, last: bool = True) -> tuple[Tensor, Tensor]:
         """Forward and backward of one batch of a step.
 
         Args:
-            batch: this rank's, on any device.
+            batch: this rank's, on the host.
             count: supervised targets of the whole optimizer step, over all ranks: the divisor of its loss.
             last: whether this rank has no further batch in this step.
 
         Returns:
-            The batch's part of the step's mean loss, a scalar, and the sum of each example's losses, `[examples]`;
-            both without gradient, on the device.
+            The batch's part of the step's mean loss, a scalar on the device, and the loss of each of its rows, `[R]`
+            or padded, on the device or the host (`Batch.example_losses`). Neither has a gradient. On a GPU their
+            values are there when the step's `Update` is.
         """
 
-    def update(self, lr: float, *, loss_is_finite: bool = True) -> Update:
+    def update(self, lr: float, loss: Tensor) -> Callable[[], Update]:
         """Clips the gradient, updates the weights at rate `lr` and clears the gradient.
 
         A non-finite loss or gradient, on whichever rank, leaves weights and moments as they are (`applied` is False).
+
+        Args:
+            lr: the rate.
+            loss: the sum of this step's losses that `accumulate` gave on this rank, a scalar.
+
+        Returns:
+            What gives the result: when it is called, it waits until the device is done with this step. All ranks call
+            it, in the order of the steps.
         """
 
-    def evaluate(self, batch: Batch) -> tuple[float, int]:
-        """The sum of the losses of this rank's batch, and the count of its supervised targets."""
+    def evaluate(self, batch: Batch) -> Tensor:
+        """The sum of the losses of this rank's batch, a scalar on the device."""
 
     def answering(self) -> AbstractContextManager[object]:
         """A block in which `model` can be asked for hidden states and its head, by all ranks alike."""
@@ -85,25 +102,44 @@ class AnyEngine(Protocol):
         """Puts weights (a file of `save_weights`) and moments back."""
 
     def loss_scale(self) -> dict[str, Any]:
-        """The state of fp16's loss scaling; empty without it."""
+        """The state of fp16's loss scaling: `scale`, and for how many `good_steps` it has stood; empty without it."""
 
     def load_loss_scale(self, state: dict[str, Any]) -> None:
         """Puts the state of fp16's loss scaling back."""
 
 
-class Engine:
+class WholeModel:
+    """What engines have in common whose ranks have the whole model each."""
+
+    model: GPT2
+    world: World
+
+    def answering(self) -> AbstractContextManager[object]:
+        """See `AnyEngine`: the model is as it is."""
+        return contextlib.nullcontext()
+
+    def whole_model(self) -> GPT2 | None:
+        """See `AnyEngine`: the model itself, as all ranks have the same."""
+        return self.model if self.world.is_first else None
+
+
+class Engine(WholeModel):
     """Plain torch: see `AnyEngine`. With several ranks the gradients are summed before each update."""
+
+    in_flight = 0
+    holds_moments = False
 
     def __init__(self, model: GPT2, options: TrainOptions, world: World | None = None) -> None:
         self.world = world or ALONE
         self.device = choose_device(options.device, self.world.local_rank)
         self.dtype = choose_dtype(options.dtype, self.device)
         self.impl = ops.resolve(options.impl, self.device)
+        if options.cuda_graphs:
+            raise UserError(f"got --cuda_graphs true on {self.device}, expected CUDA; leave it out")
         self.clip = options.clip or math.inf
         torch.backends.cuda.matmul.allow_tf32 = options.tf32
         self.model = model.to(self.device, torch.float64 if self.dtype == "fp64" else torch.float32)
-        # On a GPU autocast's casts are cheap beside the products; there the weights stay as they are.
-        self.copies = BF16Copies(self.model) if self.dtype == "bf16" and self.device.type == "cpu" else None
+        self.copies = BF16Copies(self.model) if self.dtype == "bf16" else None
         self.optimizer = adamw(
             self.model,
             lr=options.lr,
@@ -111,9 +147,8 @@ class Engine:
             decay_all=options.decay_all,
             copies=self.copies,
         )
-        if to_be_compiled(options, self.impl, self.device):
-            # Sizes are rounded to few (`Batcher.round_sizes`), and from the second one on they are symbols.
-            self.model.compile(fullgraph=True)
+        if options.compile:
+            (self.model if self.copies is None else self.copies.computes).compile(fullgraph=True)
         # fp16's range is too small for raw gradients. Other dtypes need no scaling, and the scaler passes through.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == "fp16")
 
@@ -125,38 +160,32 @@ class Engine:
             self.copies.sum_up()  # of the step's earlier batches
         loss, row_losses = self._forward(batch, row_weights=batch.weights / count)
         torch.autograd.backward(self.scaler.scale(loss))
-        return loss.detach(), batch.example_losses(row_losses)
+        return loss.detach(), row_losses
 
-    def update(self, lr: float, *, loss_is_finite: bool = True) -> Update:
+    def update(self, lr: float, loss: Tensor) -> Callable[[], Update]:
         """See `AnyEngine`."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        (of_all_ranks,) = self.world.sum([loss.item()])
         self._sum_over_ranks()
         self.scaler.unscale_(self.optimizer)
         gradients = self.gradients()
         grad_norm = total_norm(gradients).item()
-        applied = loss_is_finite and math.isfinite(grad_norm)
+        applied = math.isfinite(of_all_ranks) and math.isfinite(grad_norm)
         if applied:
             self._scale_gradients(gradients, min(1.0, self.clip / (grad_norm + 1e-6)))
             self.scaler.step(self.optimizer)
         scale = self.scaler.get_scale()
         self.scaler.update()
         self._clear_gradients()
-        return Update(grad_norm, applied, rescaled=loss_is_finite and not applied and scale > 1)
+        rescaled = math.isfinite(of_all_ranks) and not applied and scale > 1
+        update = Update(of_all_ranks, grad_norm, applied, rescaled)
+        return lambda: update
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch) -> tuple[float, int]:
+    def evaluate(self, batch: Batch) -> Tensor:
         """See `AnyEngine`."""
-        loss, _ = self._forward(batch.to(self.device))
-        return loss.item(), batch.count
-
-    def answering(self) -> AbstractContextManager[object]:
-        """See `AnyEngine`: the model is as it is."""
-        return contextlib.nullcontext()
-
-    def whole_model(self) -> GPT2 | None:
-        """See `AnyEngine`: the model itself, as all ranks have the same."""
-        return self.model if self.world.is_first else None
+        return self._forward(batch.to(self.device))[0]
 
     def whole_moments(self) -> Moments | None:
         """See `AnyEngine`."""
@@ -179,12 +208,14 @@ class Engine:
 
     def loss_scale(self) -> dict[str, Any]:
         """See `AnyEngine`."""
-        return self.scaler.state_dict()
+        state = self.scaler.state_dict()
+        return {"scale": state["scale"], "good_steps": state["_growth_tracker"]} if state else {}
 
     def load_loss_scale(self, state: dict[str, Any]) -> None:
         """See `AnyEngine`."""
-        if state:
-            self.scaler.load_state_dict(state)
+        if state and self.scaler.is_enabled():
+            own = {"scale": state["scale"], "_growth_tracker": state["good_steps"]}
+            self.scaler.load_state_dict({**self.scaler.state_dict(), **own})
 
     def gradients(self) -> list[Tensor]:
         """The gradients of the step so far, before clipping."""
@@ -217,17 +248,3 @@ class Engine:
         if self.copies is not None:
             self.copies.clear_gradients()
         self.optimizer.zero_grad(set_to_none=True)
-
-
-def to_be_compiled(options: TrainOptions, impl: str, device: torch.device) -> bool:
-    """What `--compile` means where it is not given."""
-    if options.compile is None:
-        return impl == "triton" and device.type == "cuda"
-    return options.compile
-
-
-@torch.no_grad()
-def evaluate_batch(model: GPT2, batch: Batch) -> tuple[float, int]:
-    """The sum of the losses of a batch's supervised targets, and their count, as the model is."""
-    loss, _ = model(batch.to(model.wte.weight.device))
-    return loss.item(), batch.count

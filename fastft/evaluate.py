@@ -6,13 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from fastft.batch import Batch, Batcher
 from fastft.encode import EncodedSet
 from fastft.world import ALONE, World
 
-EvaluateBatch = Callable[[Batch], tuple[float, int]]
-"""A batch to the sum of its supervised losses and their count."""
+EvaluateBatch = Callable[[Batch], Tensor]
+"""A batch to the sum of its supervised losses, a scalar on some device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +42,11 @@ class TokenMean:
         by_length = np.argsort(self.val.lengths[: self.limit], kind="stable")  # less padding; the sum does not mind
         batches = [by_length[i : i + self.batch_size] for i in range(0, len(by_length), self.batch_size)]
         batches += [by_length[:0]] * (-len(batches) % self.world.size)  # all ranks run the same number of forwards
-        total, count = 0.0, 0.0
+        losses, targets = [], 0
         for examples in batches[self.world.rank :: self.world.size]:
-            loss, targets = evaluate(self.batcher(self.val, examples))
-            total, count = total + loss, count + targets
-        total, count = self.world.sum([total, count])
+            batch = self.batcher(self.val, examples)
+            losses.append(evaluate(batch).double())
+            targets += batch.count
+        # One look at the end, so that a GPU goes from batch to batch. Added up in their order, as one by one.
+        total, count = self.world.sum([sum(torch.stack(losses).tolist()), targets])
         return {"val_loss": total / count}

@@ -39,10 +39,14 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, decay_all: bool) 
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        is_matrix = parameter.ndim >= 2 and not name.startswith(("wte.", "wpe."))
-        (decayed if decay_all or is_matrix else plain).append(parameter)
+        (decayed if decays(name, parameter, decay_all=decay_all) else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def decays(name: str, parameter: Tensor, *, decay_all: bool) -> bool:
+    """Whether weight decay is for this weight: weight matrices, or all."""
+    return decay_all or (parameter.ndim >= 2 and not name.startswith(("wte.", "wpe.")))
 
 
 class MixedAdamW(torch.optim.AdamW):

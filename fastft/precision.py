@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
-from typing import Any
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from fastft.config import Device, DType
 from fastft.errors import UserError
 
-_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""The dtypes whose weights and their update stay float32."""
 _NORM_PIECE = 1 << 17
 _BY_PREFERENCE: tuple[Device, ...] = ("cuda", "mps", "cpu")
 
@@ -58,9 +59,27 @@ def choose_dtype(dtype: DType, device: torch.device) -> DType:
 
 def autocast(dtype: DType, device: torch.device) -> contextlib.AbstractContextManager[object]:
     """The autocast context of a dtype; none for fp32 and fp64."""
-    if dtype not in _AUTOCAST:
+    if dtype not in NARROW:
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=_AUTOCAST[dtype])
+    return torch.autocast(device.type, dtype=NARROW[dtype])
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def is_narrowed(name: str) -> bool:
+    """Whether a weight has a copy in the narrow dtype: as under autocast, layer norms and positions are float32."""
+    return ".ln_" not in f".{name}" and not name.startswith("wpe.")
+
+
+def with_weights(model: Model, weights: Mapping[str, nn.Parameter]) -> Model:
+    """A model like the given one, which computes with `weights` in place of those with the same names.
+
+    It shares all other weights with it. What reads its weights again in the backward pass, such as a block that is
+    computed a second time there, finds the same ones: it is a module of its own, not a call with other weights.
+    """
+    others = {id(given): weights.get(name, given) for name, given in model.named_parameters()}
+    return copy.deepcopy(model, others)
 
 
 class BF16Copies:
@@ -69,26 +88,26 @@ class BF16Copies:
 
     Autocast casts every weight in every step, and every gradient back. Here the copies stay, the optimizer refreshes
     them while it has the weights at hand, and the gradients are as narrow as the products that made them. As under
-    autocast, the residual stream, layer norms and positions are float32.
+    autocast, the residual stream is float32 too. On a GPU `fastft.flat` does the same.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
         self._weights = dict(model.named_parameters())
-        self._tensors = {name: self._copy_of(name, weight) for name, weight in self._weights.items()}
+        narrow = {
+            name: nn.Parameter(weight.detach().to(torch.bfloat16))
+            for name, weight in self._weights.items()
+            if is_narrowed(name)
+        }
+        self.computes = with_weights(model, narrow)
+        """The model that computes with the copies."""
+        self._tensors: dict[str, Tensor] = dict(self.computes.named_parameters())
         self._sums: dict[str, Tensor] = {}
         self._versions = self._current_versions()
-
-    @staticmethod
-    def _copy_of(name: str, weight: Tensor) -> Tensor:
-        if ".ln_" in f".{name}" or name.startswith("wpe."):
-            return weight
-        return weight.detach().to(torch.bfloat16).requires_grad_()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the model with the copies in place of its weights."""
         self._follow()
-        return functional_call(self._model, self._tensors, args, kwargs)
+        return self.computes(*args, **kwargs)
 
     def gradients(self) -> dict[str, Tensor]:
         """The gradients by the weights' names: bf16 of one backward pass, float32 where several were summed."""
@@ -138,10 +157,15 @@ class BF16Copies:
 def total_norm(gradients: Iterable[Tensor]) -> Tensor:
     """The 2-norm over all gradients, float32 (float64 of float64), a scalar.
 
-    From norms of pieces: the sum of squares of tens of millions of elements is off by 0.3% in float32. The norm of a
-    bf16 piece is rounded to bf16, so that of bf16 gradients is within 2^-9 of the exact one.
+    On a CPU from norms of pieces, since there the sum of squares of tens of millions of elements is off by 0.3% in
+    float32; a GPU sums by pieces itself. The norm of a bf16 piece is rounded to bf16, so that of bf16 gradients is
+    within 2^-9 of the exact one.
     """
-    pieces = [piece for gradient in gradients for piece in gradient.reshape(-1).split(_NORM_PIECE)]
+    pieces = [
+        piece
+        for gradient in gradients
+        for piece in (gradient.reshape(-1).split(_NORM_PIECE) if gradient.device.type == "cpu" else [gradient])
+    ]
     if not pieces:
         return torch.zeros(())
     norms = torch._foreach_norm(pieces)

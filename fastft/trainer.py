@@ -13,7 +13,8 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from fastft import files, ops, scaling
+from fastft.ahead import ahead
 from fastft.batch import Batch, Batcher
 from fastft.book import SAMPLE_TOKENS, BookMeans, BookOrder
 from fastft.checkpoint import (
@@ -39,9 +41,10 @@ from fastft.config import TrainOptions, changed_settings, to_yaml
 from fastft.console import meter, say, show, silenced, warn
 from fastft.decoding import NO_STOP, greedy
 from fastft.encode import name_rows
-from fastft.engine import AnyEngine, Engine
+from fastft.engine import AnyEngine, Engine, Update
 from fastft.errors import FastftError, TrainingError, UserError
 from fastft.evaluate import TokenMean
+from fastft.gpu_engine import GpuEngine
 from fastft.log import Log, summary_writer, writers
 from fastft.memory import peak_memory
 from fastft.model import GPT2, SIZES, config_for, number_of_parameters
@@ -61,6 +64,8 @@ _GIB = 1 << 30
 _DRY_RUN_STEPS = 200
 _MEETING_MARGIN_S = 60.0
 _FOR_EVER_S = 30 * 86400.0
+_STEPS_AHEAD = 2
+"""Steps whose batches are made ahead of a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +129,48 @@ def make_engine(model: GPT2, options: TrainOptions, world: World) -> AnyEngine:
         if odd is not None:
             raise UserError(f"got --dtype {options.dtype}, which is not the same on {odd} as on rank 0; say which one")
     with world.together():
-        if config is None or config.stage == 0:
-            if config is not None and config.unused:
-                warn(f"{config.path}: stage 0 trains without DeepSpeed, and does not read {', '.join(config.unused)}")
-            return Engine(model, replace(options, dtype=dtype), world)
-        return ZeroEngine(model, options, world, config, dtype)
+        if config is not None and config.stage > 0:
+            return ZeroEngine(model, options, world, config, dtype)
+        if config is not None and config.unused:
+            warn(f"{config.path}: stage 0 trains without DeepSpeed, and does not read {', '.join(config.unused)}")
+        engine = GpuEngine if device.type == "cuda" else Engine
+        return engine(model, replace(options, dtype=dtype), world)
+
+
+@dataclass(frozen=True, slots=True)
+class _Built:
+    """A step, and its batches of this rank."""
+
+    step: Step
+    batches: list[Batch]
+    seconds: float
+    """That building them took."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A step that the device has been asked for.
+
+    Attributes:
+        built: the step.
+        row_losses: of each batch the loss of each row, which is there when `update` has given its result.
+        lr: its learning rate.
+        update: gives the result, and waits for it.
+        at: when it was begun, on the clock of `time.perf_counter`.
+    """
+
+    built: _Built
+    row_losses: list[Tensor]
+    lr: float
+    update: Callable[[], Update]
+    at: float
+
+    def example_losses(self) -> list[Tensor]:
+        """Of each batch the sum of each example's losses, `[examples]`."""
+        return [
+            batch.example_losses(losses[: batch.rows.numel()].cpu())
+            for batch, losses in zip(self.built.batches, self.row_losses, strict=True)
+        ]
 
 
 class Trainer:
@@ -164,6 +206,12 @@ class Trainer:
         self._data_seconds = data.seconds + time.perf_counter() - began
         self._ledger: MetricsFile | None = None
         self._trouble: FastftError | None = None
+        self._save_is_asked = False
+        self._last_straw: dict[str, Any] | None = None
+        """The line of the step with which too many were skipped."""
+        self._ended_at = 0.0
+        """When the last step ended, or what was done behind it."""
+        self._ahead = _STEPS_AHEAD if engine.device.type == "cuda" else 0
         self.progress = Progress(data_fingerprint=self.train_set.fingerprint())
         with self.world.together():
             odd = self.world.differing(self.progress.data_fingerprint)
@@ -207,75 +255,110 @@ class Trainer:
             yield log
 
     def _loop(self, log: Log | None, stop: StopRequest, stop_after: int | None) -> None:
+        """For each step: its batches, forward and backward, update, its line; then what is due when it is done.
+
+        On a GPU the line of a step is read when the next one is under way, so that the GPU never waits for the host.
+        """
         progress, total = self.progress, self.plan.total_steps
         if progress.step == 0:
             self._evaluate(log)
-        with meter("training", total, done=progress.step) as shown:
+        begun: deque[_Begun] = deque()
+        steps = ahead(self._build, range(progress.step, total), depth=self._ahead)
+        with meter("training", total, done=progress.step) as shown, steps as built:
             while not self._finished() and stop.signal is None:
-                began = time.perf_counter()
-                step = self.plan.step(progress.step)
-                line = self._step(step)
-                progress.step += 1
-                line["seconds"] = time.perf_counter() - began
-                self._write(log, line)
-                shown.advance(f"loss {line['loss']:.3f}, {line['tokens_real'] / line['seconds']:,.0f} tokens/s")
-                self._evaluate(log)
-                for slow in self._stragglers.look(progress.step, line["seconds"]):
-                    warn(f"step {progress.step}: {slow}")
-                if progress.step == stop_after:
-                    stop.asked = signal.SIGTERM
-                self._save_where_due(stop)
-                self._check_skipped(line)
+                begun.append(self._begin(next(built)))
+                in_flight = 0 if self._something_is_due(begun[-1].built.step, stop_after) else self.engine.in_flight
+                while len(begun) > in_flight:
+                    line = self._end(begun.popleft())
+                    self._write(log, line)
+                    shown.advance(f"loss {line['loss']:.3f}, {line['tokens_real'] / line['seconds']:,.0f} tokens/s")
+                    for slow in self._stragglers.look(progress.step, line["seconds"]):
+                        warn(f"step {progress.step}: {slow}")
+                    if progress.step == stop_after:
+                        stop.asked = signal.SIGTERM
+                    if self._meet(stop) or self._went_too_far(line):
+                        in_flight = 0  # what is under way is ended first: weights and progress are then of one step
+                if not begun:
+                    self._evaluate(log)
+                    self._save_where_due()
+                    self._ended_at = time.perf_counter()
+                    self._check_skipped()
 
-    def _step(self, step: Step) -> dict[str, Any]:
-        """One optimizer step; returns its line for the metrics, the same on all ranks but for the memory."""
+    def _build(self, index: int) -> _Built:
+        """The step of that index, with this rank's batches; in a thread beside a GPU's steps."""
         began = time.perf_counter()
+        step = self.plan.step(index)
         batches = [self.batcher(self.train_set, examples) for examples in self._mine(step)]
-        self._stragglers.built(time.perf_counter() - began)
-        results = [self._accumulate(step, batches, number) for number in range(len(batches))]
-        sums = [sums for _, sums in results]
-        loss, padded, real, computed = self.world.sum(
-            [
-                sum(part.item() for part, _ in results),
-                sum(batch.tokens_padded for batch in batches),
-                sum(batch.tokens_real for batch in batches),
-                sum(batch.tokens.numel() for batch in batches),
-            ]
-        )
-        if self.options.ledger:
-            self._note_losses(step, sums)
-        rate = learning_rate(
-            step.index,
+        return _Built(step, batches, time.perf_counter() - began)
+
+    def _begin(self, built: _Built) -> _Begun:
+        """Asks the device for an optimizer step."""
+        at = time.perf_counter() - (0.0 if self._ahead else built.seconds)
+        self._stragglers.built(built.seconds)
+        results = [self._accumulate(built, number) for number in range(len(built.batches))]
+        lr = learning_rate(
+            built.step.index,
             peak=self.options.lr,
             schedule=self.options.schedule,
             warmup=self.options.warmup,
             total_steps=self.plan.total_steps,
         )
-        update = self.engine.update(rate, loss_is_finite=math.isfinite(loss))
+        loss = sum((part.double() for part, _ in results[1:]), start=results[0][0].double())
+        return _Begun(built, [losses for _, losses in results], lr, self.engine.update(lr, loss), at)
+
+    def _end(self, begun: _Begun) -> dict[str, Any]:
+        """Waits for a step; returns its line for the metrics, the same on all ranks but for seconds and memory."""
+        update, step, batches = begun.update(), begun.built.step, begun.built.batches
+        now = time.perf_counter()
+        began, self._ended_at = max(begun.at, self._ended_at), now
+        padded, real, computed = self.world.sum(
+            [
+                sum(batch.tokens_padded for batch in batches),
+                sum(batch.tokens_real for batch in batches),
+                sum(batch.tokens.numel() for batch in batches),
+            ]
+        )
+        self.progress.step += 1
         self.progress.tokens_seen += int(computed)
+        if self.options.ledger:
+            self._note_losses(step, begun.example_losses())
         line: dict[str, Any] = {
             "step": step.index + 1,
             "epoch": step.epoch + 1,
-            "loss": loss,
-            "lr": rate,
+            "loss": update.loss,
+            "lr": begun.lr,
             "grad_norm": update.grad_norm,
             "tokens_padded": int(padded),
             "tokens_real": int(real),
             "tokens_computed": int(computed),
             "tokens_supervised": step.count,
             "memory_bytes": peak_memory(self.engine.device),
+            "seconds": now - began,
         }
         if not update.applied:
             line |= {"skipped": True, "rescaled": update.rescaled}
             if not update.rescaled:  # that is fp16's way of finding its loss scale
                 self.progress.skipped += 1
-                line["rows"] = self._suspects(step, sums)
+                line["rows"] = self._suspects(step, begun.example_losses())
                 warn(_why_skipped(line))
         return line
 
-    def _accumulate(self, step: Step, batches: list[Batch], number: int) -> tuple[Tensor, Tensor]:
-        self._watchdog.beat(f"step {step.index + 1}, batch {number + 1} of {len(batches)}")
-        return self.engine.accumulate(batches[number], step.count, last=number + 1 == len(batches))
+    def _something_is_due(self, step: Step, stop_after: int | None) -> bool:
+        """Whether something is to be done with the weights as they are behind this step."""
+        done, total = step.index + 1, self.plan.total_steps
+        evaluates = self.evaluation.due(done, total) or self.evaluation.sample_due(done, total)
+        return done in (stop_after, total) or evaluates or self._save_is_due(done) is not None
+
+    def _went_too_far(self, line: dict[str, Any]) -> bool:
+        """Whether too many steps were skipped; the first such line is kept."""
+        if self._last_straw is None and line.get("skipped") and not line["rescaled"]:
+            self._last_straw = line if self.progress.skipped > self.options.max_skipped else None
+        return self._last_straw is not None
+
+    def _accumulate(self, built: _Built, number: int) -> tuple[Tensor, Tensor]:
+        batches = len(built.batches)
+        self._watchdog.beat(f"step {built.step.index + 1}, batch {number + 1} of {batches}")
+        return self.engine.accumulate(built.batches[number], built.step.count, last=number + 1 == batches)
 
     def _mine(self, step: Step) -> list[Indices]:
         """The packs of a step that are this rank's."""
@@ -283,7 +366,7 @@ class Trainer:
 
     def _note_losses(self, step: Step, sums: list[Tensor]) -> None:
         """Writes the ledger's line of a step: the mean loss of each of its examples before the update."""
-        of_ranks = self.world.gather([one.cpu().numpy() for one in sums])
+        of_ranks = self.world.gather([one.numpy() for one in sums])
         if self._ledger is None:
             return
         size = self.world.size
@@ -306,19 +389,19 @@ class Trainer:
         """The rows whose own losses are not finite; where all are, all rows of the step: a gradient does not say whose
         it is."""
         mine = [
-            self.train_set.rows[examples[~torch.isfinite(losses).cpu().numpy()]].tolist()
+            self.train_set.rows[examples[~torch.isfinite(losses).numpy()]].tolist()
             for examples, losses in zip(self._mine(step), sums, strict=True)
         ]
         found = sorted(row for rows in self.world.gather(mine) for pack in rows for row in pack)
         return found or sorted(self.train_set.rows[step.examples].tolist())
 
-    def _check_skipped(self, line: dict[str, Any]) -> None:
-        """Stops the run, saved with all that belongs to this step, where too many steps were skipped."""
-        if not line.get("skipped") or line["rescaled"] or self.progress.skipped <= self.options.max_skipped:
+    def _check_skipped(self) -> None:
+        """Stops the run, saved with all that belongs to its last step, where too many steps were skipped."""
+        if self._last_straw is None:
             return
         self._save_to_stop()
         error = TrainingError(
-            f"{_why_skipped(line)}; that was skipped step {self.progress.skipped}, --max_skipped allows "
+            f"{_why_skipped(self._last_straw)}; that was skipped step {self.progress.skipped}, --max_skipped allows "
             f"{self.options.max_skipped}; look at these rows, lower --lr or use --dtype fp32. A checkpoint is saved"
         )
         error.common = True
@@ -337,7 +420,7 @@ class Trainer:
         if len(self.val_set) and self.evaluation.sample_due(step, total):
             self._sample(log)
 
-    def _evaluate_batch(self, batch: Batch) -> tuple[float, int]:
+    def _evaluate_batch(self, batch: Batch) -> Tensor:
         self._watchdog.beat(f"evaluation when {self.progress.step} steps are done")
         return self.engine.evaluate(batch)
 
@@ -424,8 +507,12 @@ class Trainer:
         out_of_patience = patience > 0 and self.progress.evaluations_since_best >= patience
         return out_of_patience or self.progress.step >= self.plan.total_steps
 
-    def _save_where_due(self, stop: StopRequest) -> None:
-        """The end of a step, where the ranks agree: whether to stop, to save, and whether one is in trouble."""
+    def _meet(self, stop: StopRequest) -> bool:
+        """Where the ranks agree: whether to stop, or to save though it is not due, and whether one is in trouble.
+
+        Returns:
+            Whether they are to stop or to save.
+        """
         mine = [
             *stop.votes(),
             float(self.world.is_first and save_is_asked(self.run.folder)),
@@ -440,12 +527,23 @@ class Trainer:
                     raise self._trouble
         if self._shards is not None and written == self.world.size:
             self._shards.finish()
-        step, every = self.progress.step, self.options.save_every or self.plan.steps_per_epoch
-        whole_every = self.options.whole_every
-        if asked or self._finished() or (whole_every and step % whole_every == 0):
+        self._save_is_asked |= bool(asked)
+        return self._save_is_asked or stop.signal is not None
+
+    def _save_is_due(self, step: int) -> str | None:
+        """What kind of checkpoint is due when `step` steps are done, if any: `whole`, or `shards` under ZeRO."""
+        whole_every, every = self.options.whole_every, self.options.save_every or self.plan.steps_per_epoch
+        if step >= self.plan.total_steps or (whole_every and step % whole_every == 0):
+            return "whole"
+        return "shards" if step % every == 0 else None
+
+    def _save_where_due(self) -> None:
+        due = self._save_is_due(self.progress.step)
+        if self._save_is_asked or self._finished() or due == "whole":
             self._save(whole=True)
-        elif step % every == 0:
+        elif due is not None:
             self._save(whole=False)
+        self._save_is_asked = False
 
     def _save(self, *, whole: bool) -> None:
         """Saves; under ZeRO in shards where it need not be `whole`."""
@@ -533,13 +631,13 @@ class Trainer:
         largest = plan.largest_step()
         began = time.perf_counter()
         batches = [self.batcher(self.train_set, examples) for examples in self._mine(largest)]
-        for number in range(len(batches)):
-            self._accumulate(largest, batches, number)
+        losses = [self._accumulate(_Built(largest, batches, 0.0), number)[0] for number in range(len(batches))]
+        float(losses[-1])  # waits for a GPU
         seconds = time.perf_counter() - began
         peak = peak_memory(engine.device)
         rows = name_rows(self.train_set.rows[largest.examples].tolist())
         say(f"largest step: {len(largest.examples)} examples ({rows}), {seconds:.2f} s forward and backward")
-        if isinstance(engine, ZeroEngine):  # which has AdamW's moments from the beginning
+        if engine.holds_moments:
             say(f"memory: {peak / _GIB:.2f} GiB at that batch (measured on the first rank)")
         else:
             moments = 8 * number_of_parameters(engine.model.config)

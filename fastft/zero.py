@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from fastft.errors import UserError
 from fastft.model import GPT2, Block
 from fastft.optim import BETAS, EPSILON, parameter_groups
 from fastft.precision import choose_device
+from fastft.staging import Staging
 from fastft.weights import load_weights
 from fastft.world import World, group_of_one
 from fastft.zero_config import ZeroConfig, settings_for_deepspeed
@@ -38,7 +40,13 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class ZeroEngine:
-    """Training over DeepSpeed: see `fastft.engine.AnyEngine`. Stages 1 to 3; stage 0 is `fastft.engine.Engine`."""
+    """Training over DeepSpeed: see `fastft.engine.AnyEngine`. Stages 1 to 3; stage 0 is the plain engine.
+
+    Its steps are not captured as CUDA graphs: hooks of DeepSpeed's decide on the host what is exchanged when.
+    """
+
+    in_flight = 0
+    holds_moments = True
 
     def __init__(self, model: GPT2, options: TrainOptions, world: World, config: ZeroConfig, dtype: DType) -> None:
         """Parts the model among the ranks.
@@ -60,6 +68,7 @@ class ZeroEngine:
         self.device = choose_device(options.device, world.local_rank)
         self.impl = ops.resolve(options.impl, self.device)
         self.model = model
+        self._staging = Staging(self.device, keep=False)
         _check(options, dtype, config.stage, self.device)
         deepspeed = _deepspeed(self.device)
         torch.backends.cuda.matmul.allow_tf32 = options.tf32
@@ -103,32 +112,35 @@ class ZeroEngine:
 
     def accumulate(self, batch: Batch, count: int, *, last: bool = True) -> tuple[Tensor, Tensor]:
         """See `fastft.engine.AnyEngine`."""
-        batch = batch.to(self.device)
+        batch = self._staging.put(batch).batch
         self.zero.set_gradient_accumulation_boundary(last)
         # By the number of ranks the mean that DeepSpeed takes over them becomes a sum. It goes into the weights, since
         # a factor at the loss would be one more pass over the head's gradient.
         ranks = self.world.size
         loss, row_losses = self.zero(batch, row_weights=batch.weights * (ranks / count), impl=self.impl)
         self.zero.backward(loss, scale_wrt_gas=False)
-        return loss.detach() / ranks, batch.example_losses(row_losses)
+        return loss.detach() / ranks, row_losses
 
-    def update(self, lr: float, *, loss_is_finite: bool = True) -> Update:
+    def update(self, lr: float, loss: Tensor) -> Callable[[], Update]:
         """See `fastft.engine.AnyEngine`. DeepSpeed leaves a step out whose gradients' norm is not finite."""
         for group in self.zero.optimizer.param_groups:
             group["lr"] = lr
+        (of_all_ranks,) = self.world.sum([loss.item()])
+        loss_is_finite = math.isfinite(of_all_ranks)
         self._adamw.idle = not loss_is_finite
         self.zero.step()
         norm_is_finite = self.zero.was_step_applied()
         # Of a step that it leaves out, DeepSpeed does not always say the norm, but that of the step before.
         grad_norm = float(self.zero.get_global_grad_norm() or 0.0) if norm_is_finite else math.inf
         rescaled = loss_is_finite and not norm_is_finite and self.dtype == "fp16"
-        return Update(grad_norm, loss_is_finite and norm_is_finite, rescaled)
+        update = Update(of_all_ranks, grad_norm, loss_is_finite and norm_is_finite, rescaled)
+        return lambda: update
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch) -> tuple[float, int]:
+    def evaluate(self, batch: Batch) -> Tensor:
         """See `fastft.engine.AnyEngine`."""
-        loss, _ = self.zero(batch.to(self.device), impl=self.impl)
-        return loss.item(), batch.count
+        loss: Tensor = self.zero(self._staging.put(batch).batch, impl=self.impl)[0]
+        return loss
 
     def answering(self) -> AbstractContextManager[object]:
         """See `fastft.engine.AnyEngine`: what the root reads is gathered for the length of the block."""
@@ -214,7 +226,7 @@ class ZeroEngine:
         """See `fastft.engine.AnyEngine`."""
         if self.dtype != "fp16":
             return {}
-        return {"scale": float(self.zero.optimizer.loss_scaler.loss_scale)}
+        return {"scale": float(self.zero.optimizer.loss_scaler.loss_scale), "good_steps": 0}
 
     def load_loss_scale(self, state: dict[str, Any]) -> None:
         """See `fastft.engine.AnyEngine`."""
@@ -304,6 +316,11 @@ def _check(options: TrainOptions, dtype: DType, stage: int, device: torch.device
         raise UserError(
             f"got --compile true with ZeRO stage {stage}, whose hooks torch.compile does not see; leave it out, or "
             "train without --deepspeed_config"
+        )
+    if options.cuda_graphs:
+        raise UserError(
+            f"got --cuda_graphs true with ZeRO stage {stage}, whose hooks cannot be captured; leave it out, or train "
+            "without --deepspeed_config"
         )
 
 

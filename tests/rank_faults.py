@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fastft.batch import Batch
 from fastft.engine import Engine
-from fastft.plan import Step
 from fastft.trainer import Trainer
 from fastft.zero import ZeroEngine
 
@@ -56,13 +55,13 @@ def first_ranks_examples_twice() -> None:
 
 def _at_the_bad_step(change: Any) -> None:
     """Has `change(loss, sums)` made of the second rank's losses in one step."""
-    right_step, now = Trainer._step, {"step": 0}
+    right_begin, now = Trainer._begin, {"step": 0}
 
-    def step(self: Trainer, step: Step) -> dict[str, Any]:
-        now["step"] = step.index
-        return right_step(self, step)
+    def begin(self: Trainer, built: Any) -> Any:
+        now["step"] = built.step.index
+        return right_begin(self, built)
 
-    Trainer._step = step
+    Trainer._begin = begin
     for engine in (Engine, ZeroEngine):
         right = engine.accumulate
 
@@ -87,18 +86,18 @@ def loss_not_finite_on_rank_1() -> None:
 def gradient_not_finite_on_rank_1() -> None:
     """One weight's gradient is infinite in one step, though the loss is not."""
     now = {"step": 0}
-    right_step, right_init = Trainer._step, Trainer.__init__
+    right_begin, right_init = Trainer._begin, Trainer.__init__
 
-    def step(self: Trainer, step: Step) -> dict[str, Any]:
-        now["step"] = step.index
-        return right_step(self, step)
+    def begin(self: Trainer, built: Any) -> Any:
+        now["step"] = built.step.index
+        return right_begin(self, built)
 
     def init(self: Trainer, run: Any, options: Any, data: Any, engine: Any, **kwargs: Any) -> None:
         right_init(self, run, options, data, engine, **kwargs)
         bias = engine.model.h[0].mlp.c_fc.bias
         bias.register_hook(lambda g: g * torch.inf if _is_rank(1) and now["step"] == BAD_STEP else g)
 
-    Trainer._step, Trainer.__init__ = step, init
+    Trainer._begin, Trainer.__init__ = begin, init
 
 
 def rank_1_sleeps() -> None:

@@ -383,9 +383,9 @@ def _train(case: Case, batches: list[Batch], wire: Wire, blocks: Blocks | None) 
         marks = Blocks.mark if blocks is not None and step == SETTLED else _unmarked
         for number, batch in enumerate(batches):
             with _backward_marked(engine, lambda n=number, m=marks: m(f"backward {n}")), marks(f"pass {number}"):
-                engine.accumulate(batch, 1000, last=number == len(batches) - 1)
+                loss, _ = engine.accumulate(batch, 1000, last=number == len(batches) - 1)
         with marks("update"):
-            engine.update(5e-5)
+            engine.update(5e-5, loss)()
     return dict(wire.counts - before)
 
 

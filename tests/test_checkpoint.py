@@ -37,16 +37,16 @@ def batch(seed: int) -> Batch:
 
 def do_steps(engine: Engine, *seeds: int) -> None:
     for seed in seeds:
-        engine.accumulate(batch(seed), batch(seed).count)
-        assert engine.update(1e-2).applied
+        loss, _ = engine.accumulate(batch(seed), batch(seed).count)
+        assert engine.update(1e-2, loss)().applied
 
 
 def overflow(engine: Engine) -> None:
     """A step whose gradient is infinite."""
-    engine.accumulate(batch(0), batch(0).count)
+    loss, _ = engine.accumulate(batch(0), batch(0).count)
     for gradient in engine.gradients():
         gradient.fill_(float("inf"))
-    assert not engine.update(1e-2).applied
+    assert not engine.update(1e-2, loss)().applied
 
 
 def state(engine: Engine) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def curve(model: GPT2, encoded: EncodedSet, *, packed: bool, impl: str, rate: fl
     for step in range(STEPS):
         batch = batcher(encoded, order[step * BATCH_SIZE : (step + 1) * BATCH_SIZE])
         loss, _ = engine.accumulate(batch, batch.count)
-        assert engine.update(rate).applied
+        assert engine.update(rate, loss)().applied
         losses.append(loss.item())
     return losses
 

@@ -238,7 +238,7 @@ def test_wrong_converter_input_is_named() -> None:
 def test_rounded_sizes_are_few_and_near() -> None:
     sizes = {rounded_size(n) for n in range(1, 16385)}
     assert len(sizes) <= 70
-    assert all(n <= rounded_size(n) <= max(64, n * 1.125) for n in range(1, 16385))
+    assert all(n <= rounded_size(n) <= max(n + 63, n * 1.125) for n in range(1, 16385))
 
 
 def test_all_ignored_padded_batch_is_a_connected_zero() -> None:

@@ -26,7 +26,6 @@ from fastft.batch import Batch
 from fastft.cli import parse
 from fastft.engine import Engine
 from fastft.errors import TrainingError
-from fastft.plan import Step
 from fastft.run import read_metrics
 from fastft.trainer import Trainer, train
 
@@ -357,18 +356,18 @@ def test_skipped_steps_are_counted_once(
     """A run that stopped after too many skipped steps goes on with a larger limit as if it had not stopped."""
     poisoned = {2, 4}
     now = 0
-    real_step, real_accumulate = Trainer._step, Engine.accumulate
+    real_begin, real_accumulate = Trainer._begin, Engine.accumulate
 
-    def step(self: Trainer, step: Step) -> dict[str, Any]:
+    def begin(self: Trainer, built: Any) -> Any:
         nonlocal now
-        now = step.index
-        return real_step(self, step)
+        now = built.step.index
+        return real_begin(self, built)
 
     def accumulate(self: Engine, batch: Batch, count: int, **_: bool) -> tuple[Tensor, Tensor]:
         loss, example_losses = real_accumulate(self, batch, count)
         return loss * (float("nan") if now in poisoned else 1), example_losses
 
-    monkeypatch.setattr(Trainer, "_step", step)
+    monkeypatch.setattr(Trainer, "_begin", begin)
     monkeypatch.setattr(Engine, "accumulate", accumulate)
 
     def trained(run: Path, **options: Any) -> checkpoint.Progress:

@@ -50,12 +50,17 @@ def options(data_file: Path, tmp_path: Path) -> TrainOptions:
     )
 
 
+def step(trainer: Trainer, index: int) -> dict[str, Any]:
+    """A step's line for the metrics."""
+    return trainer._end(trainer._begin(trainer._build(index)))
+
+
 def losses(options: TrainOptions, steps: int = 20) -> list[float]:
     """The losses of a run's first steps, without files."""
     torch.manual_seed(options.seed)
     model = GPT2(config_for(options.model, tie_head=options.tie_head))
     trainer = Trainer(Run(options.out), replace(options, steps=steps), load_data(options), Engine(model, options))
-    return [trainer._step(trainer.plan.step(index))["loss"] for index in range(steps)]
+    return [step(trainer, index)["loss"] for index in range(steps)]
 
 
 def difference(a: list[float], b: list[float]) -> float:
@@ -115,15 +120,14 @@ class TestNonFinite:
     ) -> None:
         trainer = self._poisoned(options)
         before = [p.detach().clone() for p in trainer.engine.model.parameters()]
-        step = trainer.plan.step(0)
-        line = trainer._step(step)
+        line = step(trainer, 0)
         assert line["skipped"] is True
         assert trainer.progress.skipped == 1
         assert not trainer.engine.optimizer.state
         for old, new in zip(before, trainer.engine.model.parameters(), strict=True):
             assert torch.equal(old.nan_to_num(), new.nan_to_num())
         said = " ".join(capsys.readouterr().err.split())
-        assert f"rows {min(trainer.train_set.rows[step.examples])}" in said
+        assert f"rows {min(trainer.train_set.rows[trainer.plan.step(0).examples])}" in said
 
     def test_the_run_stops_after_the_limit_with_a_checkpoint(self, options: TrainOptions) -> None:
         trainer = self._poisoned(replace(options, max_skipped=2, eval_every=0))
@@ -137,7 +141,7 @@ class TestNonFinite:
             trainer.engine.model.ln_f.bias.zero_()
         weight = trainer.engine.model.wpe.weight
         weight.register_hook(lambda gradient: torch.full_like(gradient, math.inf))
-        line = trainer._step(trainer.plan.step(0))
+        line = step(trainer, 0)
         assert math.isfinite(line["loss"])
         assert line["skipped"] is True
         assert trainer.progress.skipped == 1
@@ -146,7 +150,7 @@ class TestNonFinite:
         options = replace(options, dtype="fp16")
         trainer = Trainer(Run(options.out), options, load_data(options), Engine(GPT2(config_for("pico")), options))
         trainer.engine.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
-        line = trainer._step(trainer.plan.step(0))
+        line = step(trainer, 0)
         assert line["skipped"] is True
         assert trainer.progress.skipped == 0
         assert trainer.engine.scaler.get_scale() < 2.0**60
@@ -358,7 +362,7 @@ class TestOptimizer:
                 )
             )
             trainer = Trainer(Run(options.out), options, data, engine)
-            trainer._step(trainer.plan.step(0))
+            step(trainer, 0)
             norms += seen
         assert norms[0] > 0.1
         assert norms[1] == pytest.approx(0.01, rel=1e-3)

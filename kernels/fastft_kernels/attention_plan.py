@@ -19,6 +19,9 @@ CHUNK = 1024
 MOST_SLOTS = 64
 """Slots of a plan: what bounds their memory, `64 H * 2 * BK * D` float32."""
 
+USUAL_KEY_TILES = 8
+"""Key tiles of a query tile that a plan of rounded size has room for: packs of the book's examples need up to 7."""
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
@@ -83,8 +86,9 @@ def plan_attention(
         BM, BN, BQ, BK: tile sizes, powers of two from 16 on; the default is what the kernels are tuned for.
         chunk: queries that one program of dK and dV goes through, doubled until `most_slots` suffice.
         most_slots: the most partial sums.
-        round_sizes: make all sizes but that of `key_tiles` depend on T and R alone, and that one a power of two, with
-            entries that are no work: what was compiled or captured for one plan then fits others.
+        round_sizes: make all sizes depend on T and R alone, with entries that are no work: what was compiled or
+            captured for one plan then fits others. (`key_tiles` is longer, by powers of two, where queries see
+            unusually many.)
 
     Returns:
         The plan, on the CPU.
@@ -102,7 +106,8 @@ def plan_attention(
     lengths = items[:, 2] - items[:, 1]
     scores_dkv = int((-(-lengths // BQ)).sum()) * BQ * BK
     if round_sizes:
-        key_tiles = _padded(key_tiles, 1 << max(0, len(key_tiles) - 1).bit_length(), 0)
+        most = max(len(key_tiles), USUAL_KEY_TILES * len(query_tiles))
+        key_tiles = _padded(key_tiles, 1 << max(0, most - 1).bit_length(), 0)
         if len(asked) > chunk:
             n_key_tiles = -(-T // BK)
             items = _padded(items, n_key_tiles + most_slots, -1, 0, 0, -1)
