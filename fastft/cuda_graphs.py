@@ -65,13 +65,8 @@ class Graphs:
             self._capture(key, work)
 
     def _capture(self, key: Hashable, work: Callable[[], object]) -> None:
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
         try:
-            # Another thread may pin memory for the next batch meanwhile: only this thread must keep to what is allowed.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                work()
+            graph = self._captured(work)
         except RuntimeError as error:
             self._enabled = False
             reason = str(error).partition("\n")[0]
@@ -80,6 +75,15 @@ class Graphs:
             return
         self._graphs[key] = graph
         graph.replay()
+
+    def _captured(self, work: Callable[[], object]) -> torch.cuda.CUDAGraph:
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        # Another thread may pin memory for the next batch meanwhile: only this thread must keep to what is allowed.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            work()
+        return graph
 
     def _say_full(self) -> None:
         if not self._is_full:

@@ -119,7 +119,11 @@ class GpuEngine(WholeModel):
         """See `fastft.engine.AnyEngine`."""
         if not self.world.is_first or self.flat.step.item() == 0:
             return {} if self.world.is_first else None
-        return {f"{name}/{key}": part.cpu() for name, state in self.flat.moments() for key, part in state.items()}
+        return {
+            f"{name}/{key}": part.to("cpu", copy=True)
+            for name, state in self.flat.moments()
+            for key, part in state.items()
+        }
 
     @torch.no_grad()
     def load(self, weights: Path, moments: Moments) -> None:
