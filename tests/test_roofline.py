@@ -21,6 +21,7 @@ from fastft_kernels.roofline import (
     linear_cost,
     linear_cross_entropy_cost,
     predicted_seconds,
+    rows_cost,
     total,
 )
 from torch import Tensor
@@ -60,6 +61,8 @@ class Meter(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         name = function.__name__.split(".")[0]
         if isinstance(result, Tensor) and "empty" not in name and not is_view(function, result, args):
+            if name == "index_select":  # reads some rows
+                args = (args[0][: result.shape[0]], *args[1:])
             given = [*torch.utils._pytree.tree_leaves((args, kwargs)), result]
             self.launched({str(i): x for i, x in enumerate(given)}, adds=name in ("addmm_", "add_"))
         return result
@@ -85,6 +88,9 @@ def metered(monkeypatch: pytest.MonkeyPatch) -> Iterator[Meter]:
             if "first" in by_name:  # some columns of the vocabulary
                 begin = by_name["first"]
                 by_name["W"] = by_name["W"][begin : begin + by_name["stride_out"]]
+            if "IDS" in by_name:  # some rows of the output
+                by_name["OUT"] = by_name["OUT"][: len(by_name["IDS"])]
+                meter.bytes += size(by_name["OUT"]) if by_name["ADD"] else 0
             meter.launched(by_name)
 
         return count
@@ -172,6 +178,30 @@ def test_linear_cross_entropy_is_counted_as_it_is_launched(
         )[0]
 
     assert_counted(monkeypatch, run, [hidden, weight], *costs)
+
+
+@needs_triton
+@pytest.mark.parametrize("out", [0, 4])
+@pytest.mark.parametrize("often", [False, True])
+def test_rows_are_counted_as_they_are_launched(monkeypatch: pytest.MonkeyPatch, out: int, often: bool) -> None:
+    N, C, R = 500, 48, 300
+    rows = torch.arange(R).clamp_max(20 if often else R)
+    plan = fastft_kernels.plan_rows(rows)
+    assert len(plan.whole) == (2 if often else 0)
+    x = of(N, C, dtype=torch.bfloat16)
+    out_dtype = torch.float32 if out else None
+    sizes: dict[str, Any] = {"out": out, "segments": 21 if often else R, "chunks": 2 if often else 0}
+
+    def run() -> Tensor:
+        return fastft_kernels.take_rows(x, rows, plan=plan, out_dtype=out_dtype, impl="triton")
+
+    forward = rows_cost(R, C, 2, out=out)
+    assert_counted(monkeypatch, run, [x], forward, rows_cost(R, C, 2, N=N, backward=True, **sizes))
+    total, grad = torch.zeros(N, C, dtype=torch.bfloat16), torch.zeros(R, C, dtype=out_dtype or torch.bfloat16)
+    with metered(monkeypatch) as meter:
+        fastft_kernels.add_rows_(total, grad, plan, "triton")
+    added = rows_cost(R, C, 2, backward=True, **sizes)
+    assert (meter.launches, meter.bytes) == (added.launches, added.bytes)
 
 
 def traffic_of_tiles(M: int, K: int, N: int, BM: int, BN: int) -> tuple[int, int, int]:

@@ -13,11 +13,14 @@ from fastft_kernels.cross_entropy import cross_entropy
 from fastft_kernels.gelu import gelu
 from fastft_kernels.layer_norm import layer_norm
 from fastft_kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_with_losses
+from fastft_kernels.rows import RowPlan, add_rows_, plan_rows, take_rows
 from fastft_kernels.tiles import TileGroup, plan_tiles
 
 __all__ = [
     "AttentionPlan",
+    "RowPlan",
     "TileGroup",
+    "add_rows_",
     "attention",
     "attention_decode",
     "attention_varlen",
@@ -27,5 +30,7 @@ __all__ = [
     "linear_cross_entropy",
     "linear_cross_entropy_with_losses",
     "plan_attention",
+    "plan_rows",
     "plan_tiles",
+    "take_rows",
 ]

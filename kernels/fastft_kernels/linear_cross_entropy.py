@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from fastft_kernels import linear_cross_entropy_torch as in_torch
 from fastft_kernels import support, tables
+from fastft_kernels.rows import RowPlan, take_rows
 from fastft_kernels.support import Impl, tl, triton
 
 Reduction = Literal["mean", "sum", "none"]
@@ -348,6 +349,7 @@ def linear_cross_entropy_with_losses(
     targets: Tensor,
     *,
     rows: Tensor | None = None,
+    rows_plan: RowPlan | None = None,
     row_weights: Tensor | None = None,
     ignore_index: int = -100,
     logit_chunk_bytes: int = LOGIT_CHUNK_BYTES,
@@ -371,7 +373,7 @@ def linear_cross_entropy_with_losses(
         losses = reference(hidden, weight, targets, rows=rows, ignore_index=ignore_index)
         return (losses * weights).sum(), losses.detach()
     if impl == "triton":
-        picked = hidden if rows is None else _taken(hidden, rows)
+        picked = hidden if rows is None else take_rows(hidden, rows, plan=rows_plan, impl="triton")
         losses = _losses_by_triton(picked, weight, targets, None, ignore_index, logit_chunk_bytes)
         return (losses * weights).sum(), losses.detach()
     picked = hidden if rows is None else hidden.index_select(0, rows)
@@ -388,6 +390,7 @@ def linear_cross_entropy(
     targets: Tensor,
     *,
     rows: Tensor | None = None,
+    rows_plan: RowPlan | None = None,
     row_weights: Tensor | None = None,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
@@ -403,6 +406,7 @@ def linear_cross_entropy(
         rows: `[R]` int64, the token that each row reads; a token may be read by several rows. With it nothing waits for
             the device. Without it every token is a row, and the ignored ones are left out: the Triton kernels keep
             their number on the device, the torch implementation waits for it once on a GPU.
+        rows_plan: for `triton`, `plan_rows(rows)` on the device of hidden, as of `take_rows`.
         row_weights: floating, in the shape of `targets`; all 1 where they are not given. They get no gradient.
         ignore_index: target of a row that has none.
         reduction: `sum` of the losses by their weights; `mean`: the sum divided by the weights of the rows that are not
@@ -433,8 +437,10 @@ def linear_cross_entropy(
         return _sum_by_torch(*arguments, weights)
     if impl == "reference":
         losses = reference(hidden, weight, targets, rows=rows, ignore_index=ignore_index)
+    elif impl == "torch":
+        losses = _all_by_torch(*arguments)
     else:
-        losses = (_all_by_torch if impl == "torch" else _all_by_triton)(*arguments)
+        losses = _all_by_triton(*arguments, rows_plan)
     losses = losses if weights is None else losses * weights
     return losses if reduction == "none" else losses.sum()
 
@@ -448,16 +454,13 @@ def _losses_by_triton(
     return losses
 
 
-def _taken(hidden: Tensor, rows: Tensor) -> Tensor:
-    """`hidden[rows]`, whose gradient adds a token's rows in order: index_select's adds atomically on a GPU."""
-    return F.embedding(rows, hidden)
-
-
 def _all_by_triton(
-    hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor | None, ignore_index: int, chunk_bytes: int
-) -> Tensor:
+    hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor | None, ignore_index: int, chunk_bytes: int,
+    rows_plan: RowPlan | None,
+) -> Tensor:  # fmt: skip
     if rows is not None:
-        return _losses_by_triton(_taken(hidden, rows), weight, targets, None, ignore_index, chunk_bytes)
+        picked = take_rows(hidden, rows, plan=rows_plan, impl="triton")
+        return _losses_by_triton(picked, weight, targets, None, ignore_index, chunk_bytes)
     # The rows that are asked for to the front, in their order; how many they are the device keeps to itself.
     ignored = targets == ignore_index
     order = ignored.to(torch.uint8).argsort(stable=True)

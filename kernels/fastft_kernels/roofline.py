@@ -23,7 +23,7 @@ from fastft_kernels import tables
 from fastft_kernels.sums import rows_of_programs
 
 FLOAT32 = 4
-INT64 = 8
+INT32, INT64 = 4, 8
 ARCH = "sm_80"
 """The architecture whose tiles are counted where none is given."""
 CUBLAS_TILE = (128, 128)
@@ -220,6 +220,41 @@ def layer_norm_cost(
     return gradients + _sum_rows(programs, 2 * C, weight)
 
 
+def rows_cost(
+    R: int,
+    C: int,
+    element: int,
+    *,
+    out: int = 0,
+    N: int = 0,
+    segments: int = 0,
+    chunks: int = 0,
+    backward: bool = False,
+) -> Cost:
+    """`take_rows`: forward torch's index_select, and a cast where the result has another dtype; backward the zeros, and
+    one launch of sums, two with chunks.
+
+    Args:
+        R, C: shape of the result.
+        element: of x and of its gradient.
+        out: of the result and of what flows in; `element` where it is 0.
+        N: rows of x, for the backward pass; with 0 it is that of `add_rows_`, which adds to what is there.
+        segments: of the plan; R where it is 0, as if no row was taken twice.
+        chunks: of the plan, `len(plan.whole)`; all of them are counted, which is most where not all are of one row.
+        backward: the gradient, in place of the rows.
+    """
+    out, segments = out or element, segments or R
+    if not backward:
+        gathered = moved(2 * R * C * element, R * INT64)
+        return gathered + (moved(R * C * (element + out)) if out != element else Cost())
+    dy, partial = R * C * out, chunks * C * FLOAT32
+    plan = (R + 2 * segments + 1) * INT32
+    written = segments * C * element * (1 if N else 2)
+    sums = moved(dy, plan, written, partial, flops=R * C)
+    of_chunks = moved(dy, (R + chunks) * INT32, partial) if chunks else Cost()
+    return (moved(N * C * element) if N else Cost()) + of_chunks + sums
+
+
 _GELU_FORWARD, _GELU_BACKWARD = 12, 23
 """Operations an element, an exponential or a division counted as one."""
 
@@ -316,7 +351,7 @@ def _lce_forward(R: int, C: int, V: int, element: int, T: int | None, arch: str)
     logits += Cost(R * INT64 + written, 0, 5 * R * V, 0, tiles * R * INT64 + written)
     combined = moved(written, R * INT64, 2 * R * FLOAT32, flops=6 * tiles * R)
     weighted = moved(3 * R * FLOAT32, flops=R) + moved(R * FLOAT32, FLOAT32, flops=R)
-    picked = Cost() if T is None else moved(R * INT64, 2 * R * C * element)
+    picked = Cost() if T is None else rows_cost(R, C, element)
     return picked + logits + combined + weighted
 
 
@@ -340,7 +375,7 @@ def _lce_backward(R: int, C: int, V: int, element: int, T: int | None, chunk_byt
     if wide_sum:
         cost += moved(R * C * (FLOAT32 + element))
     if T is not None:
-        cost += moved(T * C * element) + moved(R * INT64, 3 * R * C * element, flops=R * C)
+        cost += rows_cost(R, C, element, N=T, backward=True)
     return cost
 
 

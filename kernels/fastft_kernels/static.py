@@ -113,6 +113,16 @@ def _linear_cross_entropy(width: int, dtype: torch.dtype, *, rows: bool) -> None
     _backward(linear_cross_entropy(hidden, weight, _targets(), rows=picked, impl="triton"))
 
 
+def _rows(width: int, dtype: torch.dtype, of_gradient: torch.dtype) -> None:
+    from fastft_kernels import add_rows_, plan_rows, take_rows
+
+    each_once = torch.arange(TOKENS)
+    for rows in (each_once, each_once.clamp_min(TOKENS - PREFIX)):  # the second ones with a whole chunk of one row
+        plan = plan_rows(rows)
+        _backward(take_rows(_learnt(V, width, dtype=dtype), rows, plan=plan, out_dtype=of_gradient, impl="triton"))
+        add_rows_(torch.empty(V, width, dtype=dtype), torch.empty(TOKENS, width, dtype=of_gradient), plan, "triton")
+
+
 def _targets() -> Tensor:
     return torch.arange(ODD_ROWS)
 
@@ -143,6 +153,11 @@ def _cases() -> Iterator[tuple[str, Callable[[], None]]]:
         yield f"gelu F=4096 {name}", partial(_gelu, 1024, dtype)
         yield f"cross_entropy {name}", partial(_cross_entropy, dtype)
         yield f"linear_cross_entropy C=1024 {name}", partial(_linear_cross_entropy, 1024, dtype, rows=True)
+    for C in WIDTHS:
+        yield f"rows C={C} bf16", partial(_rows, C, bf16, bf16)
+    yield "rows C=1024 fp32", partial(_rows, 1024, fp32, fp32)
+    yield "rows C=1024 bf16, gradient fp32", partial(_rows, 1024, bf16, fp32)
+    yield "rows C=1024 fp16", partial(_rows, 1024, fp16, fp16)
     for C in (768, 1280, 1600):
         yield f"linear_cross_entropy C={C} bf16", partial(_linear_cross_entropy, C, bf16, rows=True)
     yield "linear_cross_entropy C=1024 bf16, no rows", partial(_linear_cross_entropy, 1024, bf16, rows=False)

@@ -117,16 +117,17 @@ def choose(impl: str, x: Tensor) -> Impl:
     raise ValueError(f"got impl={impl!r}, expected one of {', '.join(IMPLS)}")
 
 
-def check_dtype(*tensors: Tensor | None) -> None:
-    """Sees to it that Triton kernels take these tensors' dtypes.
+def check_dtype(*given: Tensor | torch.dtype | None) -> None:
+    """Sees to it that Triton kernels take these dtypes, or tensors' dtypes.
 
     Raises:
         ValueError: one that they do not take, float64 for example.
     """
-    for x in tensors:
-        if x is not None and x.dtype not in TRITON_DTYPES:
+    for x in given:
+        dtype = x.dtype if isinstance(x, Tensor) else x
+        if dtype is not None and dtype not in TRITON_DTYPES:
             raise ValueError(
-                f'got {x.dtype}, expected float32, float16 or bfloat16 with impl="triton"; '
+                f'got {dtype}, expected float32, float16 or bfloat16 with impl="triton"; '
                 'impl="torch" and "reference" take float64 too'
             )
 
