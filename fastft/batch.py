@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from fastft_kernels import AttentionPlan, TileGroup, plan_tiles
+from fastft_kernels import AttentionPlan, RowPlan, TileGroup, plan_tiles
 from torch import Tensor
 
 from fastft.encode import EncodedSet
@@ -25,6 +25,8 @@ Tiles = tuple[TileGroup, ...] | AttentionPlan
 """The parts of the score matrix that attention computes: those of the torch path, or of the Triton kernels."""
 Planner = Callable[..., Tiles]
 """Finds them for `visible_until` `[T]`, and for the queries of `rows` `[R]` alone (`fastft.ops.planner`)."""
+RowPlanner = Callable[[Tensor], RowPlan]
+"""Sorts the places that read each row, for gathers whose gradient is summed in a fixed order (`fastft.ops.batcher`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,7 @@ class Batch:
         row_length: `W` where the batch is padded: it lets attention run on `[B, W]`. None elsewhere.
         tiles, row_tiles: the parts of the score matrix that attention computes, of all queries and of the loss
             rows'; None leaves finding them to the kernel.
+        token_plan, position_plan, row_plan: where each token id, position and row is read; None likewise.
     """
 
     tokens: Tensor
@@ -62,6 +65,9 @@ class Batch:
     row_length: int | None = None
     tiles: Tiles | None = None
     row_tiles: Tiles | None = None
+    token_plan: RowPlan | None = None
+    position_plan: RowPlan | None = None
+    row_plan: RowPlan | None = None
 
     @property
     def count(self) -> int:
@@ -71,6 +77,11 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The batch with every tensor on `device`."""
         return with_tensors(self, lambda tensor: tensor.to(device))
+
+    def with_row_plans(self, planner: RowPlanner) -> Batch:
+        """The batch with its gathers planned."""
+        tokens, positions, rows = (planner(rows) for rows in (self.tokens, self.positions, self.rows))
+        return replace(self, token_plan=tokens, position_plan=positions, row_plan=rows)
 
     def divided(self, count: int) -> Batch:
         """The batch with its weights divided by `count`: its loss is then a part of a mean."""
@@ -159,6 +170,7 @@ class Batcher:
     share_prefix: bool = True
     round_sizes: bool = False
     planner: Planner = plan_tiles
+    row_planner: RowPlanner | None = None
 
     def __call__(self, encoded: EncodedSet, examples: npt.NDArray[np.int64]) -> Batch:
         """The batch of the examples with the given indices; of none, an `unasked` one."""
@@ -169,11 +181,13 @@ class Batcher:
         return self._batch(ids, first_target)
 
     def _batch(self, ids: Sequence[npt.NDArray[np.int32]], first_target: Sequence[int]) -> Batch:
-        if not self.packed:
-            return padded_batch(ids, first_target)
-        return pack(
-            ids, first_target, share_prefix=self.share_prefix, round_sizes=self.round_sizes, planner=self.planner
-        )
+        if self.packed:
+            batch = pack(
+                ids, first_target, share_prefix=self.share_prefix, round_sizes=self.round_sizes, planner=self.planner
+            )
+        else:
+            batch = padded_batch(ids, first_target)
+        return batch if self.row_planner is None else batch.with_row_plans(self.row_planner)
 
 
 _ONE_TOKEN = np.array([END_OF_TEXT, END_OF_TEXT], dtype=np.int32)

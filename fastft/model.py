@@ -89,12 +89,12 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(config.n_embd, config.n_embd)
 
     def forward(
-        self, x: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor], rows: Tensor | None, impl: str
+        self, x: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor], rows: ops.Rows | None, impl: str
     ) -> Tensor:
-        """`[T, C]` -> `[T, C]`, or `[R, C]` with the tokens `rows` `[R]` that alone have queries."""
+        """`[T, C]` -> `[T, C]`, or `[R, C]` with the tokens `rows` that alone have queries."""
         if rows is None or isinstance(self.c_attn, PackedLinear):
             q, k, v = self.c_attn(x).unflatten(1, (3, self.n_head, -1)).unbind(1)  # [T, H, D] each
-            q = q if rows is None else q.index_select(0, rows)
+            q = q if rows is None else q.index_select(0, rows.at)
         else:
             C = x.shape[1]
             (w_q, w_kv), (b_q, b_kv) = (t.split([C, 2 * C]) for t in (self.c_attn.weight, self.c_attn.bias))
@@ -133,11 +133,11 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, stream: Tensor, branch: Tensor | None, attend: Attend, rows: Tensor | None, impl: str
+        self, stream: Tensor, branch: Tensor | None, attend: Attend, rows: ops.Rows | None, impl: str
     ) -> tuple[Tensor, Tensor]:
         """The stream and what is still to be added to it, `[T, C]` each (no branch before the first block) -> the same.
 
-        With `rows` `[R]`, the results of these tokens alone: `[R, C]`.
+        With `rows`, the results of these tokens alone: `[R, C]`.
         """
         x, stream = ops.add_layer_norm(stream, branch, self.ln_1, self.attn.c_attn.weight.dtype, impl)
         attended = self.attn(x, lambda q, k, v: attend(self.layer, q, k, v), rows, impl)
@@ -189,22 +189,28 @@ class GPT2(nn.Module):
         values for all tokens, and all else for these.
         """
         impl = ops.resolve(impl, tokens.device)
-        stream = F.embedding(tokens, self.wte.weight) + self._position(positions)
+        asked = None if rows is None else ops.Rows(rows)
+        return self._hidden(ops.Rows(tokens), ops.Rows(positions), attend, asked, impl)
+
+    def _hidden(
+        self, tokens: ops.Rows, positions: ops.Rows, attend: Attend, rows: ops.Rows | None, impl: str
+    ) -> Tensor:
+        # Read by the model itself, like the head, and not through modules: what stage 3 of ZeRO gathers for the model's
+        # own use, a call of the module would give away again.
+        stream = ops.lookup(self.wte.weight, tokens, impl) + ops.lookup(self.wpe.weight, positions, impl)
         wide = torch.promote_types(stream.dtype, torch.float32)  # sums of many branches lose the small ones in bf16
         return self._through_blocks(stream.to(wide), attend, rows, impl)
 
-    def _position(self, positions: Tensor) -> Tensor:
-        """`[T]` -> `[T, C]`. Like the token embedding and the head, read by the model itself and not through a module:
-        what stage 3 of ZeRO gathers for the model's own use, a call of the module would give away again."""
-        return F.embedding(positions, self.wpe.weight)
-
-    def _through_blocks(self, stream: Tensor, attend: Attend, rows: Tensor | None, impl: str) -> Tensor:
+    def _through_blocks(self, stream: Tensor, attend: Attend, rows: ops.Rows | None, impl: str) -> Tensor:
         branch: Tensor | None = None
         for block in self.h:
             asked = rows if block.layer == self.config.n_layer - 1 else None
             if self.checkpoint_activations and torch.is_grad_enabled():
                 again = self.reentrant_checkpoints
-                stream, branch = checkpoint(block, stream, branch, attend, asked, impl, use_reentrant=again)
+                # There is no dropout, whose random state would have to be kept, which no CUDA graph allows.
+                stream, branch = checkpoint(
+                    block, stream, branch, attend, asked, impl, use_reentrant=again, preserve_rng_state=False
+                )
             else:
                 stream, branch = block(stream, branch, attend, asked, impl)
         return ops.add_layer_norm(stream, branch, self.ln_f, self.head.dtype, impl)[0]
@@ -226,14 +232,17 @@ class GPT2(nn.Module):
         row_weights = batch.weights if row_weights is None else row_weights
         rows_only = impl != "reference" and batch.row_length is None
         attend = _attend(batch, impl, self.config.n_layer - 1 if rows_only else None)
-        rows = batch.rows if rows_only else None
-        if self.lm_head is None and impl == "cpu":
+        rows = ops.Rows(batch.rows, batch.row_plan) if rows_only else None
+        tokens, positions = ops.Rows(batch.tokens, batch.token_plan), ops.Rows(batch.positions, batch.position_plan)
+        # torch.compile does not see what one backward pass leaves for another: there each use has a gradient.
+        if self.lm_head is None and impl != "reference" and not torch.compiler.is_compiling():
             tie = Tie(self.wte.weight)
-            stream = tie.lookup(batch.tokens) + self._position(batch.positions)
+            looked_up = tie.lookup(batch.tokens, lambda total, grad: ops.add_rows_(total, grad, tokens, impl))
+            stream = looked_up + ops.lookup(self.wpe.weight, positions, impl)
             hidden = self._through_blocks(stream, attend, rows, impl)
             head = tie.head()
         else:
-            hidden = self.hidden(batch.tokens, batch.positions, attend, rows, impl)
+            hidden = self._hidden(tokens, positions, attend, rows, impl)
             head = self.head
         return ops.linear_cross_entropy(hidden, head, batch, row_weights, impl, rows_only=rows_only)
 

@@ -7,17 +7,18 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Any, cast
 
 import fastft_kernels
 import torch
-from fastft_kernels import AttentionPlan
+from fastft_kernels import AttentionPlan, RowPlan, plan_rows
 from fastft_kernels.support import Impl as KernelImpl
 from fastft_kernels.support import why_not_triton
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastft.batch import Batch, Planner
+from fastft.batch import Batch, Batcher, Planner
 from fastft.errors import UserError
 from fastft.packed_linear import PackedLinear
 
@@ -58,6 +59,21 @@ def planner(impl: str, *, round_sizes: bool = False) -> Planner:
     if impl == "triton":
         return functools.partial(fastft_kernels.plan_attention, round_sizes=round_sizes)
     return fastft_kernels.plan_tiles
+
+
+def batcher(impl: str, device: torch.device, *, packed: bool = True, share_prefix: bool = True) -> Batcher:
+    """What makes the batches that a model is given on a device under `impl`, with the plans of its kernels.
+
+    On CUDA their sizes are few, so that what was captured or compiled for one batch fits others.
+    """
+    few_sizes = device.type == "cuda"
+    return Batcher(
+        packed=packed,
+        share_prefix=share_prefix,
+        round_sizes=few_sizes,
+        planner=planner(impl, round_sizes=few_sizes),
+        row_planner=functools.partial(plan_rows, round_sizes=few_sizes) if impl == "triton" else None,
+    )
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, batch: Batch, impl: str) -> Tensor:
@@ -128,6 +144,7 @@ def linear_cross_entropy(
         weight,
         batch.targets,
         rows=None if rows_only else batch.rows,
+        rows_plan=batch.row_plan,
         row_weights=row_weights,
         impl=kernel_impl(impl),
     )
@@ -167,12 +184,37 @@ def add_layer_norm(
     return F.layer_norm(stream, norm.normalized_shape, weight, bias, norm.eps).to(dtype), stream
 
 
-def take_rows(x: Tensor, rows: Tensor, impl: str) -> Tensor:
-    """`x[rows]`: `[T, C]` and `[R]` -> `[R, C]`; a row may be taken several times."""
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of a tensor, `at` `[R]` int64, that may repeat; `plan`, where it is known, says which are the same."""
+
+    at: Tensor
+    plan: RowPlan | None = None
+
+
+def lookup(weight: Tensor, rows: Rows, impl: str) -> Tensor:
+    """The rows of an embedding `[V, C]`: `[T, C]`. Its gradient is dense."""
     if impl == "triton":
-        # The gradient of index_select adds atomically on a GPU, in any order; an embedding's sorts the rows first.
-        return F.embedding(rows, x)
-    return x.index_select(0, rows)
+        return fastft_kernels.take_rows(weight, rows.at, plan=rows.plan, impl="triton")
+    return F.embedding(rows.at, weight)
+
+
+def take_rows(x: Tensor, rows: Rows, impl: str) -> Tensor:
+    """The rows of activations `x` `[T, C]`: `[R, C]`. Triton kernels add the gradients of a row in a fixed order."""
+    if impl == "triton":
+        return fastft_kernels.take_rows(x, rows.at, plan=rows.plan, impl="triton")
+    return x.index_select(0, rows.at)
+
+
+def add_rows_(total: Tensor, grad: Tensor, rows: Rows, impl: str) -> Tensor:
+    """Adds `grad` `[R, C]` to the rows of `total` `[T, C]`. Those of one row are summed in float32 first, in a fixed
+    order: one by one, the small ones of a row that comes often would be lost in 16 bits."""
+    if impl == "triton":
+        plan = plan_rows(rows.at) if rows.plan is None else rows.plan
+        return fastft_kernels.add_rows_(total, grad, plan, impl="triton")
+    different, at = rows.at.unique(return_inverse=True)
+    sums = grad.new_zeros(len(different), grad.shape[1]).index_add_(0, at, grad)
+    return total.index_add_(0, different, sums.to(total.dtype))
 
 
 def linear_gelu(x: Tensor, linear: nn.Linear | PackedLinear, impl: str) -> Tensor:

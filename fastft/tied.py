@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+AddRows = Callable[[Tensor, Tensor], Tensor]
+"""Adds gradients `[T, C]` to the rows of a total `[V, C]` that they belong to, in place."""
+
 
 class Tie:
     """The uses of a weight `[V, C]` in one forward pass: first `lookup`, then `head`, each once."""
@@ -23,10 +26,10 @@ class Tie:
         self.head_gradient: Tensor | None = None
         self.looked_up = False
 
-    def lookup(self, tokens: Tensor) -> Tensor:
-        """Rows `tokens` `[T]` of the weight: `[T, C]`, at least float32."""
+    def lookup(self, tokens: Tensor, add_rows: AddRows) -> Tensor:
+        """Rows `tokens` `[T]` of the weight: `[T, C]`, at least float32; `add_rows` adds up their gradient."""
         apply: Callable[..., Tensor] = _Lookup.apply
-        return apply(self.weight, tokens, self)
+        return apply(self.weight, tokens, self, add_rows)
 
     def head(self) -> Tensor:
         """The weight `[V, C]`, for the head."""
@@ -51,19 +54,15 @@ class _Head(torch.autograd.Function):
 
 class _Lookup(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, tokens: Tensor, tie: Tie) -> Tensor:
-        ctx.save_for_backward(tokens)
-        ctx.tie = tie
+    def forward(ctx: Any, weight: Tensor, tokens: Tensor, tie: Tie, add_rows: AddRows) -> Tensor:
+        ctx.tie, ctx.add_rows = tie, add_rows
         return weight.index_select(0, tokens).to(torch.promote_types(weight.dtype, torch.float32))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        tie, (tokens,), grad = ctx.tie, ctx.saved_tensors, grads[0]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        tie = ctx.tie
         total, tie.head_gradient, tie.looked_up = tie.head_gradient, None, True
         if total is None:
             total = torch.zeros_like(tie.weight)
-        # Summed by token first: a bf16 gradient would lose the small ones of a token that comes often.
-        different, at = tokens.unique(return_inverse=True)
-        sums = grad.new_zeros(len(different), grad.shape[1]).index_add_(0, at, grad)
-        return total.index_add_(0, different, sums.to(total.dtype)), None, None
+        return ctx.add_rows(total, grads[0]), None, None, None

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fastft import files, ops, scaling
 from fastft.ahead import ahead
-from fastft.batch import Batch, Batcher
+from fastft.batch import Batch
 from fastft.book import SAMPLE_TOKENS, BookMeans, BookOrder
 from fastft.checkpoint import (
     Progress,
@@ -195,12 +195,11 @@ class Trainer:
             for name, encoded in (("training", self.train_set), ("validation", self.val_set)):
                 for line in encoded.report.lines(options.max_length or n_ctx):
                     warn(f"{name}: {line}")
-            round_sizes = engine.device.type == "cuda"
-            self.batcher = Batcher(
+            self.batcher = ops.batcher(
+                engine.impl,
+                engine.device,
                 packed=options.batching == "packed",
                 share_prefix=options.share_prefix,
-                round_sizes=round_sizes,
-                planner=ops.planner(engine.impl, round_sizes=round_sizes),
             )
             self.plan, self.evaluation = self._plan()
         self._data_seconds = data.seconds + time.perf_counter() - began
