@@ -67,15 +67,19 @@ def step_costs(config: GPT2Config, batch: Batch) -> dict[str, Cost]:
     loss = roofline.linear_cross_entropy_cost(R, C, V, BF16)
     loss += roofline.linear_cross_entropy_cost(R, C, V, BF16, backward=True)
     parameters = number_of_parameters(config)
-    lookup = roofline.moved(2 * T * C * FP32, T * C * FP32) * 2
+    tokens, positions = len(batch.tokens.unique()), len(batch.positions.unique())
+    embeddings = roofline.rows_cost(T, C, BF16, out=FP32) + roofline.rows_cost(T, C, FP32)
+    embeddings += roofline.rows_cost(T, C, BF16, out=FP32, segments=tokens, backward=True)
+    embeddings += roofline.rows_cost(T, C, FP32, N=config.n_ctx, segments=positions, backward=True)
     return {
         "matrix products": linear,
         "attention": _attention(tiles, config) * (L - 1) + _attention(row_tiles, config),
         "layer norm and residual": norm * (2 * L - 1) + norm_of_rows * 2,
         "GELU": gelu * (L - 1) + gelu_of_rows,
         "linear cross-entropy": loss,
-        "embeddings": lookup + roofline.moved(2 * V * C * FP32, V * C * FP32),
-        "casts of the weights": roofline.moved(parameters * FP32, parameters * BF16, launches=8 * L),
+        "embeddings": embeddings,
+        # Of the gradients to float32 block by block, and of the updated weights to bf16.
+        "casts": roofline.moved(parameters * (BF16 + FP32), parameters * (FP32 + BF16), launches=L + 3),
         "AdamW": roofline.adamw_cost(parameters, clipped=True),
     }
 

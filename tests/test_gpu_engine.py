@@ -2,13 +2,16 @@
 
 import copy
 import math
+import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from forks import on_ranks
 from small_records import made_records
 from torch import Tensor
 
@@ -24,6 +27,7 @@ from fastft.model import GPT2, GPT2Config
 from fastft.run import Run, load_data, read_metrics
 from fastft.trainer import Trainer, initial_model
 from fastft.weights import save_weights
+from fastft.world import World
 
 SHAPE = GPT2Config(n_layer=2, n_head=2, n_embd=32, n_ctx=64, vocab_size=97)
 LIMITS = {"fp64": 1e-7, "fp32": 2e-5, "bf16": 2e-2}  # fp64: the rate is a float32 number on the device
@@ -191,6 +195,38 @@ def test_either_engine_goes_on_from_the_others_state(dtype: str, tmp_path: Path)
     forgetful = second(model(), chosen)
     forgetful.load(tmp_path / "model.safetensors", {})
     assert difference([trained_step(forgetful, batches(step)).loss for step in range(3, 7)], expected) > 1e-4
+
+
+def of_rank(world: World, *, bad: int | None = None, steps: int = 4) -> tuple[list[Update], list[Tensor]]:
+    """What a rank with two of a step's four packs sees; in step `bad` the second rank's loss is no number."""
+    engine, seen = GpuEngine(model(), options(clip=1.8), world), []
+    for step in range(steps):
+        packs = batches(step, 4)
+        count = sum(batch.count for batch in packs)
+        mine = packs[world.rank :: world.size]
+        losses = [engine.accumulate(batch, count, last=batch is mine[-1])[0].double() for batch in mine]
+        factor = math.nan if step == bad and world.rank == 1 else 1.0
+        seen.append(engine.update(RATE, factor * torch.stack(losses).sum())())
+    return seen, list(weights_of(engine).values())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="ranks are forks")
+def test_two_ranks_train_what_one_process_does() -> None:
+    first, second = (ended.gave for ended in on_ranks(2, of_rank))
+    expected, weights = of_rank(World())
+    for seen, found in (first, second):
+        assert difference([u.loss for u in seen], [u.loss for u in expected]) < 1e-7
+        assert difference([u.grad_norm for u in seen], [u.grad_norm for u in expected]) < 1e-7
+        assert max((a - b).abs().max() for a, b in zip(found, weights, strict=True)) < 1e-8
+    assert all(torch.equal(a, b) for a, b in zip(first[1], second[1], strict=True))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="ranks are forks")
+def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_on_all() -> None:
+    for ended in on_ranks(2, partial(of_rank, bad=1)):
+        seen, _ = ended.gave
+        assert [update.applied for update in seen] == [True, False, True, True]
+        assert math.isnan(seen[1].loss)
 
 
 def test_weights_are_parts_of_one_tensor_and_stay_parameters_of_the_model() -> None:

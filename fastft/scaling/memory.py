@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fastft.model import GPT2Config
 from fastft.scaling.activations import activations, logits, passing, transient
 from fastft.scaling.fetches import Fetches, fetches
-from fastft.scaling.setup import FLOAT32, Layout, Setup, Sizes, layout
+from fastft.scaling.setup import Layout, Setup, Sizes, layout
 from fastft.scaling.states import state_of
 
 
@@ -93,13 +93,13 @@ class _Step:
         self.saved = activations(config, sizes, setup)
         self.logits = logits(config, sizes, setup)
         self.fetches = _fetched(self.tensors, setup)
-        self.head = _of_gradient(setup) * config.vocab_size * config.n_embd
+        self.head = setup.element * config.vocab_size * config.n_embd
         self.hidden = setup.element * sizes.rows * config.n_embd
         self.copied = 0
         state = self.state
         self.always = state.parameters + state.moments + state.buffers
         early = state.buckets if state.early else 0
-        self.before = self.always + state.kept + early + _casts(self.tensors, setup)
+        self.before = self.always + state.kept + early
 
     @property
     def live(self) -> int:
@@ -177,13 +177,3 @@ def _fetched(tensors: Layout, setup: Setup) -> Fetches:
     if setup.stage == 3 and (setup.ranks > 1 or (setup.offload and setup.cuda)):
         return fetches(tensors, setup.buckets, setup.activation_checkpointing)
     return Fetches([], [0] * tensors.layers, 0, [0] * tensors.layers)
-
-
-def _of_gradient(setup: Setup) -> int:
-    """An element's: under autocast it is cast to the weight's float32."""
-    return max(setup.element, FLOAT32) if setup.stage == 0 and setup.cuda else setup.element
-
-
-def _casts(tensors: Layout, setup: Setup) -> int:
-    """The 16-bit weights that autocast makes on a GPU in stage 0, and the backward pass reads again."""
-    return setup.element * tensors.copied if setup.stage == 0 and setup.cuda and setup.element < FLOAT32 else 0

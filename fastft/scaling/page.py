@@ -119,9 +119,9 @@ def step_seconds(model: str, setup: Setup, card: str) -> tuple[float, float, flo
 
 @functools.cache
 def _seconds_of_kernels(model: str, card: str) -> tuple[float, float, float]:
-    """Of the forward and backward pass, of autocast's casts of the weights, and of the whole update."""
+    """Of the forward and backward pass, of the casts of gradients and weights, and of the whole update."""
     costs = dict(predict.step_costs(config_for(model), _batch()))
-    update, casts = ([costs.pop(name)] for name in ("AdamW", "casts of the weights"))
+    update, casts = ([costs.pop(name)] for name in ("AdamW", "casts"))
     passes, of_casts, of_update = (predict.predicted_seconds(part, card) for part in (costs.values(), casts, update))
     return passes, of_casts, of_update
 
@@ -289,7 +289,7 @@ At stage 0 fastft's own engine runs: fp32 weights, one all-reduce of fp32 gradie
 _ASSUMPTIONS = """\
 ## What is assumed
 
-- bf16 by the Triton kernels. Stage 0 has fp32 weights under autocast, the other stages bf16 weights with fp32 masters.
+- bf16 by the Triton kernels. Every stage has bf16 weights that compute and fp32 masters.
 - A step is one pack of {examples} examples of the embedded sample on each GPU: {tokens:,} tokens, {rows:,} loss rows.
   So a step of twice the GPUs trains twice the examples.
 - Memory is what tensors hold, without the contexts of CUDA and NCCL, workspaces and fragmentation: leave 15% free.

@@ -70,7 +70,7 @@ class Setup:
         packs: forward and backward passes of a rank in one optimizer step.
         dtype: fp32, bf16, fp16 (counted as bf16) or fp64 (stage 0 alone).
         impl: as in `fastft.ops`, resolved.
-        cuda: whether the device is a GPU; on a CPU stage 0 has bf16 copies of the weights.
+        cuda: whether the device is a GPU, where stage 0 is the `GpuEngine`.
         activation_checkpointing: blocks are computed again in the backward pass.
         decay_all: as in `fastft.config.TrainOptions`; it makes one group of AdamW's two.
         buckets: DeepSpeed's settings.
@@ -159,7 +159,7 @@ class Layout:
         groups: of each of AdamW's groups.
         root: of those outside the blocks: wte, wpe, ln_f and an untied head.
         block: of a block.
-        copied: of those that a CPU has 16-bit copies of, and that autocast casts on a GPU.
+        copied: of those that have 16-bit copies in stage 0.
         layers: L.
     """
 

@@ -60,10 +60,12 @@ def state_of(tensors: Layout, setup: Setup) -> State:
 
 
 def _plain(tensors: Layout, setup: Setup) -> State:
-    """`fastft.engine.Engine`: all weights, gradients and moments on every rank. On a CPU bf16 copies of the weights
+    """`fastft.engine.Engine`: all weights, gradients and moments on every rank. In 16 bits copies of the weights
     compute, whose gradients are summed in float32 over packs and ranks."""
+    if setup.cuda:
+        return _flat(tensors, setup)
     wide = max(setup.element, FLOAT32)
-    copies = setup.element < FLOAT32 and not setup.cuda
+    copies = setup.element < FLOAT32
     copied = setup.element * tensors.copied if copies else 0
     whole = wide * tensors.all
     of_a_pack = copied + wide * (tensors.all - tensors.copied) if copies else whole
@@ -76,6 +78,21 @@ def _plain(tensors: Layout, setup: Setup) -> State:
         kept=whole if summed else 0,
         grows=setup.element if copies else 0 if summed else wide,
         left=left + (of_a_pack if copies and summed else 0),  # which are still to be added
+    )
+
+
+def _flat(tensors: Layout, setup: Setup) -> State:
+    """`fastft.gpu_engine.GpuEngine`: the same in flat tensors that are always there; narrow gradients stay where the
+    backward pass makes them until a block's are complete."""
+    wide = max(setup.element, FLOAT32)
+    whole = wide * tensors.all
+    return State(
+        parameters=whole + (setup.element * tensors.all if setup.element < wide else 0),
+        moments=2 * whole,
+        rests=whole,
+        kept=whole,
+        buckets=setup.element * tensors.of_block,
+        left=whole,
     )
 
 
