@@ -8,7 +8,7 @@ from typing import Any
 import fastft_kernels
 import pytest
 import torch
-from fastft_kernels import support, tables
+from fastft_kernels import registry, support, tables
 from fastft_kernels.roofline import (
     CARDS,
     Cost,
@@ -25,7 +25,6 @@ from fastft_kernels.roofline import (
     total,
 )
 from torch import Tensor
-from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 needs_triton = pytest.mark.skipif(not support.HAS_TRITON, reason="Triton is not installed")
@@ -55,9 +54,8 @@ class Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function.namespace == "fastft_kernels":
-            body = OPDEFS[function.name().removesuffix(".default")]._init_fn
             with self:
-                return body(*args, **(kwargs or {}))
+                return registry.body_of(function)(*args, **(kwargs or {}))
         result = function(*args, **(kwargs or {}))
         name = function.__name__.split(".")[0]
         if isinstance(result, Tensor) and "empty" not in name and not is_view(function, result, args):

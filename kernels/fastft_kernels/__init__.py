@@ -13,6 +13,7 @@ from fastft_kernels.cross_entropy import cross_entropy
 from fastft_kernels.gelu import gelu
 from fastft_kernels.layer_norm import layer_norm
 from fastft_kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_with_losses
+from fastft_kernels.registry import prepare_compile
 from fastft_kernels.rows import RowPlan, add_rows_, plan_rows, take_rows
 from fastft_kernels.tiles import TileGroup, plan_tiles
 
@@ -32,5 +33,6 @@ __all__ = [
     "plan_attention",
     "plan_rows",
     "plan_tiles",
+    "prepare_compile",
     "take_rows",
 ]

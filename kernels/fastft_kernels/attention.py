@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fastft_kernels import attention_torch as in_torch
-from fastft_kernels import support, tables
+from fastft_kernels import registry, support, tables
 from fastft_kernels.attention_plan import AttentionPlan, plan_attention
 from fastft_kernels.support import Impl, tl, triton
 from fastft_kernels.tiles import TileGroup, plan_tiles
@@ -292,7 +292,7 @@ def _dense(x: Tensor) -> Tensor:
     return x if x.stride(2) == 1 else x.contiguous()
 
 
-@torch.library.custom_op("fastft_kernels::attention_forward", mutates_args=())
+@registry.operation("attention_forward")
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, until: Tensor, rows: Tensor | None,
     query_tiles: Tensor, key_tiles: Tensor, items: Tensor, sums: Tensor,
@@ -317,7 +317,7 @@ def _forward_outputs(q: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty(q.shape, dtype=q.dtype, device=q.device), lse
 
 
-@_forward.register_fake
+@registry.fake(_forward)
 def _(
     q: Tensor, k: Tensor, v: Tensor, until: Tensor, rows: Tensor | None,
     query_tiles: Tensor, key_tiles: Tensor, items: Tensor, sums: Tensor,
@@ -326,7 +326,7 @@ def _(
     return _forward_outputs(q)
 
 
-@torch.library.custom_op("fastft_kernels::attention_backward", mutates_args=())
+@registry.operation("attention_backward")
 def _backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, until: Tensor, rows: Tensor | None,
     query_tiles: Tensor, key_tiles: Tensor, items: Tensor, sums: Tensor,
@@ -361,7 +361,7 @@ def _backward_outputs(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, 
     return dq, dk, dv
 
 
-@_backward.register_fake
+@registry.fake(_backward)
 def _(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, until: Tensor, rows: Tensor | None,
     query_tiles: Tensor, key_tiles: Tensor, items: Tensor, sums: Tensor,
@@ -380,7 +380,7 @@ def _differentiate(ctx, do, _):
     return *_backward(do, *ctx.saved_tensors, ctx.sizes, ctx.scale), *[None] * 8
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
+registry.differentiable(_forward, save=_save, gradient=_differentiate)
 
 
 def attention(

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastft_kernels import support, tables
+from fastft_kernels import registry, support, tables
 from fastft_kernels.support import Impl, tl, triton
 
 HEAD_DIMS = (16, 32, 64, 128)
@@ -97,7 +97,7 @@ def attention_decode_forward(
     tl.store(OUT + (n * tl.num_programs(1) + h) * D + d, (out / total).to(OUT.dtype.element_ty))
 
 
-@torch.library.custom_op("fastft_kernels::attention_decode", mutates_args=())
+@registry.operation("attention_decode")
 def _decode(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, prefix_k: Tensor | None, prefix_v: Tensor | None,
     scale: float,
@@ -118,7 +118,7 @@ def _decode(
     return out
 
 
-@_decode.register_fake
+@registry.fake(_decode)
 def _(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, prefix_k: Tensor | None, prefix_v: Tensor | None,
     scale: float,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastft_kernels import support, tables
+from fastft_kernels import registry, support, tables
 from fastft_kernels.support import Impl, tl, triton
 
 Reduction = Literal["mean", "sum", "none"]
@@ -78,7 +78,7 @@ def cross_entropy_backward(
     tl.store(OUT + row * stride_out + v, gradient.to(OUT.dtype.element_ty), mask=v < stride_out)
 
 
-@torch.library.custom_op("fastft_kernels::cross_entropy_forward", mutates_args=())
+@registry.operation("cross_entropy_forward")
 def _forward(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     """`[N, V]` and `[N]` -> losses and log-sum-exps (to base 2), `[N]` float32, 0 where ignored."""
     N, V = logits.shape
@@ -89,13 +89,13 @@ def _forward(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor
     return losses, lse
 
 
-@_forward.register_fake
+@registry.fake(_forward)
 def _(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     losses, lse = (torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device) for _ in range(2))
     return losses, lse
 
 
-@torch.library.custom_op("fastft_kernels::cross_entropy_backward", mutates_args=())
+@registry.operation("cross_entropy_backward")
 def _backward(flowing: Tensor, logits: Tensor, targets: Tensor, lse: Tensor, ignore_index: int) -> Tensor:
     """What flows into the losses, `[N]` -> the gradient of the logits, `[N, V]` in their dtype."""
     N, V = logits.shape
@@ -114,7 +114,7 @@ def _padded(logits: Tensor) -> Tensor:
     return torch.empty(N, -(-V // ALIGNED) * ALIGNED, dtype=logits.dtype, device=logits.device)
 
 
-@_backward.register_fake
+@registry.fake(_backward)
 def _(flowing: Tensor, logits: Tensor, targets: Tensor, lse: Tensor, ignore_index: int) -> Tensor:
     return _padded(logits)[:, : logits.shape[1]]
 
@@ -130,7 +130,7 @@ def _differentiate(ctx, flowing, _):
     return _backward(flowing.contiguous(), logits, targets, lse, ctx.ignore_index), None, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
+registry.differentiable(_forward, save=_save, gradient=_differentiate)
 
 
 def cross_entropy(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastft_kernels import support, tables
+from fastft_kernels import registry, support, tables
 from fastft_kernels.sums import rows_of_programs, summed
 from fastft_kernels.support import Impl, tl, triton
 
@@ -83,7 +83,7 @@ def gelu_backward(
         tl.store(PARTIAL + program.to(tl.int64) * F + f, db, mask=f < F)
 
 
-@torch.library.custom_op("fastft_kernels::gelu_forward", mutates_args=())
+@registry.operation("gelu_forward")
 def _forward(x: Tensor, bias: Tensor | None) -> Tensor:
     """`[N, F]` -> `[N, F]`."""
     N, F = x.shape
@@ -96,12 +96,12 @@ def _forward(x: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-@_forward.register_fake
+@registry.fake(_forward)
 def _(x: Tensor, bias: Tensor | None) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
-@torch.library.custom_op("fastft_kernels::gelu_backward", mutates_args=())
+@registry.operation("gelu_backward")
 def _backward(dy: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """Gradients of x `[N, F]` and of the bias `[F]` (empty where there is none)."""
     N, F = x.shape
@@ -122,7 +122,7 @@ def _backward_outputs(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     return dx, x.new_empty(0) if bias is None else torch.empty_like(bias)
 
 
-@_backward.register_fake
+@registry.fake(_backward)
 def _(dy: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     return _backward_outputs(x, bias)
 
@@ -138,7 +138,7 @@ def _differentiate(ctx, dy):
     return dx, None if bias is None else db
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
+registry.differentiable(_forward, save=_save, gradient=_differentiate)
 
 
 def gelu(x: Tensor, bias: Tensor | None = None, *, impl: Impl = "auto") -> Tensor:

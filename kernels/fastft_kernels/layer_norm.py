@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastft_kernels import support, tables
+from fastft_kernels import registry, support, tables
 from fastft_kernels.sums import rows_of_programs, summed
 from fastft_kernels.support import Impl, tl, triton
 
@@ -117,7 +117,7 @@ def _config(kernel: str, x: Tensor) -> dict[str, int]:
     return {"BC": BC, **tables.tiles(kernel, support.arch_of(x), BC)}
 
 
-@torch.library.custom_op("fastft_kernels::layer_norm_forward", mutates_args=())
+@registry.operation("layer_norm_forward")
 def _forward(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -146,14 +146,14 @@ def _sum_dtype(x: Tensor, residual: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, residual.dtype)
 
 
-@_forward.register_fake
+@registry.fake(_forward)
 def _(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _forward_outputs(x, residual, out_dtype)
 
 
-@torch.library.custom_op("fastft_kernels::layer_norm_backward", mutates_args=())
+@registry.operation("layer_norm_backward")
 def _backward(
     dy: Tensor, ds: Tensor | None, s: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor,
     x_dtype: torch.dtype, learnt_dtype: torch.dtype,
@@ -180,7 +180,7 @@ def _backward_outputs(s: Tensor, x_dtype: torch.dtype, learnt_dtype: torch.dtype
     return dsum, dx, torch.empty((2, s.shape[1]), dtype=learnt_dtype, device=s.device)
 
 
-@_backward.register_fake
+@registry.fake(_backward)
 def _(
     dy: Tensor, ds: Tensor | None, s: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor,
     x_dtype: torch.dtype, learnt_dtype: torch.dtype,
@@ -213,7 +213,7 @@ def _differentiate(ctx, dy, ds, _dmean, _drstd):
     return d_x, d_residual, dw.to(weight.dtype), db.to(ctx.bias_dtype), None, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
+registry.differentiable(_forward, save=_save, gradient=_differentiate)
 
 
 def layer_norm(

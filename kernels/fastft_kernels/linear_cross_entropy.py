@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastft_kernels import linear_cross_entropy_torch as in_torch
-from fastft_kernels import support, tables
+from fastft_kernels import registry, support, tables
 from fastft_kernels.rows import RowPlan, take_rows
 from fastft_kernels.support import Impl, tl, triton
 
@@ -213,7 +213,7 @@ def _config(kernel: str, x: Tensor) -> dict[str, int]:
     }
 
 
-@torch.library.custom_op("fastft_kernels::linear_cross_entropy_forward", mutates_args=())
+@registry.operation("linear_cross_entropy_forward")
 def _forward(
     hidden: Tensor, weight: Tensor, targets: Tensor, count: Tensor | None, ignore_index: int, chunk_bytes: int
 ) -> tuple[Tensor, Tensor]:
@@ -239,7 +239,7 @@ def _forward(
     return losses, lse
 
 
-@_forward.register_fake
+@registry.fake(_forward)
 def _(
     hidden: Tensor, weight: Tensor, targets: Tensor, count: Tensor | None, ignore_index: int, chunk_bytes: int
 ) -> tuple[Tensor, Tensor]:
@@ -247,7 +247,7 @@ def _(
     return losses, lse
 
 
-@torch.library.custom_op("fastft_kernels::linear_cross_entropy_backward", mutates_args=())
+@registry.operation("linear_cross_entropy_backward")
 def _backward(
     flowing: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, count: Tensor | None, lse: Tensor,
     ignore_index: int, chunk_bytes: int, needs_hidden: bool, needs_weight: bool,
@@ -316,7 +316,7 @@ def _backward_outputs(hidden: Tensor, weight: Tensor, needs_hidden: bool, needs_
     return d_hidden, d_weight
 
 
-@_backward.register_fake
+@registry.fake(_backward)
 def _(
     flowing: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, count: Tensor | None, lse: Tensor,
     ignore_index: int, chunk_bytes: int, needs_hidden: bool, needs_weight: bool,
@@ -340,7 +340,7 @@ def _differentiate(ctx, flowing, _):
     return d_hidden if needs_hidden else None, d_weight if needs_weight else None, None, None, None, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
+registry.differentiable(_forward, save=_save, gradient=_differentiate)
 
 
 def linear_cross_entropy_with_losses(

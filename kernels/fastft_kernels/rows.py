@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastft_kernels import support, tables
+from fastft_kernels import registry, support, tables
 from fastft_kernels.support import Impl, tl, triton
 
 CHUNK = 128
@@ -176,7 +176,7 @@ def _sums_by_torch(dy: Tensor, order: Tensor, starts: Tensor, ids: Tensor) -> tu
     return ids[there].to(torch.int64), sums[there]
 
 
-@torch.library.custom_op("fastft_kernels::rows_gradient", mutates_args=())
+@registry.operation("rows_gradient")
 def _gradient(
     dy: Tensor, order: Tensor, starts: Tensor, ids: Tensor, whole: Tensor, N: int, dtype: torch.dtype, by_triton: bool
 ) -> Tensor:
@@ -189,14 +189,14 @@ def _gradient(
     return dx.index_copy_(0, taken, sums.to(dtype))
 
 
-@_gradient.register_fake
+@registry.fake(_gradient)
 def _(
     dy: Tensor, order: Tensor, starts: Tensor, ids: Tensor, whole: Tensor, N: int, dtype: torch.dtype, by_triton: bool
 ) -> Tensor:
     return torch.empty(N, dy.shape[1], dtype=dtype, device=dy.device)
 
 
-@torch.library.custom_op("fastft_kernels::rows_add", mutates_args=("total",))
+@registry.operation("rows_add", mutates=("total",))
 def _add(total: Tensor, dy: Tensor, order: Tensor, starts: Tensor, ids: Tensor, whole: Tensor, by_triton: bool) -> None:
     """Adds the sums of dy `[R, C]` to total `[N, C]`, in float32, and rounds once."""
     if by_triton:
@@ -206,7 +206,7 @@ def _add(total: Tensor, dy: Tensor, order: Tensor, starts: Tensor, ids: Tensor, 
     total.index_copy_(0, taken, (sums + total.index_select(0, taken)).to(total.dtype))
 
 
-@_add.register_fake
+@registry.fake(_add)
 def _(total: Tensor, dy: Tensor, order: Tensor, starts: Tensor, ids: Tensor, whole: Tensor, by_triton: bool) -> None:
     return None
 

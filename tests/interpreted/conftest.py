@@ -16,11 +16,13 @@ collect_ignore_glob = [] if INTERPRETING else ["test_*.py"]
 
 if INTERPRETING:
     import interpreted_bf16
+    import numpy_scalars
     import sanitizer
     import triton
 
     triton.knobs.compilation.front_end_debugging = True  # else a violation arrives as a text within another error
     interpreted_bf16.install()
+    numpy_scalars.install()
     sanitizer.install()
     sanitizer.poison()
 
