@@ -25,7 +25,9 @@ def main(argv: list[str] | None = None) -> None:
         command = commands.add_parser(name)
         command.add_argument("folder", type=Path)
         command.add_argument("--python", default=os.environ.get("FASTFT_CUDA_PYTHON", sys.executable))
-    commands.choices["run"].add_argument("arguments", nargs=argparse.REMAINDER, help="of PYTHON: a script, or -m MODULE")
+    commands.choices["run"].add_argument(
+        "arguments", nargs=argparse.REMAINDER, help="of PYTHON: a script, or -m MODULE"
+    )
     options = parser.parse_args(argv)
     try:
         manifest = build(options.folder, options.python)
@@ -33,8 +35,10 @@ def main(argv: list[str] | None = None) -> None:
             os.execve(options.python, [options.python, *options.arguments], environment(options.folder))
     except BuildError as error:
         sys.exit(str(error))
-    print(f"for torch {manifest.torch}, in {options.folder}; {len(manifest.unwritten)} functions that torch could call "
-          f"are not written (they are listed in {options.folder / MANIFEST}) and say so when they are called")
+    print(
+        f"for torch {manifest.torch}, in {options.folder}; {len(manifest.unwritten)} functions that torch could call "
+        f"are not written (they are listed in {options.folder / MANIFEST}) and say so when they are called"
+    )
 
 
 if __name__ == "__main__":

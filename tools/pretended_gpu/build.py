@@ -172,7 +172,12 @@ def _driver_functions(headers: Path) -> list[str]:
 def _unwritten(wanted: list[str], driver: list[str]) -> str:
     """The C of the functions that nobody has written."""
     table = ["struct unwritten { const char *name; void *function; };", "const struct unwritten"]
-    table += ["unwritten_driver_functions[] = {", *(f'    {{"{name}", {name}_}},' for name in driver), "    {0, 0},", "};"]
+    table += [
+        "unwritten_driver_functions[] = {",
+        *(f'    {{"{name}", {name}_}},' for name in driver),
+        "    {0, 0},",
+        "};",
+    ]
     functions = [f"RETURNS_SUCCESS({name})" for name in wanted] + [f"NOT_SUPPORTED({name})" for name in driver]
     return UNWRITTEN + "\n".join([*functions, *table]) + "\n"
 

@@ -1,0 +1,74 @@
+"""How many sizes of batches a run has: how many CUDA graphs it would capture, or shapes a compiler would see.
+
+    python -m tools.pretended_gpu.count_shapes --examples 8 16 32 64
+
+It needs no GPU, pretended or not. Two batches are of one size if kernels are given equal numbers and shapes for both.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+from fastft_kernels import AttentionPlan
+
+from fastft import ops
+from fastft.batch import Batch, Batcher
+from fastft.encode import EncodedSet
+from fastft.predict import training_set
+from tools.pretended_gpu import measuring
+
+COMMONEST = 8
+
+
+def size_of(batch: Batch) -> Hashable:
+    """What its kernels depend on: T, R, and of each plan its lists' lengths and how many partial sums it has."""
+    plans = [tiles for tiles in (batch.tiles, batch.row_tiles) if isinstance(tiles, AttentionPlan)]
+    of_plans = [(len(plan.key_tiles), len(plan.items), len(plan.sums), plan.slots) for plan in plans]
+    return (len(batch.tokens), len(batch.rows), *of_plans)
+
+
+def count(encoded: EncodedSet, examples: int, epochs: int) -> dict[str, Any]:
+    """The sizes of the batches of some epochs, each in an order of its own."""
+    batcher = Batcher(round_sizes=True, planner=ops.planner("triton", round_sizes=True))
+    generator = np.random.default_rng(0)
+    sizes: Counter[Hashable] = Counter()
+    began = time.perf_counter()
+    for _ in range(epochs):
+        order = generator.permutation(len(encoded))
+        for begin in range(0, len(order) - examples + 1, examples):
+            sizes[size_of(batcher(encoded, order[begin : begin + examples]))] += 1
+    steps = sizes.total()
+    tokens = [size[0] for size in sizes]  # type: ignore[index]
+    return {
+        "examples": examples,
+        "steps": steps,
+        "sizes": len(sizes),
+        "commonest_cover": round(sum(number for _, number in sizes.most_common(COMMONEST)) / steps, 3),
+        "tokens": [min(tokens), max(tokens)],
+        "ms_a_batch": round(1e3 * (time.perf_counter() - began) / steps, 3),
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = measuring.arguments(__doc__)
+    parser.add_argument("--examples", type=int, nargs="+", default=[8, 16, 32, 64], help="of a batch")
+    parser.add_argument("--epochs", type=int, default=2)
+    options = parser.parse_args()
+    encoded = training_set(options.data)
+    results = [count(encoded, examples, options.epochs) for examples in options.examples]
+    lines = [
+        f"{each['examples']} examples: {each['sizes']} sizes in {each['steps']} steps, the {COMMONEST} commonest are "
+        f"{each['commonest_cover']:.0%} of them; {each['tokens'][0]} to {each['tokens'][1]} tokens; "
+        f"{each['ms_a_batch']:.2f} ms a batch"
+        for each in results
+    ]
+    measuring.say_and_write(results, lines, options.json)
+
+
+if __name__ == "__main__":
+    main()
