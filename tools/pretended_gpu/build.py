@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -120,19 +121,13 @@ def build(folder: Path, python: str) -> Manifest:
         if shutil.which(tool) is None:
             raise BuildError(f"there is no {tool} on the path: install a C compiler and binutils")
     folder.mkdir(parents=True, exist_ok=True)
-    options = [*COMPILER_OPTIONS, *(f"-I{each}" for each in include_folders(torch))]
-    objects = [_compile(source, folder, options) for source in sorted(SOURCES.glob("*.c"))]
-    unwritten = sorted(_wanted(torch) - _names(objects, "--defined-only"))
-    made = folder / "unwritten.c"
-    made.write_text(_unwritten(unwritten, _driver_functions(include_folders(torch)[0])))
-    objects.append(_compile(made, folder, options))
-    _run(["cc", "-shared", f"-Wl,-soname,{LIBRARY}", *objects, "-ldl", "-lpthread", "-o", folder / LIBRARY])
-    if hidden := _wanted(torch) - _names([folder / LIBRARY], "--dynamic", "--defined-only"):
-        raise BuildError(f"written in csrc, but no header declares them: mark {', '.join(sorted(hidden))} as EXPORTED")
-    manifest = Manifest(sources_hash(), torch.version, unwritten)
-    (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
-    for each in (*objects, made):
-        each.unlink()
+    # Made beside and renamed into place: other processes may run on the library that is there, or build it too.
+    with tempfile.TemporaryDirectory(dir=folder) as made:
+        unwritten = _make(Path(made), torch)
+        manifest = Manifest(sources_hash(), torch.version, unwritten)
+        (Path(made) / MANIFEST).write_text(json.dumps(asdict(manifest), indent=1))
+        for name in (LIBRARY, MANIFEST):
+            (Path(made) / name).replace(folder / name)
     return manifest
 
 
@@ -148,6 +143,22 @@ def sources_hash() -> str:
     """A hash of all that a library is built from, but torch and the headers."""
     files = (Path(__file__), *sorted(SOURCES.iterdir()))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
+def _make(folder: Path, torch: Torch) -> list[str]:
+    """Compiles and links the library; returns the functions that torch wants and nobody has written."""
+    headers = include_folders(torch)
+    options = [*COMPILER_OPTIONS, *(f"-I{each}" for each in headers)]
+    objects = [_compile(source, folder, options) for source in sorted(SOURCES.glob("*.c"))]
+    wanted = _wanted(torch)
+    unwritten = sorted(wanted - _names(objects, "--defined-only"))
+    made = folder / "unwritten.c"
+    made.write_text(_unwritten(unwritten, _driver_functions(headers[0])))
+    objects.append(_compile(made, folder, options))
+    _run(["cc", "-shared", f"-Wl,-soname,{LIBRARY}", *objects, "-ldl", "-lpthread", "-o", folder / LIBRARY])
+    if hidden := wanted - _names([folder / LIBRARY], "--dynamic", "--defined-only"):
+        raise BuildError(f"written in csrc, but no header declares them: mark {', '.join(sorted(hidden))} as EXPORTED")
+    return unwritten
 
 
 def _wanted(torch: Torch) -> set[str]:

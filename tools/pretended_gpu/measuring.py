@@ -53,7 +53,7 @@ class Parts:
         return result
 
     def summary(self) -> dict[str, Any]:
-        """Of each part the median and the least milliseconds, and the median of each counter that is not always 0."""
+        """Of each part the median and the least milliseconds, and the median of each counter where it is not 0."""
         return {
             name: {
                 "ms": round(statistics.median(times), 3),
@@ -65,8 +65,9 @@ class Parts:
 
 
 def _medians(all_counts: list[dict[str, int]]) -> dict[str, int]:
-    names = [name for name in all_counts[0] if name not in LEVELS and any(each[name] for each in all_counts)]
-    return {name: int(statistics.median_low(each[name] for each in all_counts)) for name in names}
+    names = [name for name in all_counts[0] if name not in LEVELS]
+    medians = {name: int(statistics.median_low(each[name] for each in all_counts)) for name in names}
+    return {name: median for name, median in medians.items() if median}
 
 
 def in_lines(title: str, summary: dict[str, Any]) -> list[str]:

@@ -65,7 +65,7 @@ static bool is_legacy(CUstream stream) { return stream == NULL || stream == cuda
 
 static CUstream resolved(CUstream stream) { return stream == cudaStreamPerThread ? &per_thread_stream : stream; }
 
-/* --------------------------------------------------------------------------------------------------------- refusals */
+/* Refusals. */
 
 static char last_refusal[160];
 
@@ -134,7 +134,7 @@ cudaError_t exchange_capture_mode(enum cudaStreamCaptureMode *mode) {
     return cudaSuccess;
 }
 
-/* ----------------------------------------------------------------------------------------------------------- graphs */
+/* Graphs. */
 
 static void add_nodes(CUgraph graph, enum node kind, uint64_t amount) {
     graph->nodes[kind] += amount;
@@ -185,7 +185,7 @@ cudaError_t graph_exec_destroy(CUgraphExec executable) {
     return cudaSuccess;
 }
 
-/* ------------------------------------------------------------------------------------------------- work put on streams */
+/* Work put on streams. */
 
 /* What becomes of work put on a stream, with the lock held: `*into` is the capture that it is a node of, or NULL where
  * it runs now. */
@@ -279,7 +279,7 @@ cudaError_t graph_launch(CUgraphExec executable, CUstream stream) {
     return cudaSuccess;
 }
 
-/* ---------------------------------------------------------------------------------------------------------- streams */
+/* Streams. */
 
 cudaError_t stream_create(CUstream *stream, unsigned flags, int priority) {
     *stream = calloc(1, sizeof **stream);
@@ -337,7 +337,7 @@ cudaError_t stream_query(const char *what, CUstream stream) {
     return error;
 }
 
-/* ----------------------------------------------------------------------------------------------------------- events */
+/* Events. */
 
 static struct capture *capture_of(CUevent event) {
     struct capture *each = captures;
@@ -485,7 +485,7 @@ cudaError_t event_elapsed(float *milliseconds, CUevent begin, CUevent end) {
     return cudaSuccess;
 }
 
-/* --------------------------------------------------------------------------------------------------------- captures */
+/* Captures. */
 
 cudaError_t capture_begin(CUstream stream, enum cudaStreamCaptureMode mode) {
     if (is_legacy(stream)) return refuse("cudaStreamBeginCapture", cudaErrorStreamCaptureUnsupported);

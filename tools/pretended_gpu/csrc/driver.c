@@ -55,7 +55,7 @@ CUresult cuDevicePrimaryCtxGetState(CUdevice device, unsigned *flags, int *activ
 CUresult cuGetErrorName(CUresult error, const char **name) { return *name = error_name((int)error), CUDA_SUCCESS; }
 CUresult cuGetErrorString(CUresult error, const char **text) { return *text = error_text((int)error), CUDA_SUCCESS; }
 
-/* ---------------------------------------------------------------------------------------------- modules and kernels */
+/* Modules and kernels. */
 
 /* Loading code allocates device memory: CUDA takes it for unsafe in a capture. A module is as good as another. */
 static CUresult load(const char *what, CUmodule *module) {
@@ -78,7 +78,11 @@ CUresult cuModuleGetFunction(CUfunction *function, CUmodule module, const char *
 
 CUresult cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfunction function) {
     (void)function;
-    *value = attribute == CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK ? 1024 : attribute == CU_FUNC_ATTRIBUTE_NUM_REGS ? 32 : 0;
+    switch (attribute) {
+    case CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK: *value = 1024; break;
+    case CU_FUNC_ATTRIBUTE_NUM_REGS: *value = 32; break;
+    default: *value = 0;
+    }
     return CUDA_SUCCESS;
 }
 CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute, int value) {
@@ -123,7 +127,7 @@ CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, CUfunction fun
     return result(cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, function, threads, shared));
 }
 
-/* ----------------------------------------------------------------------------------------------------------- memory */
+/* Memory. */
 
 CUresult cuMemGetInfo(size_t *free, size_t *total) { return result(cudaMemGetInfo(free, total)); }
 CUresult cuMemAlloc(CUdeviceptr *address, size_t bytes) { return result(cudaMalloc((void **)address, bytes)); }
@@ -180,7 +184,7 @@ CUresult cuPointerGetAttribute(void *value, CUpointer_attribute attribute, CUdev
     return CUDA_SUCCESS;
 }
 
-/* --------------------------------------------------------------------------------------------- streams and events */
+/* Streams and events. */
 
 CUresult cuStreamCreate(CUstream *stream, unsigned flags) { return result(stream_create(stream, flags, 0)); }
 CUresult cuStreamCreateWithPriority(CUstream *stream, unsigned flags, int priority) {
@@ -201,9 +205,10 @@ CUresult cuEventRecord(CUevent event, CUstream stream) { return result(event_rec
 CUresult cuEventSynchronize(CUevent event) { return result(event_wait("cuEventSynchronize", event)); }
 CUresult cuEventQuery(CUevent event) { return result(event_query("cuEventQuery", event)); }
 
-/* ------------------------------------------------------------------------------------------------- finding functions */
+/* Finding functions. */
 
-/* A driver function by its name without a version: written here, or made by build.py. */
+/* A driver function by its name without a version: written here, or made by build.py; NULL for one that the header of
+ * this CUDA does not declare. */
 void *driver_function(const char *name) {
     static const char *const versions[] = {"_v4", "_v3", "_v2", ""};
     char full[128];
@@ -214,7 +219,6 @@ void *driver_function(const char *name) {
     }
     for (const struct unwritten *each = unwritten_driver_functions; each->name; each++)
         if (strcmp(each->name, name) == 0) return each->function;
-    say("asked for the driver function %s, of which neither csrc/driver.c nor CUDA's own header knows", name);
     return NULL;
 }
 
@@ -226,4 +230,6 @@ CUresult cuGetProcAddress(const char *name, void **function, int version, cuuint
     return *function ? CUDA_SUCCESS : CUDA_ERROR_NOT_FOUND;
 }
 
-CUresult cuGetExportTable(const void **table, const CUuuid *id) { return (void)id, *table = NULL, CUDA_ERROR_NOT_FOUND; }
+CUresult cuGetExportTable(const void **table, const CUuuid *id) {
+    return (void)id, *table = NULL, CUDA_ERROR_NOT_FOUND;
+}

@@ -157,7 +157,7 @@ cudaError_t host_unregister(void *address) {
     return cudaSuccess;
 }
 
-/* ----------------------------------------------------------------------------------------------------------- copies */
+/* Copies. */
 
 enum cudaMemcpyKind direction_of(void *to, const void *from, enum cudaMemcpyKind said) {
     if (said != cudaMemcpyDefault) return said;

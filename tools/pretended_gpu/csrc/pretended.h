@@ -21,7 +21,7 @@
 
 #define EXPORTED __attribute__((visibility("default")))
 
-/* ------------------------------------------------------------------------------------------------------ counters.c */
+/* counters.c */
 
 /* `captured_*` are counted while a stream is captured, `replayed_*` when a graph of them is launched; the plain names
  * count what runs at once. */
@@ -59,7 +59,7 @@ uint64_t setting(const char *name, uint64_t otherwise);
 /* Says one line on the standard error. */
 void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
-/* -------------------------------------------------------------------------------------------------------- device.c */
+/* device.c */
 
 int device_count(void);
 int current_device(void); /* of this thread */
@@ -69,7 +69,7 @@ int device_attribute(int attribute); /* numbers of enum cudaDeviceAttr; CUdevice
 extern const size_t DEVICE_BYTES;
 extern const char DEVICE_NAME[];
 
-/* -------------------------------------------------------------------------------------------------------- memory.c */
+/* memory.c */
 
 enum place { PAGEABLE, PINNED, DEVICE };
 
@@ -117,7 +117,7 @@ void count_transfer(const struct transfer *transfer, bool synchronous);
 /* Carries it out, unless it is larger than the limits of the environment. */
 void carry_out(const struct transfer *transfer);
 
-/* ------------------------------------------------------------------------------------------------------- capture.c */
+/* capture.c */
 
 enum node { KERNEL, PRODUCT, COPY_NODE, MEMSET_NODE, OTHER, NODE_KINDS };
 
@@ -152,7 +152,8 @@ cudaError_t event_elapsed(float *milliseconds, CUevent begin, CUevent end);
 
 cudaError_t capture_begin(CUstream stream, enum cudaStreamCaptureMode mode);
 cudaError_t capture_end(CUstream stream, CUgraph *graph);
-cudaError_t capture_status(CUstream stream, enum cudaStreamCaptureStatus *status, unsigned long long *id, CUgraph *graph);
+cudaError_t capture_status(CUstream stream, enum cudaStreamCaptureStatus *status, unsigned long long *id,
+                           CUgraph *graph);
 cudaError_t exchange_capture_mode(enum cudaStreamCaptureMode *mode);
 
 size_t graph_size(CUgraph graph);
@@ -161,16 +162,16 @@ cudaError_t graph_instantiate(CUgraphExec *executable, CUgraph graph);
 cudaError_t graph_exec_destroy(CUgraphExec executable);
 cudaError_t graph_launch(CUgraphExec executable, CUstream stream);
 
-/* ------------------------------------------------------------------------------------------------------- runtime.c */
+/* runtime.c */
 
 const char *error_name(int error);
 const char *error_text(int error);
 
-/* -------------------------------------------------------------------------------------------------------- driver.c */
+/* driver.c */
 
 void *driver_function(const char *name);
 
-/* ------------------------------------------------------------------------------------------------------- symbols.c */
+/* symbols.c */
 
 /* A function of this library, or NULL. */
 void *own_symbol(const char *name);
@@ -178,7 +179,7 @@ void *own_symbol(const char *name);
 /* Ends the process with one line where torch wants a CUDA function that is not here. */
 void check_symbols(void);
 
-/* ------------------------------------------------------------------------------------ unwritten.c (made by build.py) */
+/* unwritten.c (made by build.py) */
 
 /* What functions call that nobody has written: counts the call, and the first time says which it was. */
 void unwritten_call(const char *name, char *told, const char *what_it_did);

@@ -18,7 +18,10 @@ static int multiply(CUstream stream) {
     return SUCCESS;
 }
 
-EXPORTED int cublasCreate_v2(cublas_handle *handle) { return (*handle = calloc(1, sizeof **handle)) ? SUCCESS : ALLOC_FAILED; }
+EXPORTED int cublasCreate_v2(cublas_handle *handle) {
+    *handle = calloc(1, sizeof **handle);
+    return *handle ? SUCCESS : ALLOC_FAILED;
+}
 EXPORTED int cublasDestroy_v2(cublas_handle handle) { return free(handle), SUCCESS; }
 EXPORTED int cublasSetStream_v2(cublas_handle handle, CUstream stream) { return handle->stream = stream, SUCCESS; }
 EXPORTED int cublasGetStream_v2(cublas_handle handle, CUstream *stream) { return *stream = handle->stream, SUCCESS; }
@@ -31,7 +34,8 @@ EXPORTED int cublasGetPointerMode_v2(cublas_handle handle, int *mode) { return *
 /* Of the arguments only the first is looked at. */
 #define PRODUCT(name)                                                                                                 \
     EXPORTED int name(cublas_handle handle) { return multiply(handle->stream); }
-#define OF_FOUR_TYPES(before, after) PRODUCT(before##S##after) PRODUCT(before##D##after) PRODUCT(before##C##after) PRODUCT(before##Z##after)
+#define OF_FOUR_TYPES(before, after)                                                                                  \
+    PRODUCT(before##S##after) PRODUCT(before##D##after) PRODUCT(before##C##after) PRODUCT(before##Z##after)
 
 OF_FOUR_TYPES(cublas, gemm_v2)
 OF_FOUR_TYPES(cublas, gemv_v2)
@@ -45,7 +49,7 @@ PRODUCT(cublasGemmEx)
 PRODUCT(cublasGemmStridedBatchedEx)
 PRODUCT(cublasGemmBatchedEx)
 
-/* ------------------------------------------------------------------------------------------------------- cuBLASLt */
+/* cuBLASLt. */
 
 EXPORTED int cublasLtMatmul(void *handle, void *description, const void *alpha, const void *a, void *a_layout,
                             const void *b, void *b_layout, const void *beta, const void *c, void *c_layout, void *d,

@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* ----------------------------------------------------------------------------------------------------------- errors */
+/* Errors. */
 
 static const struct {
     int code;
@@ -75,7 +75,7 @@ cudaError_t cudaGetLastError(void) {
     return error;
 }
 
-/* ---------------------------------------------------------------------------------------------------------- devices */
+/* Devices. */
 
 cudaError_t cudaGetDeviceCount(int *devices) { return *devices = device_count(), cudaSuccess; }
 cudaError_t cudaGetDevice(int *device) { return *device = current_device(), cudaSuccess; }
@@ -115,7 +115,7 @@ cudaError_t cudaMemGetInfo(size_t *free, size_t *total) {
     return cudaSuccess;
 }
 
-/* ----------------------------------------------------------------------------------------------------------- memory */
+/* Memory. */
 
 /* Makes `call` where the capture that may be going on allows an unsafe call. */
 #define IF_SAFE(call)                                                                                                 \
@@ -227,7 +227,7 @@ cudaError_t cudaMemcpyToSymbol(const void *symbol, const void *from, size_t byte
     return cudaMemcpy((char *)symbol + offset, from, bytes, kind);
 }
 
-/* --------------------------------------------------------------------------------------------- streams and events */
+/* Streams and events. */
 
 cudaError_t cudaStreamCreate(cudaStream_t *stream) { return stream_create(stream, cudaStreamDefault, 0); }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags) { return stream_create(stream, flags, 0); }
@@ -273,7 +273,7 @@ cudaError_t cudaStreamAddCallback(cudaStream_t stream, cudaStreamCallback_t call
     return done(error);
 }
 
-/* --------------------------------------------------------------------------------------------- captures and graphs */
+/* Captures and graphs. */
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode) {
     return done(capture_begin(stream, mode));
@@ -327,7 +327,7 @@ cudaError_t cudaGraphDebugDotPrint(cudaGraph_t graph, const char *path, unsigned
     return done(cudaErrorNotSupported);
 }
 
-/* ---------------------------------------------------------------------------------------------------------- kernels */
+/* Kernels. */
 
 /* What the compiler's stubs of kernels call; no header for C declares them. */
 typedef struct {
@@ -424,12 +424,14 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, const voi
     return cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(blocks, function, threads, shared, 0);
 }
 
-/* ------------------------------------------------------------------------------------------------ driver functions */
+/* Driver functions. */
 
 cudaError_t cudaGetDriverEntryPointByVersion(const char *name, void **function, unsigned version,
                                              unsigned long long flags, enum cudaDriverEntryPointQueryResult *result) {
     (void)version, (void)flags;
     *function = driver_function(name);
+    if (*function == NULL)
+        say("torch asked for the driver function %s, which its CUDA's header does not declare", name);
     if (result) *result = *function ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
     return cudaSuccess;
 }

@@ -6,12 +6,13 @@
 #include <dlfcn.h>
 #include <elf.h>
 #include <link.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 void *own_symbol(const char *name) {
-    static void *handle;
-    if (handle == NULL) handle = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD); /* as which this library was preloaded */
+    static void *handle; /* of this library, which was preloaded under that name */
+    if (handle == NULL) handle = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
     return dlsym(handle, name);
 }
 
@@ -50,10 +51,10 @@ static bool is_cuda(const char *name) {
 }
 
 static void note(struct search *search, const char *name) {
-    size_t length = strlen(name);
-    if (strstr(search->missing, name) || search->used + length + 3 > ROOM) return;
-    if (search->used) search->used += (size_t)(stpcpy(search->missing + search->used, ", ") - (search->missing + search->used));
-    strcpy(search->missing + search->used, name);
+    char *end = search->missing + search->used;
+    size_t room = ROOM - search->used, length = strlen(name) + (search->used ? 2 : 0);
+    if (strstr(search->missing, name) || length >= room) return;
+    snprintf(end, room, "%s%s", search->used ? ", " : "", name);
     search->used += length;
 }
 
