@@ -50,12 +50,13 @@ static bool is_cuda(const char *name) {
            strncmp(name, "nccl", 4) == 0;
 }
 
+/* Each name with a space behind it, once. */
 static void note(struct search *search, const char *name) {
-    char *end = search->missing + search->used;
-    size_t room = ROOM - search->used, length = strlen(name) + (search->used ? 2 : 0);
-    if (strstr(search->missing, name) || length >= room) return;
-    snprintf(end, room, "%s%s", search->used ? ", " : "", name);
-    search->used += length;
+    char entry[256];
+    int length = snprintf(entry, sizeof entry, "%s ", name);
+    if (strstr(search->missing, entry) || search->used + (size_t)length >= ROOM) return;
+    strcpy(search->missing + search->used, entry);
+    search->used += (size_t)length;
 }
 
 static int look_at(struct dl_phdr_info *library, size_t size, void *argument) {
@@ -78,7 +79,7 @@ void check_symbols(void) {
     struct search search = {0};
     dl_iterate_phdr(look_at, &search);
     if (search.used == 0) return;
-    say("this torch wants functions that were not there when the library was built: %s; build it again for this torch "
-        "(python -m tools.pretended_gpu build)", search.missing);
+    say("this torch wants functions that were not there when the library was built: %sare missing; build it again "
+        "for this torch (python -m tools.pretended_gpu build)", search.missing);
     exit(1);
 }
