@@ -526,12 +526,11 @@ class Step:
         import torch
 
         from fastft import ops
-        from fastft.batch import Batcher
         from fastft.model import GPT2, config_for
         from fastft.predict import training_set
 
         self.torch = torch
-        batcher = Batcher(round_sizes=True, planner=ops.planner("triton", round_sizes=True))
+        batcher = ops.batcher("triton", torch.device("cuda"))
         self.batch = batcher(training_set("sample"), np.arange(8)).to("cuda")
         self.model = GPT2(config_for("nano")).cuda()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), fused=True)

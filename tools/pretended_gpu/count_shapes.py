@@ -2,7 +2,7 @@
 
     python -m tools.pretended_gpu.count_shapes --examples 8 16 32 64
 
-It needs no GPU, pretended or not. Two batches are of one size if kernels are given equal numbers and shapes for both.
+It needs no GPU, pretended or not. Two batches are of one size if one graph serves both (`fastft.staging`).
 """
 
 from __future__ import annotations
@@ -13,43 +13,40 @@ from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
-from fastft_kernels import AttentionPlan
+import torch
 
 from fastft import ops
-from fastft.batch import Batch, Batcher
 from fastft.encode import EncodedSet
 from fastft.predict import training_set
+from fastft.staging import Staging
 from tools.pretended_gpu import measuring
 
 COMMONEST = 8
 
 
-def size_of(batch: Batch) -> Hashable:
-    """What its kernels depend on: T, R, and of each plan its lists' lengths and how many partial sums it has."""
-    plans = [tiles for tiles in (batch.tiles, batch.row_tiles) if isinstance(tiles, AttentionPlan)]
-    of_plans = [(len(plan.key_tiles), len(plan.items), len(plan.sums), plan.slots) for plan in plans]
-    return (len(batch.tokens), len(batch.rows), *of_plans)
-
-
 def count(encoded: EncodedSet, examples: int, epochs: int) -> dict[str, Any]:
     """The sizes of the batches of some epochs, each in an order of its own."""
-    batcher = Batcher(round_sizes=True, planner=ops.planner("triton", round_sizes=True))
+    batcher = ops.batcher("triton", torch.device("cuda"))
+    staging = Staging(torch.device("cpu"), keep=False)
     generator = np.random.default_rng(0)
     sizes: Counter[Hashable] = Counter()
-    began = time.perf_counter()
+    tokens, seconds = set(), 0.0
     for _ in range(epochs):
         order = generator.permutation(len(encoded))
         for begin in range(0, len(order) - examples + 1, examples):
-            sizes[size_of(batcher(encoded, order[begin : begin + examples]))] += 1
+            began = time.perf_counter()
+            batch = batcher(encoded, order[begin : begin + examples])
+            seconds += time.perf_counter() - began
+            sizes[staging.put(batch).sizes] += 1
+            tokens.add(len(batch.tokens))
     steps = sizes.total()
-    tokens = [size[0] for size in sizes]  # type: ignore[index]
     return {
         "examples": examples,
         "steps": steps,
         "sizes": len(sizes),
         "commonest_cover": round(sum(number for _, number in sizes.most_common(COMMONEST)) / steps, 3),
         "tokens": [min(tokens), max(tokens)],
-        "ms_a_batch": round(1e3 * (time.perf_counter() - began) / steps, 3),
+        "ms_a_batch": round(1e3 * seconds / steps, 3),
     }
 
 

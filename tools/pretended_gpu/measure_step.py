@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from fastft import ops
-from fastft.batch import Batcher
 from fastft.config import TrainOptions
 from fastft.model import GPT2, config_for
 from fastft.predict import training_set
@@ -31,7 +30,7 @@ def measure(options: argparse.Namespace, examples: int) -> dict[str, Any]:
     """Steps of that many examples: the parts of one, and the shapes of the batches."""
     asked = TrainOptions(dtype=options.dtype, device="cuda", compile=options.compile, cuda_graphs=options.cuda_graphs)
     engine = make_engine(GPT2(config_for(options.size)), asked, ALONE)
-    batcher = Batcher(round_sizes=True, planner=ops.planner(engine.impl, round_sizes=True))
+    batcher = ops.batcher(engine.impl, engine.device)
     encoded = training_set(options.data)
     order = np.random.default_rng(0).permutation(len(encoded))
     chosen = [order[(step * examples + np.arange(examples)) % len(order)] for step in range(options.steps)]

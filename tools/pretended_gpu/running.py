@@ -11,7 +11,8 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
-    """The environment of a process that runs on the library in `folder`, with this checkout to import from.
+    """The environment of a process that runs on the library in `folder`, with this checkout to import from,
+    behind what PYTHONPATH names.
 
     Raises:
         BuildError: nothing has been built there.
@@ -19,7 +20,7 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     library = folder.resolve() / LIBRARY
     if not library.exists():
         raise BuildError(f"there is no {library}: python -m tools.pretended_gpu build {folder}")
-    paths = [str(PROJECT), str(PROJECT / "kernels"), os.environ.get("PYTHONPATH", "")]
+    paths = [os.environ.get("PYTHONPATH", ""), str(PROJECT), str(PROJECT / "kernels")]
     return {
         "OMP_NUM_THREADS": "1",  # the host of a GPU is timed, and that is one thread
         "TORCHINDUCTOR_COMPILE_THREADS": "1",  # workers would each load the library for nothing
