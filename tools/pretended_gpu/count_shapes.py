@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastft import ops
+from fastft import ops, staging
 from fastft.encode import EncodedSet
 from fastft.predict import training_set
-from fastft.staging import Staging
 from tools.pretended_gpu import measuring
 
 COMMONEST = 8
@@ -27,7 +26,7 @@ COMMONEST = 8
 def count(encoded: EncodedSet, examples: int, epochs: int) -> dict[str, Any]:
     """The sizes of the batches of some epochs, each in an order of its own."""
     batcher = ops.batcher("triton", torch.device("cuda"))
-    staging = Staging(torch.device("cpu"), keep=False)
+    stage = staging.Staging(torch.device("cpu"), keep=False)
     generator = np.random.default_rng(0)
     sizes: Counter[Hashable] = Counter()
     tokens, seconds = set(), 0.0
@@ -37,7 +36,7 @@ def count(encoded: EncodedSet, examples: int, epochs: int) -> dict[str, Any]:
             began = time.perf_counter()
             batch = batcher(encoded, order[begin : begin + examples])
             seconds += time.perf_counter() - began
-            sizes[staging.put(batch).sizes] += 1
+            sizes[stage.put(batch).sizes] += 1
             tokens.add(len(batch.tokens))
     steps = sizes.total()
     return {
