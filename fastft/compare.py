@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from fastft import files, pairwise
 from fastft.console import meter, say
 from fastft.errors import JudgeUnavailable, UserError
 from fastft.judging.journal import Journal
-from fastft.judging.options import JudgeOptions
+from fastft.judging.options import JudgeOptions, given
 from fastft.metrics import Measure, bounds, measures, multiple_choice_measure
 from fastft.pairwise import Pair, judge_pairs
 from fastft.records import category_of, choices_of
@@ -90,9 +90,8 @@ class CompareOptions(JudgeOptions, _PairOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option in () if self.pairwise else fields(JudgeOptions):
-            if getattr(self, option.name) != option.default:
-                raise UserError(f"--{option.name}: got it without --pairwise, which alone asks a judge; add it")
+        for name in () if self.pairwise else given(self, JudgeOptions):
+            raise UserError(f"--{name}: got it without --pairwise, which alone asks a judge; add it")
 
     def path(self) -> Path:
         """Where the figures go."""
@@ -134,7 +133,7 @@ def compare(options: CompareOptions) -> dict[str, Any]:
         say(f"the text metrics alone are compared: {why_not}")
     if server is not None:
         pairs = [Pair(one, one["model_response"], two["model_response"]) for one, two in zip(a, b, strict=True)]
-        referee = ServerReferee(server, Journal(path.parent / JUDGE_REPLIES))
+        referee = ServerReferee(server, Journal(path.parent / JUDGE_REPLIES), options.judge_tokens)
         is_known = referee.find(pairs, lambda: options.before(server))
         result["pairwise"] = _pairwise(pairs, referee if is_known else None, referee.problem)
         files.write_json(path, result)
@@ -358,12 +357,24 @@ def _pairwise(pairs: Sequence[Pair], referee: ServerReferee | None, problem: str
     """What a judge says of the pairs; `problem`: why nothing is known of it, or of its server."""
     with meter("pairs", len(pairs)) as shown:
         judgements, gone = judge_pairs(pairs, referee, advance=shown.advance)
+    gone = gone or _of_no_use(judgements)
     return {
         "judge": None if referee is None else referee.identity(),
         "no_judge": problem if referee is None else gone,  # none is needed where every reply is there already
         **pairwise.summary(judgements),
         "judgements": judgements,
     }
+
+
+def _of_no_use(judgements: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why a judge that was asked was of no use: it gave no verdict on any pair."""
+    asked = [one for one in judgements if one["asked"]]
+    if not asked or any(one["winner"] is not None for one in asked):
+        return None
+    return (
+        f"the judge gave no verdict on any of {len(asked)} pairs, for the last one: {asked[-1]['reason']}; give it "
+        "more room with --judge_tokens, or ask another model with --judge_model"
+    )
 
 
 def _table(result: Mapping[str, Any]) -> Table:

@@ -7,5 +7,6 @@
     ladder.py     the text of a reply -> a score from 0 to 100, or why there is none
     journal.py    every answer that was read, on disk before the next question is asked
 
-`questions`, `wire`, `ladder` and `journal` know nothing of each other; the protocols know questions and the wire.
+`questions`, `wire`, `thoughts` and `journal` know nothing of each other; the protocols know questions and the wire, the
+ladder knows thoughts.
 """
