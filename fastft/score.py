@@ -153,12 +153,13 @@ def _of_earlier(run: Path, journal: Journal, asked: _Asking) -> list[_Asking]:
     summary = object_or_empty(run / SCORES).get("summary")
     recorded = summary.get("judge") if isinstance(summary, dict) else None
     if isinstance(recorded, dict) and (server := server_of(recorded)) is not None:
-        counts = [recorded.get("parallel"), recorded.get("wide_room")]
-        if recorded.get("style") in get_args(Style) and all(isinstance(count, int) for count in counts):
-            found.append(_Asking(server, recorded["style"], str(recorded.get("rubric") or ""), *counts))
+        style: Style = "reason" if recorded.get("style") == "reason" else "book"
+        parallel, wide_room = recorded.get("parallel"), recorded.get("wide_room")
+        if isinstance(parallel, int) and isinstance(wide_room, int):
+            found.append(_Asking(server, style, str(recorded.get("rubric") or ""), parallel, wide_room))
     for name in reversed(journal.judges()):
         if (server := server_of(_record_of(name))) is not None:
-            found += [asked._replace(server=server, style=style) for style in get_args(Style)]
+            found += [asked._replace(server=server, style=one) for one in get_args(Style)]
     return [*found, asked]
 
 
@@ -198,13 +199,13 @@ def judge_notes(summary: Mapping[str, Any]) -> list[str]:
     rows = {name: _row_list(summary[name]) for name in ("unparsed_rows", "unanswered_rows", "cut_rows")}
     lines = [f"judge: {text.format(count, **rows)}" for count, text in notes if count]
     if any(rung not in _WANTED_RUNGS[summary["judge"].get("style") or "book"] for rung in summary["judge_rungs"]):
-        lines.append(f"judge: scores were read from {_rungs(summary['judge_rungs'])}")
+        lines.append(f"judge: scores were read from {rungs_in_words(summary['judge_rungs'])}")
     if book is not None and (summary["n_book"], book) != (summary["n_scored"], summary["judge_mean"]):
         lines.append(f"judge: the book's mean, over bare integers alone: {book:.2f} over {summary['n_book']} of {n}")
     return lines
 
 
-def _rungs(counts: Mapping[str, int]) -> str:
+def rungs_in_words(counts: Mapping[str, int]) -> str:
     """`an integer 30, JSON when asked again 2, a labelled number 1`, the most frequent first."""
     said = []
     for rung, count in sorted(counts.items(), key=lambda pair: -pair[1]):
@@ -281,11 +282,8 @@ def judge_identity(judge: Any) -> Any:
 
 
 def summary_line(summary: Mapping[str, Any]) -> str:
-    """The figures of a summary in one line; what was not or cannot be computed is left out."""
+    """The figures of a summary in one line: a dash for an undefined text metric, nothing for what was not computed."""
     figures = [
-        ("exact match", summary["exact_match"], "%"),
-        ("BLEU", summary["bleu"], "%"),
-        ("ROUGE-L", summary["rouge_l"], "%"),
         ("multiple choice", (summary.get("multiple_choice") or {}).get("accuracy"), "%"),
         ("perplexity of the references", summary["perplexity"], ""),
         (
@@ -294,8 +292,14 @@ def summary_line(summary: Mapping[str, Any]) -> str:
             f"{_shown(summary.get('judge_interval'))} over {summary['n_scored']} of {summary['n']} responses",
         ),
     ]
-    said = [f"{name} {value:.2f}{unit}" for name, value, unit in figures if value is not None]
+    metrics_of_texts = (("exact match", "exact_match"), ("BLEU", "bleu"), ("ROUGE-L", "rouge_l"))
+    said = [f"{title} {_percent(summary[name])}" for title, name in metrics_of_texts]
+    said += [f"{name} {value:.2f}{unit}" for name, value, unit in figures if value is not None]
     return f"{summary['n']} responses: {', '.join(said)}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}%"
 
 
 def _shown(interval: Sequence[float] | None) -> str:

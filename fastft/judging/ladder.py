@@ -20,6 +20,8 @@ from typing import Any
 from fastft.judging.thoughts import spoken
 
 _SHOWN_CHARACTERS = 200
+_LONGEST = 1 << 16
+"""Characters of an answer in which a score is looked for."""
 _DEEPEST = 4
 _MOST_OBJECTS = 100
 _MOST_NAMED = 6
@@ -30,7 +32,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Every repetition is bounded: a reply can be a megabyte of anything.
+# Every repetition is bounded: an answer can be much of anything.
 _QUESTION = re.compile(
     r"\b[01]\s{0,9}(?:to|-|–|—|and|\.\.|…|,)\s{0,9}100\b|\b100[\s-]points?\s{1,9}scale\b|\bscale\s{1,9}of\s{1,9}100\b"
     r"|\b100(?:\s{1,9}\w{1,20})?\s{1,9}(?:is|being)\s{1,9}(?:the\s{1,9})?best",
@@ -55,7 +57,7 @@ _LIST_MARK = re.compile(r"(?<![\w.,/-])\(?(\d{1,2})[.)](?=\s{1,9}\S)")
 _SPACE = r"[\"'`*_\s|]{0,40}"
 # A number with what changes its meaning: `85/100`, `80-90`, `100 - 15`, `12:30`.
 _AMOUNT = (
-    r"(?<![\w.,/$€£])(?P<number>[-+−]?\d{1,9}(?:[.,]\d{1,9}){0,4})(?![A-Za-z0-9_])[*_]{0,4}"
+    r"(?<![\w.,/$€£])(?<![\w.,/$€£][-−])(?<!\d:)(?P<number>[-+−]?\d{1,9}(?:[.,]\d{1,9}){0,4})(?![A-Za-z0-9_])[*_]{0,4}"
     r"(?P<of>\s{0,9}(?:/|out\s{1,9}of|of)\s{0,9}[*_]{0,4}(?P<most>\d{1,9}(?:[.,]\d{1,9})?)(?![A-Za-z0-9_]))?"
     r"(?P<tail>:\d|\s{0,9}(?:[-+–—−×=→]|->|=>|\b(?:to|or|minus|plus|less)\b)\s{0,9}[\"'`*_]{0,4}\d|/\d)?"
 )
@@ -85,7 +87,7 @@ _NO_QUALIFIER = _words(
     "the my a an this that its your and so thus hence therefore assigned given numeric numerical integer following "
     "response model answer overall final total combined aggregate"
 )
-_WORD_AFTER = re.compile(r"[*_\"'`%]{0,6}\s{0,9}%?[ \t]{0,9}([^\W\d_][\w'’]{0,30})")
+_WORD_AFTER = re.compile(r"[*_\"'`%]{0,6}[ \t]{0,9}%?[ \t]{0,9}([^\W\d_][\w'’]{0,30})")
 _UNITS = _words(
     "point points pt pts percent mark marks punkt punkte punkten punto puntos ponto pontos punti балл балла баллов "
     "分 点 점"
@@ -136,6 +138,8 @@ def read_score(text: str, *, cut: bool = False) -> Reading:
         return Reading(None, reason=f"its thinking has no end: {_shown(repr(text))}")
     if (alone := bare_integer(said)) is not None and not cut:
         return Reading(alone, "integer") if _in_range(alone) else Reading(None, reason=f"not in 0..100: {_shown(said)}")
+    if len(said) > _LONGEST:
+        return Reading(None, reason=f"longer than {_LONGEST:,} characters: {_shown(repr(said[:_SHOWN_CHARACTERS]))}")
     problem = "cut off at its longest" if cut else "no score in it"
     for rung, candidates in _rungs(said, cut=cut):
         values = list(dict.fromkeys(candidates))
@@ -173,10 +177,12 @@ def _rungs(said: str, *, cut: bool) -> Iterator[tuple[str, Sequence[int | None]]
     yield "marked", [_value(found) for pattern in _MARKED for found in pattern.finditer(plain)]
     rest = _without_list_marks(_NAMED.sub(" ", _MAXIMUM.sub(" ", plain)))
     yield "overall", [_value(found) for found in _OVERALL.finditer(rest) if _is_said(found)]
-    yield "labelled", [_value(found) for found in _LABELLED.finditer(rest) if _is_said(found) and not _qualifier(found)]
+    labelled = list(_LABELLED.finditer(rest))
+    yield "labelled", [_value(found) for found in labelled if _is_said(found) and not _is_one_of_several(found)]
     yield "out of 100", [one.value for one in _numbers(plain) if one.of_100]
     if not cut:
-        yield "only number", [one.value for one in _numbers(rest) if _counts_nothing(one)]
+        of_parts = [_value(found) for found in labelled if _is_one_of_several(found)]
+        yield "only number", [*of_parts, *(one.value for one in _numbers(rest) if _counts_nothing(one))]
 
 
 def _numbers(text: str) -> Iterator[_Candidate]:
@@ -203,7 +209,7 @@ def _is_said(found: re.Match[str]) -> bool:
     return word in _MAY_FOLLOW or not (word.casefold() in _ONLY_THOUGHT_OF or word.islower())
 
 
-def _qualifier(found: re.Match[str]) -> bool:
+def _is_one_of_several(found: re.Match[str]) -> bool:
     """Whether a label is one of several: `Fluency score: 45`."""
     word = _WORD_BEFORE.search(found.string[max(0, found.start() - 40) : found.start()])
     return word is not None and word[1].casefold() not in _NO_QUALIFIER
