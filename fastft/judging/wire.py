@@ -355,7 +355,7 @@ def _http_error(response: requests.Response, pieces: Iterator[bytes]) -> NoAnswe
     words = _error_in(content) or response.headers.get("Location") or response.reason
     status = response.status_code
     return NoAnswerError(
-        f"HTTP {status}: {one_line(str(words))}",
+        f"HTTP {status}: {words}",
         may_pass=status >= 500 or status in _WORTH_RETRYING,
         status=status,
         retry_after=_seconds(response.headers.get("Retry-After")),
