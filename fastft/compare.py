@@ -283,7 +283,7 @@ def show(result: Mapping[str, Any], path: Path) -> None:
     """Prints the comparison for people."""
     out = Console(highlight=False, soft_wrap=True)
     out.print(_table(result))
-    for line in [*_judge_lines(result["judge"]), *_pairwise_lines(result["pairwise"])]:
+    for line in [*_left_out_lines(result), *_judge_lines(result["judge"]), *_pairwise_lines(result["pairwise"])]:
         out.print(line, markup=False)
     out.print(f"{result['note']}; {path}", markup=False)
 
@@ -398,21 +398,20 @@ def _table(result: Mapping[str, Any]) -> Table:
         column.justify = "right"
     rows = {**({"judge": result["judge"]} if result["judge"] else {}), **result["metrics"]}
     for name, row in rows.items():
-        figures_of_row = (_figure(row["a"]), _figure(row["b"]), _figure(row["difference"], "+"))
-        over = f" ({row['n']} entries)" if 0 < row["n"] < result["n"] and name != "judge" else ""
-        table.add_row(
-            f"{_TITLES.get(name, name)}{over}",
-            *figures_of_row,
-            _range(row["interval"]),
-            _p(row["p"]),
-            _p(row["p_of_all"]),
-        )
+        cells = (_figure(row["a"]), _figure(row["b"]), _figure(row["difference"], "+"), _range(row["interval"]))
+        table.add_row(_TITLES.get(name, name), *cells, _p(row["p"]), _p(row["p_of_all"]))
     return table
 
 
 def _figure(value: float | None, sign: str = "") -> str:
     """A figure, or a dash where it is undefined."""
     return "–" if value is None else f"{value:{sign}.2f}"
+
+
+def _left_out_lines(result: Mapping[str, Any]) -> list[str]:
+    """Of which metrics entries are left out, since they leave them undefined."""
+    counts = {name: row["n"] for name, row in result["metrics"].items() if 0 < row["n"] < result["n"]}
+    return [f"{_TITLES.get(name, name)}: over {n} of {result['n']} entries" for name, n in counts.items()]
 
 
 def _judge_lines(judged: Mapping[str, Any] | None) -> list[str]:
