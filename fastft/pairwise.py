@@ -126,7 +126,8 @@ def parse_verdict(raw: str) -> Verdict | None:
     plain = _A_TIE.sub("", answer)  # where A is no letter of a response
     labelled = len(set(_LABELS.findall(plain))) == 2  # the reply goes through both responses: its first letter is none
     if found := _BARE.fullmatch(plain) or (None if labelled else _FIRST_LINE.match(plain)):
-        return _verdict(found[1])
+        rest = _BARE.fullmatch(plain, found.end())
+        return _agreed(_verdict(one[1]) for one in (found, rest) if one is not None)
     sentences = list(_SENTENCE.finditer(plain))
     if any(_NEGATED.search(plain, max(0, one.start() - _SENTENCE_LENGTH), one.start()) for one in sentences):
         return None

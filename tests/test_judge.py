@@ -782,6 +782,13 @@ def test_an_error_in_plain_words_is_read_and_a_page_is_not(content: bytes, words
     assert str(failure_of(lambda handler: handler.plain(400, content))) == f"HTTP 400: {words}"
 
 
+def test_what_a_server_says_does_not_act_on_a_terminal() -> None:
+    said = str(failure_of(status(400, "\x1b[31mred\x07\u009b2J\u202e")))
+    assert said == "HTTP 400: \\x1b[31mred\\x07\\x9b2J\\u202e"
+    with OllamaStub(models=["\x1b[2Jx"]) as stub, pytest.raises(JudgeUnavailable, match=r"\\x1b\[2Jx"):
+        openai(stub).check()
+
+
 # The name under which a server has a model
 
 

@@ -64,6 +64,9 @@ def pair(a: str, b: str) -> Pair:
         ("I do not think that A is better.", None),
         ("A isn't right, so B is better.", None),
         ("A is not right. B is better.", "B"),
+        ("A\nB", None),
+        ("A, B", None),
+        ("A\nA", "A"),
     ],
 )
 def test_verdicts(raw: str, verdict: str | None) -> None:

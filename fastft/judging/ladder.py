@@ -46,10 +46,14 @@ _MAXIMUM = re.compile(
     re.IGNORECASE,
 )
 _OTHER_SCALE = re.compile(r"\b[01]\s{0,9}(?:to|-|–|—|\.\.|and)\s{0,9}(?:5|7|10|20|50)\b(?!\s{0,3}[%/])")
-_NAMED = re.compile(  # numbers that are names: of a step, of what would have been right
-    r"\b(?:(?:step|part|item|question|response|option|example|line|row|fact|section|sentence|version|level|criterion"
-    r"|criteria|no\.|number)s?\s{1,3}#?|#|(?:correct|right|expected|reference)\s{1,3}(?:answer|output|response|result)"
-    r"\s{1,3}(?:is|was|(?:would|should)\s{1,3}be|:)\s{0,3})\d{1,3}\b",
+_NOT_THE_SCORE = re.compile(  # numbers of a step, of what would have been right, of points lost, and mere bounds
+    r"(?:\b(?:(?:step|part|item|question|response|option|example|line|row|fact|section|sentence|version|level|criterion"
+    r"|criteria|no\.|number)s?\s{1,3}#?|(?:correct|right|expected|reference)\s{1,3}(?:answer|output|response|result)"
+    r"\s{1,3}(?:is|was|(?:would|should)\s{1,3}be|:)\s{0,3}"
+    r"|(?:deduct\w{0,5}|subtract\w{0,5}|(?:take|took|taking|knock\w{0,3})\s{1,3}off|los(?:es?|ing|t)|minus|penalty\s{1,3}of)"
+    r"(?:\s{1,3}(?:about|only|another|the|an?))?\s{1,3}"
+    r"|(?:(?:lower|less|fewer|higher|greater|more|better|worse)\s{1,3}than|below|under|above|over|beyond"
+    r"|at\s{1,3}(?:least|most)|up\s{1,3}to)\s{1,3})|(?<=[:= ])[<>≥≤]=?\s{0,3}|#)\d{1,3}\b",
     re.IGNORECASE,
 )
 _LIST_MARK = re.compile(r"(?<![\w.,/-])\(?(\d{1,2})[.)](?=\s{1,9}\S)")
@@ -57,9 +61,9 @@ _LIST_MARK = re.compile(r"(?<![\w.,/-])\(?(\d{1,2})[.)](?=\s{1,9}\S)")
 _SPACE = r"[\"'`*_\s|]{0,40}"
 # A number with what changes its meaning: `85/100`, `80-90`, `100 - 15`, `12:30`.
 _AMOUNT = (
-    r"(?<![\w.,/$€£])(?<![\w.,/$€£][-−])(?<!\d:)(?P<number>[-+−]?\d{1,9}(?:[.,]\d{1,9}){0,4})(?![A-Za-z0-9_])[*_]{0,4}"
-    r"(?P<of>\s{0,9}(?:/|out\s{1,9}of|of)\s{0,9}[*_]{0,4}(?P<most>\d{1,9}(?:[.,]\d{1,9})?)(?![A-Za-z0-9_]))?"
-    r"(?P<tail>:\d|\s{0,9}(?:[-+–—−×=→]|->|=>|\b(?:to|or|minus|plus|less)\b)\s{0,9}[\"'`*_]{0,4}\d|/\d)?"
+    r"(?<![\w.,/$€£])(?<![\w.,/$€£][-−])(?<!\d:)(?P<number>[-+−]?\d{1,9}(?:[.,]\d{1,9}){0,4})(?![A-Za-z0-9_]|\s{0,2}[°€£¥])[*_]{0,4}"
+    r"(?P<of>\s{0,9}(?:/|\b(?:out\s{1,9}of|of|on|sur|von|из|sobre|de|su)\b)\s{0,9}[*_]{0,4}(?P<most>\d{1,9}(?:[.,]\d{1,9})?)(?![A-Za-z0-9_]))?"
+    r"(?P<tail>:\d|\+|\s{0,9}(?:[-+–—−×=→|]|->|=>|\b(?:to|or|minus|plus|less)\b)\s{0,9}[\"'`*_]{0,4}\d|/\d)?"
 )
 _NUMBER = re.compile(_AMOUNT, re.IGNORECASE)
 _LABEL = (
@@ -175,14 +179,18 @@ def _rungs(said: str, *, cut: bool) -> Iterator[tuple[str, Sequence[int | None]]
     if _OTHER_SCALE.search(plain):
         yield "out of 100", [one.value for one in _numbers(plain) if one.of_100] or [None]
     yield "marked", [_value(found) for pattern in _MARKED for found in pattern.finditer(plain)]
-    rest = _without_list_marks(_NAMED.sub(" ", _MAXIMUM.sub(" ", plain)))
+    rest = _without_list_marks(_NOT_THE_SCORE.sub(" ", _MAXIMUM.sub(" ", plain)))
     yield "overall", [_value(found) for found in _OVERALL.finditer(rest) if _is_said(found)]
     labelled = list(_LABELLED.finditer(rest))
     yield "labelled", [_value(found) for found in labelled if _is_said(found) and not _is_one_of_several(found)]
     yield "out of 100", [one.value for one in _numbers(plain) if one.of_100]
     if not cut:
         of_parts = [_value(found) for found in labelled if _is_one_of_several(found)]
-        yield "only number", [*of_parts, *(one.value for one in _numbers(rest) if _counts_nothing(one))]
+        numbers = [one for one in _numbers(rest) if one.value is not None and _in_range(one.value)]
+        alone = [*of_parts, *(one.value for one in numbers if _counts_nothing(one))]
+        # 100 beside another number is the scale's end, in words that were not understood.
+        is_the_scale = set(alone) == {100} and any(one.value != 100 for one in numbers)
+        yield "only number", [None] if is_the_scale else alone
 
 
 def _numbers(text: str) -> Iterator[_Candidate]:
@@ -216,8 +224,8 @@ def _is_one_of_several(found: re.Match[str]) -> bool:
 
 
 def _counts_nothing(number: _Candidate) -> bool:
-    """Whether a number that stands somewhere may be a score: no year, no fraction, no number of things."""
-    if number.value is None or not _in_range(number.value) or number.of_100:
+    """Whether a number that stands somewhere may be a score: no fraction, and no number of things."""
+    if number.of_100:
         return False
     return not number.word_after or number.word_after.casefold() in _MAY_FOLLOW
 

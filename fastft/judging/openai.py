@@ -18,7 +18,16 @@ from fastft.judging.ollama import full_name
 from fastft.judging.questions import SEED, TEMPERATURE, Question
 from fastft.judging.refusals import Refusals
 from fastft.judging.server import Known
-from fastft.judging.wire import NoAnswerError, Patience, Wire, checked_url, error_text, sound, without_password
+from fastft.judging.wire import (
+    NoAnswerError,
+    Patience,
+    Wire,
+    checked_url,
+    error_text,
+    one_line,
+    sound,
+    without_password,
+)
 
 DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
 _EXAMPLE = "http://localhost:8000/v1"
@@ -89,7 +98,7 @@ class OpenAIServer:
         listed = self._listed()
         found = served_name(self.model, listed)
         if listed and found is None:
-            shown = ", ".join(listed[:_SHOWN_MODELS]) + (", ..." if len(listed) > _SHOWN_MODELS else "")
+            shown = one_line(", ".join(listed[:_SHOWN_MODELS]) + (", ..." if len(listed) > _SHOWN_MODELS else ""))
             raise JudgeUnavailable(
                 f"the server at {self.where} has no model {self.model}: give one of its own ({shown}) with "
                 "--judge_model"

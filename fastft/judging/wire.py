@@ -312,8 +312,9 @@ def sound(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text in one line of bounded length."""
+    """The text in one line of bounded length, with what would act on a terminal escaped."""
     line = " ".join(sound(text).split())
+    line = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in line)
     return line if len(line) <= _SHOWN_CHARACTERS else line[: _SHOWN_CHARACTERS - 1] + "…"
 
 
