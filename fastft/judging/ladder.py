@@ -50,7 +50,8 @@ _NOT_THE_SCORE = re.compile(  # numbers of a step, of what would have been right
     r"(?:\b(?:(?:step|part|item|question|response|option|example|line|row|fact|section|sentence|version|level|criterion"
     r"|criteria|no\.|number)s?\s{1,3}#?|(?:correct|right|expected|reference)\s{1,3}(?:answer|output|response|result)"
     r"\s{1,3}(?:is|was|(?:would|should)\s{1,3}be|:)\s{0,3}"
-    r"|(?:deduct\w{0,5}|subtract\w{0,5}|(?:take|took|taking|knock\w{0,3})\s{1,3}off|los(?:es?|ing|t)|minus|penalty\s{1,3}of)"
+    r"|(?:deduct\w{0,5}|subtract\w{0,5}|(?:take|took|taking|knock\w{0,3})\s{1,3}off|los(?:es?|ing|t)|minus"
+    r"|penalty\s{1,3}of)"
     r"(?:\s{1,3}(?:about|only|another|the|an?))?\s{1,3}"
     r"|(?:(?:lower|less|fewer|higher|greater|more|better|worse)\s{1,3}than|below|under|above|over|beyond"
     r"|at\s{1,3}(?:least|most)|up\s{1,3}to)\s{1,3})|(?<=[:= ])[<>≥≤]=?\s{0,3}|#)\d{1,3}\b",
@@ -61,8 +62,10 @@ _LIST_MARK = re.compile(r"(?<![\w.,/-])\(?(\d{1,2})[.)](?=\s{1,9}\S)")
 _SPACE = r"[\"'`*_\s|]{0,40}"
 # A number with what changes its meaning: `85/100`, `80-90`, `100 - 15`, `12:30`.
 _AMOUNT = (
-    r"(?<![\w.,/$€£])(?<![\w.,/$€£][-−])(?<!\d:)(?P<number>[-+−]?\d{1,9}(?:[.,]\d{1,9}){0,4})(?![A-Za-z0-9_]|\s{0,2}[°€£¥])[*_]{0,4}"
-    r"(?P<of>\s{0,9}(?:/|\b(?:out\s{1,9}of|of|on|sur|von|из|sobre|de|su)\b)\s{0,9}[*_]{0,4}(?P<most>\d{1,9}(?:[.,]\d{1,9})?)(?![A-Za-z0-9_]))?"
+    r"(?<![\w.,/$€£])(?<![\w.,/$€£][-−])(?<!\d:)(?P<number>[-+−]?\d{1,9}(?:[.,]\d{1,9}){0,4})"
+    r"(?![A-Za-z0-9_]|\s{0,2}[°€£¥])[*_]{0,4}"
+    r"(?P<of>\s{0,9}(?:/|\b(?:out\s{1,9}of|of|on|sur|von|из|sobre|de|su)\b)\s{0,9}[*_]{0,4}"
+    r"(?P<most>\d{1,9}(?:[.,]\d{1,9})?)(?![A-Za-z0-9_]))?"
     r"(?P<tail>:\d|\+|\s{0,9}(?:[-+–—−×=→|]|->|=>|\b(?:to|or|minus|plus|less)\b)\s{0,9}[\"'`*_]{0,4}\d|/\d)?"
 )
 _NUMBER = re.compile(_AMOUNT, re.IGNORECASE)
@@ -79,12 +82,14 @@ _OVERALL = re.compile(
     rf"{_SPACE}(?:{_LABEL}|mark|assessment|evaluation|verdict|answer|judge?ment|result)?{_AFTER_LABEL}",
     re.IGNORECASE,
 )
-_MARKED = re.compile(
-    rf"\[\[\s{{0,5}}(?:[a-z ]{{1,20}}[:=]\s{{0,5}})?{_AMOUNT}\s{{0,5}}\]\]", re.IGNORECASE
-), re.compile(rf"\\boxed\s{{0,3}}\{{\s{{0,5}}{_AMOUNT}\s{{0,5}}\}}"), re.compile(
-    rf"<(?P<tag>(?:final_|overall_)?(?:score|rating|grade|answer))>\s{{0,5}}{_AMOUNT}\s{{0,5}}</(?P=tag)>",
-    re.IGNORECASE,
-)  # fmt: skip
+_MARKED = tuple(
+    re.compile(before + r"\s{0,5}" + _AMOUNT + r"\s{0,5}" + after, re.IGNORECASE)
+    for before, after in (
+        (r"\[\[(?:\s{0,5}[a-z ]{1,20}[:=])?", r"\]\]"),
+        (r"\\boxed\s{0,3}\{", r"\}"),
+        (r"<(?P<tag>(?:final_|overall_)?(?:score|rating|grade|answer))>", r"</(?P=tag)>"),
+    )
+)
 
 _WORD_BEFORE = re.compile(r"([^\W\d_][\w-]{0,30})[\"'`*_ \t]{1,9}\Z")
 _NO_QUALIFIER = _words(
