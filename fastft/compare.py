@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +24,9 @@ from fastft import files, pairwise
 from fastft.console import meter, say
 from fastft.errors import JudgeUnavailable, UserError
 from fastft.judging.journal import Journal
-from fastft.judging.options import JudgeOptions
-from fastft.metrics import Measure, bounds, measures, multiple_choice_measure
+from fastft.judging.options import JudgeOptions, given
+from fastft.metrics import NAMES, Measure, bounds, measures, multiple_choice_measure, words_of
+from fastft.pages import chance
 from fastft.pairwise import Pair, judge_pairs
 from fastft.records import category_of, choices_of
 from fastft.referee import ServerReferee
@@ -35,6 +36,7 @@ from fastft.statistics import (
     RESAMPLES,
     SEED,
     Floats,
+    Interval,
     Permutation,
     Statistic,
     bootstrap_all,
@@ -60,6 +62,8 @@ _TITLES = {
     "words": "words of a response",
     "looping": "responses that loop, %",
 }
+_UNDEFINED: dict[str, Any] = dict.fromkeys(("a", "b", "difference", "interval", "p", "exact")) | {"n": 0}
+"""The row of a metric that the references leave undefined for every entry."""
 _NOTE = (
     f"A less B, by entry; {LEVEL:.0%} intervals: BCa bootstrap over entries ({RESAMPLES:,} resamples, seed {SEED}); "
     "p by the paired permutation test, two-sided, of one row alone; p of all: raised for the number of rows (Holm)"
@@ -90,9 +94,8 @@ class CompareOptions(JudgeOptions, _PairOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option in () if self.pairwise else fields(JudgeOptions):
-            if getattr(self, option.name) != option.default:
-                raise UserError(f"--{option.name}: got it without --pairwise, which alone asks a judge; add it")
+        for name in () if self.pairwise else given(self, JudgeOptions):
+            raise UserError(f"--{name}: got it without --pairwise, which alone asks a judge; add it")
 
     def path(self) -> Path:
         """Where the figures go."""
@@ -134,7 +137,7 @@ def compare(options: CompareOptions) -> dict[str, Any]:
         say(f"the text metrics alone are compared: {why_not}")
     if server is not None:
         pairs = [Pair(one, one["model_response"], two["model_response"]) for one, two in zip(a, b, strict=True)]
-        referee = ServerReferee(server, Journal(path.parent / JUDGE_REPLIES))
+        referee = ServerReferee(server, Journal(path.parent / JUDGE_REPLIES), options.judge_tokens)
         is_known = referee.find(pairs, lambda: options.before(server))
         result["pairwise"] = _pairwise(pairs, referee if is_known else None, referee.problem)
         files.write_json(path, result)
@@ -164,28 +167,36 @@ def figures(
     judged = None if scores is None else judge_figures(*scores, _words(texts_a) - _words(texts_b))
     if judged is not None and scores is not None:
         judged["by_category"] = _by_category(a, *scores)
-    found = metric_figures(ours, theirs)
+    found = {name: _UNDEFINED | {} for name in NAMES} | metric_figures(ours, theirs)
     same = [(one, two) for one, two in zip(a, b, strict=True) if choices_of(one) == choices_of(two)]
     choices_a, choices_b = (multiple_choice_measure([pair[side] for pair in same]) for side in (0, 1))
     if choices_a is not None and choices_b is not None:
         found |= metric_figures({"multiple_choice": choices_a}, {"multiple_choice": choices_b})
-    rows = [*([judged] if judged else []), *found.values()]
+    for row in found.values():
+        row["p_of_all"] = None
+    rows = [*([judged] if judged else []), *(row for row in found.values() if row["p"] is not None)]
     for row, raised in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row["p_of_all"] = raised
     return {"judge": judged, "metrics": found}
 
 
 def metric_figures(a: Mapping[str, Measure], b: Mapping[str, Measure]) -> dict[str, dict[str, Any]]:
-    """The metrics of both runs, and of each the `difference` with `interval` and `p`. All are over the same entries."""
+    """The metrics of both runs, and of each the `difference` with `interval` and `p`.
+
+    Both are over the same `n` entries, those for which the metric is defined.
+    """
     names = [name for name in a if name in b]
-    n = max((len(a[name].counts) for name in names), default=0)
-    intervals = bootstrap_all({name: _difference(a[name], b[name]) for name in names}, n)
+    differences = {name: _difference(a[name], b[name]) for name in names}
+    counted = {name: len(a[name].counts) for name in names}
+    intervals: dict[str, Interval | None] = {}
+    for n in set(counted.values()):
+        intervals |= bootstrap_all({name: differences[name] for name in names if counted[name] == n}, n)
     found = {}
     for name in names:
         ours, theirs = a[name].figure(), b[name].figure()
         test = swap_test(a[name], b[name])
         found[name] = {
-            "n": n,
+            "n": counted[name],
             "a": ours,
             "b": theirs,
             "difference": ours - theirs,
@@ -272,7 +283,7 @@ def show(result: Mapping[str, Any], path: Path) -> None:
     """Prints the comparison for people."""
     out = Console(highlight=False, soft_wrap=True)
     out.print(_table(result))
-    for line in [*_judge_lines(result["judge"]), *_pairwise_lines(result["pairwise"])]:
+    for line in [*_left_out_lines(result), *_judge_lines(result["judge"]), *_pairwise_lines(result["pairwise"])]:
         out.print(line, markup=False)
     out.print(f"{result['note']}; {path}", markup=False)
 
@@ -282,7 +293,7 @@ def _entry_key(entry: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def _words(texts: Sequence[str]) -> Floats:
-    return np.array([len(text.split()) for text in texts], dtype=np.float64)
+    return np.array([len(words_of(text)) for text in texts], dtype=np.float64)
 
 
 def _scores(options: CompareOptions, order: Sequence[int]) -> tuple[tuple[Floats, Floats] | None, str | None]:
@@ -358,12 +369,24 @@ def _pairwise(pairs: Sequence[Pair], referee: ServerReferee | None, problem: str
     """What a judge says of the pairs; `problem`: why nothing is known of it, or of its server."""
     with meter("pairs", len(pairs)) as shown:
         judgements, gone = judge_pairs(pairs, referee, advance=shown.advance)
+    gone = gone or _of_no_use(judgements)
     return {
         "judge": None if referee is None else referee.identity(),
         "no_judge": problem if referee is None else gone,  # none is needed where every reply is there already
         **pairwise.summary(judgements),
         "judgements": judgements,
     }
+
+
+def _of_no_use(judgements: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why a judge that was asked was of no use: it gave no verdict on any pair."""
+    asked = [one for one in judgements if one["asked"]]
+    if not asked or any(one["winner"] is not None for one in asked):
+        return None
+    return (
+        f"the judge gave no verdict on any of {len(asked)} pairs, for the last one: {asked[-1]['reason']}; give it "
+        "more room with --judge_tokens, or ask another model with --judge_model"
+    )
 
 
 def _table(result: Mapping[str, Any]) -> Table:
@@ -375,9 +398,20 @@ def _table(result: Mapping[str, Any]) -> Table:
         column.justify = "right"
     rows = {**({"judge": result["judge"]} if result["judge"] else {}), **result["metrics"]}
     for name, row in rows.items():
-        cells = (f"{row['a']:.2f}", f"{row['b']:.2f}", f"{row['difference']:+.2f}", _range(row["interval"]))
+        cells = (_figure(row["a"]), _figure(row["b"]), _figure(row["difference"], "+"), _range(row["interval"]))
         table.add_row(_TITLES.get(name, name), *cells, _p(row["p"]), _p(row["p_of_all"]))
     return table
+
+
+def _figure(value: float | None, sign: str = "") -> str:
+    """A figure, or a dash where it is undefined."""
+    return "–" if value is None else f"{value:{sign}.2f}"
+
+
+def _left_out_lines(result: Mapping[str, Any]) -> list[str]:
+    """Of which metrics entries are left out, since they leave them undefined."""
+    counts = {name: row["n"] for name, row in result["metrics"].items() if 0 < row["n"] < result["n"]}
+    return [f"{_TITLES.get(name, name)}: over {n} of {result['n']} entries" for name, n in counts.items()]
 
 
 def _judge_lines(judged: Mapping[str, Any] | None) -> list[str]:
@@ -420,8 +454,8 @@ def _tally(found: Mapping[str, Any]) -> str:
 
 
 def _range(interval: Sequence[float] | None) -> str:
-    return "" if interval is None else f"[{interval[0]:+.2f}, {interval[1]:+.2f}]"
+    return "–" if interval is None else f"[{interval[0]:+.2f}, {interval[1]:+.2f}]"
 
 
-def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+def _p(p: float | None) -> str:
+    return "–" if p is None else chance(p)

@@ -17,7 +17,7 @@ import yaml
 from fastft.errors import UserError
 from fastft.files import object_or_empty, read_json
 from fastft.ledger import read_ledger
-from fastft.metrics import is_exact, rouge_measures
+from fastft.metrics import is_exact, rouge_scores
 from fastft.run import Run, read_metrics
 from fastft.score import OTHER_JUDGES, RESPONSES, SCORES, judge_identity, read_responses, responses_sha256
 from fastft.statistics import bootstrap_mean, sign_flip, wilson
@@ -42,8 +42,8 @@ class Answer:
     """From 1, in responses.json."""
     entry: Mapping[str, Any]
     exact: bool
-    rouge_l: float
-    """ROUGE-L F1 against the reference, in percent."""
+    rouge_l: float | None
+    """ROUGE-L F1 against the reference, in percent; None where the reference leaves it undefined."""
     judgement: Mapping[str, Any] | None
     """None where the run has none for this response."""
 
@@ -128,12 +128,16 @@ class RunFigures:
 
     def _ranked(self, sign: int) -> list[Answer]:
         scored = [(score, answer) for answer in self.answers if (score := answer.score(self.main_score)) is not None]
-        scored.sort(key=lambda pair: (sign * pair[0], sign * pair[1].rouge_l, pair[1].row))
+        scored.sort(key=lambda pair: (sign * pair[0], sign * (pair[1].rouge_l or 0.0), pair[1].row))
         return [answer for _, answer in scored[: min(MOST_ANSWERS, len(scored) // 2)]]  # none is both best and worst
 
     def disputed(self) -> list[Answer]:
         """The answers on which judge and ROUGE-L are farthest apart, both on 0 to 100; none where they agree."""
-        apart = [(abs(answer.judge - answer.rouge_l), answer) for answer in self.answers if answer.judge is not None]
+        apart = [
+            (abs(answer.judge - answer.rouge_l), answer)
+            for answer in self.answers
+            if answer.judge is not None and answer.rouge_l is not None
+        ]
         apart.sort(key=lambda pair: (-pair[0], pair[1].row))
         return [answer for gap, answer in apart[:MOST_ANSWERS] if gap > 0]
 
@@ -245,12 +249,13 @@ def _by_question(answers: Sequence[Answer]) -> dict[tuple[Any, ...], Answer]:
 def _difference(run: RunFigures, other: RunFigures) -> dict[str, Any]:
     pairs = [(one, two) for one, two in by_question(run, [other]) if one is not None and two is not None]
     judged = [(a, b) for one, two in pairs if (a := one.judge) is not None and (b := two.judge) is not None]
+    rouge = [(a, b) for one, two in pairs if (a := one.rouge_l) is not None and (b := two.rouge_l) is not None]
     same_judge = run.judge == other.judge
     return {
         "run": other.name,
         "n": len(pairs),
         "exact_match": _paired([(100.0 * one.exact, 100.0 * two.exact) for one, two in pairs]),
-        "rouge_l": _paired([(one.rouge_l, two.rouge_l) for one, two in pairs]),
+        "rouge_l": _paired(rouge),
         "judge": _paired(judged) if same_judge else None,
         "no_judge": OTHER_JUDGES if judged and not same_judge else None,
     }
@@ -337,10 +342,10 @@ def _answers(run: Path, judgements: Sequence[Any]) -> list[Answer]:
     if not entries:
         return []
     texts = [(entry["model_response"], entry["output"]) for entry in entries]
-    rouge_l = rouge_measures([text for text, _ in texts], [reference for _, reference in texts])["rouge_l"].counts[:, 0]
+    scores = rouge_scores([text for text, _ in texts], [reference for _, reference in texts])
     return [
-        Answer(row, entry, is_exact(*text), float(score), judgement)
-        for row, (entry, text, score, judgement) in enumerate(zip(entries, texts, rouge_l, held, strict=False), start=1)
+        Answer(row, entry, is_exact(*text), score["rouge_l"], judgement)
+        for row, (entry, text, score, judgement) in enumerate(zip(entries, texts, scores, held, strict=False), start=1)
     ]
 
 
@@ -420,7 +425,7 @@ def _intervals(answers: Sequence[Answer]) -> dict[str, Any]:
     exact = wilson(sum(answer.exact for answer in answers), len(answers)) if answers else None
     return {
         "exact_match": None if exact is None else [100 * bound for bound in exact],
-        "rouge_l": bootstrap_mean([answer.rouge_l for answer in answers]),
+        "rouge_l": bootstrap_mean([answer.rouge_l for answer in answers if answer.rouge_l is not None]),
         "judge_mean": bootstrap_mean(judged),
     }
 

@@ -6,19 +6,27 @@ words scores low in all of them.
 
 A metric is held as counts `[N, K]` of each response and the figure of their sum. So a figure of all responses, of
 resampled ones and of two runs with swapped pairs are one formula, and no text is looked at twice.
+
+What a metric cannot say is None and not 0: ROUGE-2 of a reference of one word, anything of an empty one. Such responses
+are left out of the metric's mean, and it has the fewer of them; so responses that are their references have 100 in each
+figure that there is. Which responses those are depends on the references alone, and so does what a word is: two runs
+over the same entries are measured alike.
 """
 
 from __future__ import annotations
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypedDict
 
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
+from rouge_score.tokenizers import DefaultTokenizer
 from sacrebleu.metrics.bleu import BLEU
 
 from fastft.records import category_of, choices_of, right_choice
@@ -40,24 +48,36 @@ _LABEL = re.compile(
 _LETTER_SAID = re.compile(r"(?i:\b(?:answer|choice|option)(?:\s+is)?)\s*:?\s*\W?([A-Z])(?![\w'’])")
 
 
+# Scripts that put no space between words: Thai and Lao, Burmese, Khmer, kana, Han with its extensions.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+_ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
+
+NAMES = ("exact_match", "bleu", "chrf", *_ROUGE, "words", "looping")
+"""Of the metrics of `measures`, in the order of tables."""
+
+
 class TextMetrics(TypedDict):
-    """Figures over `n` responses: percent, but words; `bleu` is None where it is undefined."""
+    """Figures over `n` responses: percent, but words; None where a figure is undefined."""
 
     n: int
     exact_match: float
     bleu: float | None
-    chrf: float
-    rouge_1: float
-    rouge_2: float
-    rouge_l: float
+    chrf: float | None
+    rouge_1: float | None
+    rouge_2: float | None
+    rouge_l: float | None
     words: float
-    """Mean words of a response, cut at white space."""
-    distinct_1: float
-    distinct_2: float
+    """Mean words of a response (`words_of`)."""
+    distinct_1: float | None
+    distinct_2: float | None
     looping: float
     """Share of responses in which some four words in a row stand three times or more."""
     intervals: dict[str, list[float] | None]
     """`[low, high]` of the figures that have one, by name; None where the figure is None, or a mean of one."""
+    left_out: dict[str, int]
+    """How many responses are not in a figure, since their references leave it undefined; by the names of those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +102,9 @@ def intervals_of(measured: Mapping[str, Measure]) -> dict[str, list[float] | Non
     """The 95% intervals of metrics of the same responses: Wilson's for a share, which has a width at 0 and 100 too."""
     shares = {name: _wilson(measure) for name, measure in measured.items() if measure.is_share}
     others = {name: measure.statistic() for name, measure in measured.items() if not measure.is_share}
-    n = max((len(measure.counts) for measure in measured.values()), default=0)
-    found = {**shares, **bootstrap_all(others, n)}
+    found: dict[str, Interval | None] = dict(shares)
+    for n in {len(measured[name].counts) for name in others}:
+        found |= bootstrap_all({name: of for name, of in others.items() if len(measured[name].counts) == n}, n)
     return {name: bounds(found[name]) for name in measured}
 
 
@@ -100,43 +121,60 @@ def exact_match(responses: Sequence[str], references: Sequence[str]) -> float:
 def bleu(responses: Sequence[str], references: Sequence[str]) -> float | None:
     """Corpus BLEU-4 in percent (Papineni et al. 2002), equal to sacrebleu's (Post 2018: 13a tokens, exp smoothing).
 
-    One figure for the whole corpus, not a mean over responses. None where no reference has four tokens: BLEU-4 would
-    be 0 there even for perfect responses.
+    One figure for the whole corpus, not a mean over responses. The tokens are those of sacrebleu's `zh` where the
+    reference is of a script without spaces. None where no reference has four tokens: BLEU-4 would be 0 there even for
+    perfect responses.
     """
     measure = bleu_measure(responses, references)
     return None if measure is None else measure.figure()
 
 
-def chrf(responses: Sequence[str], references: Sequence[str]) -> float:
+def chrf(responses: Sequence[str], references: Sequence[str]) -> float | None:
     """Corpus chrF2 in percent (Popović 2015), equal to sacrebleu's: n-grams of 1 to 6 characters without white space.
 
-    It needs no words, so that it also says something of short answers and of other scripts.
+    It needs no words, so that it also says something of short answers and of other scripts. None where no reference
+    has a character.
     """
-    return chrf_measure(responses, references).figure()
+    measure = chrf_measure(responses, references)
+    return None if measure is None else measure.figure()
 
 
-def rouge(responses: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+def rouge(responses: Sequence[str], references: Sequence[str]) -> dict[str, float | None]:
     """Mean ROUGE-1, ROUGE-2 and ROUGE-L F1 in percent (Lin 2004), by Google's rouge-score: rouge_1, rouge_2, rouge_l.
 
     Of single words, of two in a row, and of the longest common subsequence. Its words are runs of a-z and 0-9 after
-    lower-casing, without stemming; a text with no such word (another script) scores 0.
+    lower-casing, without stemming; where most letters of the reference are others, both texts' words are those of
+    `words_of`, without punctuation. A reference without a word, or two for ROUGE-2, leaves its response out of the
+    mean; None where none is left.
     """
-    return {name: measure.figure() for name, measure in rouge_measures(responses, references).items()}
+    measured = rouge_measures(responses, references)
+    return {name: measured[name].figure() if name in measured else None for name in _ROUGE}
 
 
-def distinct(responses: Sequence[str], n: int) -> float:
-    """Different n-grams of words in percent of all in the responses (Li et al. 2016); 0 where there are none.
+def rouge_scores(responses: Sequence[str], references: Sequence[str]) -> list[dict[str, float | None]]:
+    """The ROUGE F1 of each response in percent, by name; None where its reference leaves it undefined."""
+    _check(responses, references)
+    return [_rouge_of(response, reference) for response, reference in zip(responses, references, strict=True)]
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text: cut at white space, and every character of a script without spaces a word of its own."""
+    return _UNSPACED.sub(r" \g<0> ", text).split()
+
+
+def distinct(responses: Sequence[str], n: int) -> float | None:
+    """Different n-grams of words in percent of all in the responses (Li et al. 2016); None where there are none.
 
     Low is repetitive, within a response or across them. It falls with the number of responses, so that it compares
     only runs over the same entries.
     """
-    grams = [gram for response in responses for gram in _grams(response.split(), n)]
-    return 100.0 * len(set(grams)) / len(grams) if grams else 0.0
+    grams = [gram for response in responses for gram in _grams(words_of(response), n)]
+    return 100.0 * len(set(grams)) / len(grams) if grams else None
 
 
 def loops(response: str) -> bool:
     """Whether some four words in a row stand three times or more in a response, as where a model cannot stop."""
-    return max(Counter(_grams(response.split(), _LOOP_WORDS)).values(), default=0) >= _LOOP_TIMES
+    return max(Counter(_grams(words_of(response), _LOOP_WORDS)).values(), default=0) >= _LOOP_TIMES
 
 
 def chosen(response: str, choices: Sequence[str]) -> int | None:
@@ -173,36 +211,33 @@ def exact_match_measure(responses: Sequence[str], references: Sequence[str]) -> 
 def bleu_measure(responses: Sequence[str], references: Sequence[str]) -> Measure | None:
     """`bleu` as counts: length, reference's length, right and all n-grams of each order. None where undefined."""
     _check(responses, references)
-    scorer = BLEU(effective_order=True)  # which the counts do not depend on
-    scores = [scorer.sentence_score(a, [b]) for a, b in zip(responses, references, strict=True)]
+    scores = [_bleu_scorer(b).sentence_score(a, [b]) for a, b in zip(responses, references, strict=True)]
     counts = np.array([[s.sys_len, s.ref_len, *s.counts, *s.totals] for s in scores], dtype=np.float64)
     return Measure(counts, _bleu_of) if counts[:, 1].max() >= _MAX_ORDER else None
 
 
-def chrf_measure(responses: Sequence[str], references: Sequence[str]) -> Measure:
-    """`chrf` as counts: n-grams of the response, of the reference and common ones, of each order."""
+def chrf_measure(responses: Sequence[str], references: Sequence[str]) -> Measure | None:
+    """`chrf` as counts: n-grams of the response, of the reference and common ones, of each order. None if undefined."""
     _check(responses, references)
     rows = [_chrf_counts(a, b) for a, b in zip(responses, references, strict=True)]
-    return Measure(np.array(rows, dtype=np.float64), _chrf_of)
+    return Measure(np.array(rows, dtype=np.float64), _chrf_of) if any(map(str.strip, references)) else None
 
 
 def rouge_measures(responses: Sequence[str], references: Sequence[str]) -> dict[str, Measure]:
-    """`rouge` as counts."""
-    _check(responses, references)
-    names = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
-    scorer = RougeScorer(list(names.values()), use_stemmer=False)
-    scores = [scorer.score(reference, response) for response, reference in zip(responses, references, strict=True)]
-    return {name: _mean([100 * float(score[key].fmeasure) for score in scores]) for name, key in names.items()}
+    """`rouge` as counts, each of the responses that it is defined for; without those that are for none."""
+    scores = rouge_scores(responses, references)
+    defined = {name: [one for score in scores if (one := score[name]) is not None] for name in _ROUGE}
+    return {name: _mean(values) for name, values in defined.items() if values}
 
 
 def measures(responses: Sequence[str], references: Sequence[str]) -> dict[str, Measure]:
-    """The metrics of N responses that are figures of sums; without BLEU where it is undefined."""
-    found = {
+    """The metrics of N responses that are figures of sums, by the `NAMES` of those that are defined."""
+    found: dict[str, Measure | None] = {
         "exact_match": exact_match_measure(responses, references),
         "bleu": bleu_measure(responses, references),
         "chrf": chrf_measure(responses, references),
         **rouge_measures(responses, references),
-        "words": _mean([float(len(response.split())) for response in responses]),
+        "words": _mean([float(len(words_of(response))) for response in responses]),
         "looping": _share(map(loops, responses)),
     }
     return {name: measure for name, measure in found.items() if measure is not None}
@@ -216,15 +251,16 @@ def text_metrics(responses: Sequence[str], references: Sequence[str]) -> TextMet
         n=len(responses),
         exact_match=figures["exact_match"],
         bleu=figures.get("bleu"),
-        chrf=figures["chrf"],
-        rouge_1=figures["rouge_1"],
-        rouge_2=figures["rouge_2"],
-        rouge_l=figures["rouge_l"],
+        chrf=figures.get("chrf"),
+        rouge_1=figures.get("rouge_1"),
+        rouge_2=figures.get("rouge_2"),
+        rouge_l=figures.get("rouge_l"),
         words=figures["words"],
         distinct_1=distinct(responses, 1),
         distinct_2=distinct(responses, 2),
         looping=figures["looping"],
-        intervals={"bleu": None, **intervals_of(found)},
+        intervals={**dict.fromkeys(NAMES), **intervals_of(found)},
+        left_out={name: n for name in _ROUGE if (n := len(responses) - _n_of(found.get(name)))},
     )
 
 
@@ -301,6 +337,56 @@ def _share(has: Iterable[bool]) -> Measure:
 def _wilson(share: Measure) -> Interval | None:
     found = wilson(round(float(share.counts[:, 0].sum())), len(share.counts))
     return None if found is None else Interval(100 * found.low, 100 * found.high)
+
+
+def _n_of(measure: Measure | None) -> int:
+    return 0 if measure is None else len(measure.counts)
+
+
+@cache
+def _bleu(tokens: str) -> BLEU:
+    return BLEU(effective_order=True, tokenize=tokens)  # an order that the counts do not depend on
+
+
+def _bleu_scorer(reference: str) -> BLEU:
+    """By the reference, so that responses of two runs are cut alike; sacrebleu's `zh` knows Han alone."""
+    unspaced = _UNSPACED.findall(reference)
+    if not _is_other_script(reference) or not unspaced:
+        return _bleu("13a")
+    return _bleu("zh" if all(one >= "\u3400" for one in unspaced) else "char")
+
+
+class _Words:
+    """Words of any script for rouge-score: `words_of` in lower case, without what is neither letter nor digit."""
+
+    def tokenize(self, text: str) -> list[str]:
+        kept = "".join(one if one.isalnum() or _is_mark(one) else " " for one in text)
+        return words_of(kept.casefold())
+
+
+def _is_mark(character: str) -> bool:
+    """Whether it belongs to the letter before it, as vowels of Indian scripts do."""
+    return unicodedata.category(character).startswith("M")
+
+
+_LATIN_WORDS, _OTHER_WORDS = DefaultTokenizer(use_stemmer=False), _Words()
+_LATIN_ROUGE, _OTHER_ROUGE = (RougeScorer(list(_ROUGE.values()), tokenizer=one) for one in (_LATIN_WORDS, _OTHER_WORDS))
+
+
+def _rouge_of(response: str, reference: str) -> dict[str, float | None]:
+    scorer, words = (_OTHER_ROUGE, _OTHER_WORDS) if _is_other_script(reference) else (_LATIN_ROUGE, _LATIN_WORDS)
+    n = len(words.tokenize(reference))
+    score = scorer.score(reference, response)
+    return {
+        name: 100 * float(score[key].fmeasure) if n >= (2 if key == "rouge2" else 1) else None
+        for name, key in _ROUGE.items()
+    }
+
+
+def _is_other_script(reference: str) -> bool:
+    """Whether most letters and digits are outside a-z and 0-9, which alone are words to rouge-score."""
+    letters = [letter for letter in reference if letter.isalnum()]
+    return 2 * sum(map(str.isascii, letters)) < len(letters)
 
 
 def _grams(items: Sequence[str] | str, n: int) -> list[Any]:

@@ -8,13 +8,15 @@ a `Referee`, which takes a prompt and gives a reply: nothing here knows of serve
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from fastft.errors import FastftError
+from fastft.judging.thoughts import spoken
 from fastft.metrics import bounds
 from fastft.prompts import ALPACA
 from fastft.statistics import WinTieLoss, wilson
@@ -46,6 +48,9 @@ _SENTENCE = re.compile(
     r"|(?i:\b(?:winner|verdict|answer|choice|better)\b(?:\s+(?:response|one|answer))?)(?:\s*:|\s+(?i:is)\b)\s*:?\s*"
     r"\W{0,3}(?:(?i:response)\s+)?([AB]\b|(?i:tie\b))"
 )
+_SENTENCE_LENGTH = 60
+_NEGATED = re.compile(r"(?:\b(?:not|never|neither|nor|hardly|cannot)\b|n['’]t\b)[^.;\n]*\Z", re.IGNORECASE)
+_MOST_OBJECTS = 100
 _A_TIE = re.compile(r"\b[Aa]\s+(?=(?i:tie|draw)\b)")
 
 
@@ -66,6 +71,8 @@ class Said:
     """Whether it came to its end; half a reply is no verdict."""
     cut: bool = False
     """Whether the prompt filled the judge's context, and may have lost its front."""
+    nothing: str | None = None
+    """Why it is no answer: a reasoning model's trace took all its room."""
 
 
 class Referee(Protocol):
@@ -108,30 +115,41 @@ def prompt_of(pair: Pair, order: str, ending: str = _LETTER_ALONE) -> str:
 def parse_verdict(raw: str) -> Verdict | None:
     """The verdict in a whole reply, or None where it holds none, or two different ones.
 
-    A ladder, of which the first rung that holds decides: a JSON object with the verdict; `[[A]]`; the verdict alone;
-    the verdict first, and a reason behind it; sentences such as "A is better" and "Winner: B" that agree.
+    A ladder, of which the first rung that holds decides: JSON objects with the verdict; `[[A]]`; the verdict alone;
+    the verdict first, and a reason behind it; sentences such as "A is better" and "Winner: B" that agree. What a
+    reasoning model thought before its answer (`fastft.judging.thoughts`) says nothing.
     """
-    if (said := _from_json(raw)) is not None:
-        return _verdict(said)
-    if brackets := _BRACKETS.findall(raw):
-        return _verdict(brackets[-1].replace("C", "tie"))
-    plain = _A_TIE.sub("", raw)  # where A is no letter of a response
+    answer = spoken(raw).text
+    for said in (_from_json(answer), [one.replace("C", "tie") for one in _BRACKETS.findall(answer)]):
+        if said:
+            return _agreed(map(_verdict, said))
+    plain = _A_TIE.sub("", answer)  # where A is no letter of a response
     labelled = len(set(_LABELS.findall(plain))) == 2  # the reply goes through both responses: its first letter is none
     if found := _BARE.fullmatch(plain) or (None if labelled else _FIRST_LINE.match(plain)):
-        return _verdict(found[1])
-    named = {_verdict(one or other) for one, other in _SENTENCE.findall(plain)}
+        rest = _BARE.fullmatch(plain, found.end())
+        return _agreed(_verdict(one[1]) for one in (found, rest) if one is not None)
+    sentences = list(_SENTENCE.finditer(plain))
+    if any(_NEGATED.search(plain, max(0, one.start() - _SENTENCE_LENGTH), one.start()) for one in sentences):
+        return None
+    return _agreed(_verdict(one[1] or one[2]) for one in sentences)
+
+
+def _agreed(verdicts: Iterable[Verdict | None]) -> Verdict | None:
+    named = set(verdicts)
     return named.pop() if len(named) == 1 else None
 
 
-def _from_json(raw: str) -> str | None:
-    begin, end = raw.find("{"), raw.rfind("}")
-    try:
-        value = json.loads(raw[begin : end + 1]) if 0 <= begin < end else None
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(value, dict):
-        return None
-    return next((str(value[key]) for key in _KEYS if key in value), None)
+def _from_json(raw: str) -> list[str]:
+    """What the JSON objects of a reply say, also in fences or between other words."""
+    decoder = json.JSONDecoder()
+    found, place = [], 0
+    for start in itertools.islice((brace.start() for brace in re.finditer(r"\{", raw)), _MOST_OBJECTS):
+        if start < place:
+            continue
+        with contextlib.suppress(ValueError, RecursionError):
+            value, place = decoder.raw_decode(raw, start)
+            found += [str(value[key]) for key in _KEYS if key in value][:1]
+    return found
 
 
 def _verdict(said: str) -> Verdict | None:
@@ -208,7 +226,8 @@ def _asked_about(pair: Pair, referee: Referee) -> dict[str, Any]:
             return {"winner": None, "asked": asked, "reason": str(failure)}
     winners = [one["winner"] for one in asked]
     if None in winners:
-        return {"winner": None, "asked": asked, "reason": "a reply holds no verdict"}
+        why = next((one["reason"] for one in asked if "reason" in one), "a reply holds no verdict")
+        return {"winner": None, "asked": asked, "reason": why}
     return {"winner": outcome_of(winners), "asked": asked}
 
 
@@ -224,9 +243,11 @@ def _asked_in_order(pair: Pair, order: str, referee: Referee) -> dict[str, Any]:
         with contextlib.suppress(NoVerdict):  # the first reply is still to be listed
             again = referee.ask(prompt_of(pair, order, _AS_JSON), _VERDICT_SCHEMA)
         verdict = None if again is None else _verdict_in(again)
+    nothing = None if verdict is not None else (again or said).nothing
     return {
         "order": order,
         "raw": said.text,
+        **({} if nothing is None else {"reason": nothing}),
         **({} if again is None else {"raw_again": again.text}),
         "cut": said.cut or (again is not None and again.cut),
         "winner": None if verdict is None else winner_of(verdict, order),

@@ -489,7 +489,7 @@ def _p(p: float) -> str:
 
 
 def _figure(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.2f}"
+    return "–" if value is None else f"{value:.2f}"
 
 
 def _interval(bounds: Sequence[float] | None, factor: float, digits: int) -> str:

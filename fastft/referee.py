@@ -9,8 +9,18 @@ from typing import Any
 
 from fastft.errors import JudgeUnavailable
 from fastft.judging.journal import Journal, Reply
-from fastft.judging.questions import Question, num_ctx_for, token_bound
-from fastft.judging.server import Health, Known, Server, is_cut, look_at, question_key, who
+from fastft.judging.questions import Question, fitted, token_bound, wider
+from fastft.judging.server import (
+    Health,
+    Known,
+    Server,
+    all_thought,
+    is_cut,
+    keep_refusals,
+    look_at,
+    question_key,
+    who,
+)
 from fastft.judging.wire import NoAnswerError
 from fastft.pairwise import ORDERS, NoVerdict, Pair, RefereeGone, Said, prompt_of
 
@@ -26,15 +36,22 @@ class ServerReferee:
             before holds all the same.
     """
 
-    def __init__(self, server: Server, journal: Journal) -> None:
-        """Args: who is asked; the replies that were read before, and those to come."""
+    def __init__(self, server: Server, journal: Journal, wide_room: int = 4096) -> None:
+        """The referee behind a server.
+
+        Args:
+            server: who is asked.
+            journal: the replies that were read before, and those to come.
+            wide_room: the most tokens of a reply that is asked for again because it was all thinking.
+        """
         self.problem: str | None = None
+        self._wide_room = wide_room
         self._server = server
         self._journal = journal
         self._health = Health(server)
         self._known: Known | None = None
-        self._num_ctx = 0
-        self._is_loaded = False
+        self._needed = 0
+        self._loaded_with: int | None = None
         self._takes_schema = True
 
     def find(self, pairs: Sequence[Pair], before: Callable[[], object]) -> bool:
@@ -50,33 +67,48 @@ class ServerReferee:
         self._known, self.problem = look_at(self._server, self._journal, before)
         if self._known is None:
             return False
-        prompts = [prompt_of(pair, order) for pair in pairs for order in ORDERS]
-        self._num_ctx = num_ctx_for(token_bound(prompts) + _ROOM, self._known.context_length)
+        self._needed = token_bound([prompt_of(pair, order) for pair in pairs for order in ORDERS])
         self._takes_schema = self._known.takes_schema
         return True
 
     def identity(self) -> dict[str, Any]:
         """What the replies depend on, as it is recorded."""
-        return who(self._server, self._known, Question("", _ROOM, num_ctx=self._num_ctx))
+        length = None if self._known is None else self._known.context_length
+        return who(self._server, self._known, fitted(Question("", _ROOM), self._needed, length))
 
     def ask(self, prompt: str, schema: Mapping[str, Any] | None = None) -> Said | None:
         """The reply, from the journal where it is there."""
         if self._known is None:
             raise RefereeGone(self.problem or "no judge")
-        question = Question(prompt, _ROOM, schema, num_ctx=self._num_ctx)
+        length = self._known.context_length
+        question = fitted(Question(prompt, _ROOM, schema), self._needed, length)
+        reply = self._reply(question)
+        if reply is None:
+            return None
+        if (nothing := all_thought(reply, question)) is not None:
+            wide = wider(question, self._wide_room, self._needed, length)
+            again = None if wide is None else self._reply(wide)
+            if wide is not None and again is not None:
+                question, reply, nothing = wide, again, all_thought(again, wide)
+        ended = reply.finish != "length"
+        return Said(reply.content, ended=ended, cut=is_cut(self._server, question, reply), nothing=nothing)
+
+    def _reply(self, question: Question) -> Reply | None:
+        """The reply to a question, asked for where the journal has none; None where the server takes no schema."""
+        assert self._known is not None, "found before it is asked"
         key = question_key(self._server, self._known, question)
         reply = self._journal.reply(key)
         if reply is None:
-            reply = None if schema is not None and not self._takes_schema else self._asked(question)
-            if reply is None:
-                return None
-            self._journal.keep(key, reply)
-        return Said(reply.content, ended=reply.finish != "length", cut=is_cut(self._server, question, reply))
+            reply = None if question.schema is not None and not self._takes_schema else self._asked(question)
+            if reply is not None:
+                self._journal.keep(key, reply)
+                self._known = keep_refusals(self._server, self._journal, self._known)
+        return reply
 
     def _asked(self, question: Question) -> Reply | None:
         """The server's reply; None where it takes no schema."""
         try:
-            self._load()
+            self._load(question.num_ctx)
             began = time.perf_counter()
             try:
                 reply = self._server.ask(question)
@@ -92,9 +124,9 @@ class ServerReferee:
         self._health.answered()
         return replace(reply, seconds=time.perf_counter() - began)
 
-    def _load(self) -> None:
+    def _load(self, num_ctx: int) -> None:
         if self.problem is not None:
             raise JudgeUnavailable(self.problem)
-        if not self._is_loaded:
-            self._health.load(self._num_ctx)
-            self._is_loaded = True
+        if self._loaded_with != num_ctx:
+            self._health.load(num_ctx)
+            self._loaded_with = num_ctx

@@ -28,6 +28,7 @@ from fastft.figures import (
 from fastft.files import write_json
 from fastft.pages import write_page
 from fastft.run import names_of
+from fastft.score import rungs_in_words
 
 REPORT = "report.html"
 REPORT_NUMBERS = "report.json"
@@ -109,7 +110,8 @@ def _context(
     runs = [run, *others]
     names = names_of([one.folder for one in runs])
     rows = by_question(run, others)
-    histograms = [(name, one.histogram(run.main_score)) for name, one in zip(names, runs, strict=True) if one.answers]
+    histograms = [(name, one.histogram(run.main_score)) for name, one in zip(names, runs, strict=True)]
+    histograms = [(name, counts) for name, counts in histograms if any(counts)]
     return {
         "run": run,
         "names": names,
@@ -123,6 +125,7 @@ def _context(
         "rows": rows,
         "histograms": histograms,
         "most_in_a_bar": max([1, *(count for _, counts in histograms for count in counts)]),
+        "rungs": rungs_in_words,
         "lists": _lists(run, rows, several=bool(others)),
     }
 
@@ -138,7 +141,7 @@ def _facts(run: RunFigures) -> str:
 
 
 def _compared(runs: Sequence[RunFigures]) -> list[dict[str, Any]]:
-    """The table of all runs' figures: those that any of them has, with the places of the best."""
+    """The table of all runs' figures, with the places of the best; a dash where one is undefined or not there."""
     held = [{**run.as_json(), **({"scores": None} if run.scores_problem else {})} for run in runs]
     judges = [run.judge for run in runs if run.judge is not None]
     same_judge = all(judge == judges[0] for judge in judges)
@@ -146,7 +149,7 @@ def _compared(runs: Sequence[RunFigures]) -> list[dict[str, Any]]:
     for label, (part, name), digits, best in _COMPARED:
         values = [(one[part] or {}).get(name) for one in held]
         known = [value for value in values if value is not None]
-        if known:
+        if any(name in (one[part] or {}) for one in held):
             ranked = best is not None and len(known) > 1 and min(known) < max(known)
             top = best(known) if ranked and (same_judge or name != "judge_mean") else None
             table.append({"label": label, "values": values, "digits": digits, "best": top})

@@ -11,8 +11,9 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 from fastft import metrics
 from fastft.console import say, warn
@@ -20,13 +21,27 @@ from fastft.errors import FastftError, JudgeUnavailable, UserError
 from fastft.files import object_or_empty, read_json, write_json
 from fastft.judge import Judge, Judgement
 from fastft.judging.journal import Journal
-from fastft.judging.options import JudgeOptions
+from fastft.judging.ollama import DEFAULT_URL, OllamaServer
+from fastft.judging.openai import OpenAIServer
+from fastft.judging.options import JudgeOptions, given, server_of
 from fastft.judging.questions import Style
 from fastft.records import category_of, choices_of, fault_of_category, fault_of_choices
 
 RESPONSES = "responses.json"
 SCORES = "scores.json"
 JUDGE_REPLIES = "judge-replies.jsonl"
+
+_RUNGS = {
+    "integer": "a bare integer",
+    "json": "JSON",
+    "marked": "a mark such as [[85]]",
+    "overall": "an overall score among others",
+    "labelled": "a labelled number",
+    "out of 100": "a number out of 100",
+    "only number": "the only number of a text",
+}
+_WANTED_RUNGS = {"book": {"integer"}, "reason": {"json"}}
+"""What the question asks for; a score of another rung was read out of a reply that does not obey."""
 
 OTHER_JUDGES = "the two runs were scored by other judges or with other options; score both alike"
 
@@ -52,6 +67,8 @@ class ScoreOptions(JudgeOptions, _RunOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        of_the_questions = {"judge_style", "judge_rubric", "judge_parallel"}
+        self.check_use(name for name in given(self, ScoreOptions) if name in of_the_questions)
         if self.judge_parallel < 1:
             raise UserError(f"got --judge_parallel {self.judge_parallel}, expected at least 1")
 
@@ -68,20 +85,20 @@ def score(options: ScoreOptions) -> dict[str, Any]:
         JudgeUnavailable: `require_judge`, and the judge cannot be used; scores.json is written all the same.
     """
     # Made first: a mistyped address is to be heard of at once, not after the metrics.
-    server, rubric = options.server(), _rubric(options.judge_rubric)
+    asked = _Asking(
+        options.server(),
+        options.judge_style,
+        _rubric(options.judge_rubric),
+        options.judge_parallel,
+        options.judge_tokens,
+    )
     entries = read_responses(options.run)
     if _are_stale(options.run):
         warn("the responses are not those of the run's model as it is now; `fastft generate` answers again")
-    judge = Judge(
-        server,
-        Journal(options.run / JUDGE_REPLIES),
-        entries,
-        style=options.judge_style,
-        rubric=rubric,
-        parallel=options.judge_parallel,
-    )
+    journal = Journal(options.run / JUDGE_REPLIES)
+    _check_ours(options.run / SCORES)
+    judge = _judge(options, journal, entries, _of_earlier(options.run, journal, asked))
     sheet = _Sheet(options.run, entries, judge)
-    judge.find(lambda: options.before(server))
     sheet.add(metrics.summary(entries))
     sheet.write()
     sheet.add(_perplexity(options.run, entries))
@@ -98,6 +115,59 @@ def score(options: ScoreOptions) -> dict[str, Any]:
     for line in judge_notes(scores["summary"]):
         say(line)
     return scores
+
+
+class _Asking(NamedTuple):
+    """Who is asked, and how."""
+
+    server: OllamaServer | OpenAIServer
+    style: Style
+    rubric: str
+    parallel: int
+    wide_room: int
+
+
+def _judge(
+    options: ScoreOptions, journal: Journal, entries: Sequence[Mapping[str, Any]], earlier: Sequence[_Asking]
+) -> Judge:
+    """The judge of the options, with what was answered before; with `--judge none` an earlier one that was heard."""
+    judges = []
+    for asked in earlier if options.judge == "none" else earlier[-1:]:
+        judge = Judge(
+            asked.server,
+            journal,
+            entries,
+            style=asked.style,
+            rubric=asked.rubric,
+            parallel=asked.parallel,
+            wide_room=asked.wide_room,
+        )
+        judge.find(partial(options.before, asked.server))
+        judges.append(judge)
+    return next((judge for judge in judges if judge.was_heard()), judges[-1])
+
+
+def _of_earlier(run: Path, journal: Journal, asked: _Asking) -> list[_Asking]:
+    """Who may have judged the run before: as scores.json says, then whom the journal knows, then `asked`."""
+    found = []
+    summary = object_or_empty(run / SCORES).get("summary")
+    recorded = summary.get("judge") if isinstance(summary, dict) else None
+    if isinstance(recorded, dict) and (server := server_of(recorded)) is not None:
+        style: Style = "reason" if recorded.get("style") == "reason" else "book"
+        parallel, wide_room = recorded.get("parallel"), recorded.get("wide_room")
+        if isinstance(parallel, int) and isinstance(wide_room, int):
+            found.append(_Asking(server, style, str(recorded.get("rubric") or ""), parallel, wide_room))
+    for name in reversed(journal.judges()):
+        if (server := server_of(_record_of(name))) is not None:
+            found += [asked._replace(server=server, style=one) for one in get_args(Style)]
+    return [*found, asked]
+
+
+def _record_of(name: str) -> dict[str, str]:
+    """What the journal's name of a judge says: `ollama MODEL`, `openai URL MODEL`."""
+    kind, _, rest = name.partition(" ")
+    url, _, model = rest.partition(" ") if kind == "openai" else (DEFAULT_URL, "", rest)
+    return {"name": kind, "url": url, "model": model}
 
 
 def _rubric(path: Path | None) -> str:
@@ -120,6 +190,7 @@ def judge_notes(summary: Mapping[str, Any]) -> list[str]:
     book, n = summary["judge_book_mean"], summary["n"]
     notes = [
         (summary["n_empty_scored_0"], "{} empty responses score 0, as in the book, without a question"),
+        (summary["n_more_room"], "{} replies were all thinking and were asked for again with more room"),
         (summary["n_asked_again"], "{} replies without a score were asked about again with a JSON schema"),
         (len(summary["unparsed_rows"]), "{} replies hold no score: {unparsed_rows}"),
         (len(summary["unanswered_rows"]), "{} responses have no answer: {unanswered_rows}"),
@@ -127,9 +198,20 @@ def judge_notes(summary: Mapping[str, Any]) -> list[str]:
     ]
     rows = {name: _row_list(summary[name]) for name in ("unparsed_rows", "unanswered_rows", "cut_rows")}
     lines = [f"judge: {text.format(count, **rows)}" for count, text in notes if count]
+    if any(rung not in _WANTED_RUNGS[summary["judge"].get("style") or "book"] for rung in summary["judge_rungs"]):
+        lines.append(f"judge: scores were read from {rungs_in_words(summary['judge_rungs'])}")
     if book is not None and (summary["n_book"], book) != (summary["n_scored"], summary["judge_mean"]):
         lines.append(f"judge: the book's mean, over bare integers alone: {book:.2f} over {summary['n_book']} of {n}")
     return lines
+
+
+def rungs_in_words(counts: Mapping[str, int]) -> str:
+    """`an integer 30, JSON when asked again 2, a labelled number 1`, the most frequent first."""
+    said = []
+    for rung, count in sorted(counts.items(), key=lambda pair: -pair[1]):
+        again, name = ("asked again: " in rung), rung.removeprefix("asked again: ")
+        said.append(f"{_RUNGS.get(name, name)}{' when asked again' if again else ''} {count}")
+    return ", ".join(said)
 
 
 def _row_list(rows: Sequence[int], most: int = 10) -> str:
@@ -200,11 +282,8 @@ def judge_identity(judge: Any) -> Any:
 
 
 def summary_line(summary: Mapping[str, Any]) -> str:
-    """The figures of a summary in one line; what was not or cannot be computed is left out."""
+    """The figures of a summary in one line: a dash for an undefined text metric, nothing for what was not computed."""
     figures = [
-        ("exact match", summary["exact_match"], "%"),
-        ("BLEU", summary["bleu"], "%"),
-        ("ROUGE-L", summary["rouge_l"], "%"),
         ("multiple choice", (summary.get("multiple_choice") or {}).get("accuracy"), "%"),
         ("perplexity of the references", summary["perplexity"], ""),
         (
@@ -213,8 +292,14 @@ def summary_line(summary: Mapping[str, Any]) -> str:
             f"{_shown(summary.get('judge_interval'))} over {summary['n_scored']} of {summary['n']} responses",
         ),
     ]
-    said = [f"{name} {value:.2f}{unit}" for name, value, unit in figures if value is not None]
+    metrics_of_texts = (("exact match", "exact_match"), ("BLEU", "bleu"), ("ROUGE-L", "rouge_l"))
+    said = [f"{title} {_percent(summary[name])}" for title, name in metrics_of_texts]
+    said += [f"{name} {value:.2f}{unit}" for name, value, unit in figures if value is not None]
     return f"{summary['n']} responses: {', '.join(said)}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}%"
 
 
 def _shown(interval: Sequence[float] | None) -> str:
@@ -229,7 +314,6 @@ class _Sheet:
         self._judge = judge
         self._path = run / SCORES
         self._summary: dict[str, Any] = {"responses_sha256": responses_sha256(run)}
-        _check_ours(self._path)
 
     def add(self, figures: Mapping[str, Any]) -> None:
         self._summary.update(figures)

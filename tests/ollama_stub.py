@@ -124,15 +124,42 @@ def says(*texts: str, **more: Any) -> Action:
     return lines(*(piece(text) for text in texts), piece("", done=True, **more))
 
 
-def completes(text: str | None, **choice: Any) -> Action:
-    """A whole answer of an OpenAI-compatible server."""
-    message = {"role": "assistant", "content": text}
+def thinks(trace: str, text: str = "", **more: Any) -> Action:
+    """An answer of a reasoning model, its trace in a place of its own; the trace alone filled the room by default."""
+    last = piece("", done=True, **{"done_reason": "stop" if text else "length", **more})
+    return lines(piece("", message={"role": "assistant", "thinking": trace, "content": ""}), piece(text), last)
+
+
+def completes(text: Any, message: Mapping[str, Any] | None = None, tokens: int | None = 2, **choice: Any) -> Action:
+    """A whole answer of an OpenAI-compatible server; `message` goes into its message, `tokens` is what it counts."""
+    usage = {} if tokens is None else {"usage": {"prompt_tokens": 90, "completion_tokens": tokens}}
     value = {
         "object": "chat.completion",
-        "choices": [{"index": 0, "message": message, "finish_reason": "stop", **choice}],
-        "usage": {"prompt_tokens": 90, "completion_tokens": 2, "total_tokens": 92},
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": text, **(message or {})},
+                "finish_reason": "stop",
+                **choice,
+            }
+        ],
+        **usage,
     }
     return lambda handler: handler.json(200, value)
+
+
+def refuses(*names: str, then: Action, words: str = "Unsupported parameter: '{name}' is not supported.") -> Action:
+    """Refuses a request that has one of the parameters, by name; one without any gets the action."""
+
+    def act(handler: Handler) -> None:
+        payload = handler.stub.asked[-1]
+        sent = [name for name in names if name in payload]
+        if sent:
+            status(400, {"message": words.format(name=sent[0]), "type": "invalid_request_error"})(handler)
+        else:
+            then(handler)
+
+    return act
 
 
 def status(code: int, error: Any, **headers: str) -> Action:

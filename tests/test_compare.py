@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ollama_stub import OllamaStub, completes, lines, says, status, unused_url
+from ollama_stub import OllamaStub, completes, lines, says, status, thinks, unused_url
 from scipy import stats
 
 from fastft import metrics
@@ -371,6 +371,36 @@ def test_the_command_prints_a_table(runs: tuple[Path, Path], capsys: pytest.Capt
         assert words in said, words
     assert "the orders disagree on 1 of 2 pairs (50%)" in said
     assert str(runs[0] / "compare-b.json") in said
+
+
+def test_a_metric_that_is_undefined_is_a_row_of_dashes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = make_run(tmp_path / "a", ["x"] * 5), make_run(tmp_path / "b", ["y"] * 5)
+    for run in runs:
+        entries = json.loads((run / "responses.json").read_text())
+        for entry, output in zip(entries, ["👍", "👎", "x", "y", "x"], strict=True):
+            entry["output"] = output
+        (run / "responses.json").write_text(json.dumps(entries))
+    assert main(["compare", *map(str, runs)]) == 0
+    said = capsys.readouterr().out
+    for name in ("BLEU, %", "ROUGE-2 F1, %"):
+        assert next(line for line in said.splitlines() if name in line).split(name)[1].split() == ["–"] * 6
+    assert "ROUGE-L F1, %: over 3 of 5 entries" in said
+    found = json.loads((runs[0] / "compare-b.json").read_text())["metrics"]
+    assert (found["rouge_2"]["n"], found["rouge_2"]["a"], found["rouge_2"]["p_of_all"]) == (0, None, None)
+    row = found["rouge_l"]
+    assert (row["n"], row["a"], row["b"]) == (3, pytest.approx(200 / 3), pytest.approx(100 / 3))
+
+
+def test_a_pairwise_judge_without_a_verdict_is_no_usable_judge(runs: tuple[Path, Path]) -> None:
+    with OllamaStub(thinks("A is better, no, B is")) as stub:
+        options = CompareOptions(*runs, pairwise=True, require_judge=True, judge_url=stub.url)
+        for _ in range(2):  # also where every reply is there already
+            with pytest.raises(
+                JudgeUnavailable, match=r"no verdict on any of 2 pairs.*took all 4096 tokens.*--judge_tokens"
+            ):
+                compare(options)
+    found = json.loads(options.path().read_text())["pairwise"]
+    assert found["n_unread"] == 2
 
 
 def test_metrics_that_one_run_lacks_are_left_out() -> None:

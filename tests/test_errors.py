@@ -25,6 +25,7 @@ from forks import free_port, in_fork, in_forks
 from forks import launched as variables
 from ollama_stub import OllamaStub, body, pull_lines, status
 from ollama_stub import says as judge_says
+from ollama_stub import thinks as judge_thinks
 from rating_pages import entries, exported, made_page, rated, says, two_runs, write_run
 from safetensors.torch import load_file, save_file
 from small_records import made_records
@@ -628,6 +629,7 @@ COMPARE = [
         lambda p: comparing(p, "--pairwise", "--judge_url", "here"),
         ("--judge_url", "here", "expected"),
     ),
+    Case("room for nothing", lambda p: comparing(p, "--judge_tokens", "9000"), ("--judge_tokens", "--pairwise")),
     Case(
         "openai without an address",
         lambda p: comparing(p, "--pairwise", "--judge", "openai"),
@@ -669,7 +671,24 @@ JUDGE = [
     Case("fewer than no retries", lambda p: scoring(p, "--judge_retries", -1), ("--judge_retries -1", "at least 0")),
     Case("no time", lambda p: scoring(p, "--judge_timeout", 0), ("--judge_timeout 0", "seconds above 0")),
     Case("no rubric", lambda p: scoring(p, "--judge_rubric", "gone.txt"), ("--judge_rubric", "gone.txt", "No such")),
-    Case("pull for another", lambda p: scoring(p, "--judge", "none", "--pull"), ("--pull", "expected --judge ollama")),
+    Case(
+        "pull for another",
+        lambda p: scoring(p, "--judge", "openai", "--judge_url", "http://localhost:8000", "--pull"),
+        ("--pull", "expected --judge ollama"),
+    ),
+    Case("none, pull", lambda p: scoring(p, "--judge", "none", "--pull"), ("--pull", "--judge none", "leave one")),
+    Case(
+        "none, with a model",
+        lambda p: scoring(p, "--judge", "none", "--judge_model", "phi3"),
+        ("--judge_model", "--judge none", "asks nobody", "leave one"),
+    ),
+    Case(
+        "none, with a style",
+        lambda p: scoring(p, "--judge", "none", "--judge_style", "reason"),
+        ("--judge_style", "--judge none", "leave one"),
+    ),
+    Case("a key for Ollama", lambda p: scoring(p, "--judge_key_env", "KEY"), ("--judge_key_env", "--judge openai")),
+    Case("too little room", lambda p: scoring(p, "--judge_tokens", 100), ("--judge_tokens 100", "more than the 512")),
     Case(
         "none, required", lambda p: scoring(p, "--judge", "none", "--require_judge"), ("--require_judge", "leave one")
     ),
@@ -1055,6 +1074,14 @@ def pull_fails(stub: OllamaStub) -> None:
     stub.pull = pull_lines({"status": "pulling manifest"}, {"error": "pull model manifest: file does not exist"})
 
 
+def only_thinks(stub: OllamaStub) -> None:
+    stub.route = lambda _: judge_thinks("maybe 20")
+
+
+def only_rambles(stub: OllamaStub) -> None:
+    stub.route = lambda _: judge_says("no idea")
+
+
 def nothing(_: OllamaStub) -> None:
     pass
 
@@ -1069,6 +1096,8 @@ NO_JUDGE = [
     NoJudge("no schemas", is_old, ("--judge_style", "reason"), ("no JSON schema", "0.4.7", "--judge_style book")),
     NoJudge("a refused schema", nothing, ("--judge_style", "reason"), ("no JSON schema", "invalid format", "book")),
     NoJudge("only failures", nothing, (), ("answered none of 3", "invalid format")),
+    NoJudge("all thinking", only_thinks, (), ("no score for any of 3", "took all 4096 tokens", "--judge_tokens")),
+    NoJudge("no score at all", only_rambles, (), ("no score for any of 3", "no idea", "--judge_model")),
     NoJudge("openai: no server", OllamaStub.close, OPENAI, ("no OpenAI-compatible server", "--judge_url")),
     NoJudge("openai: no such model", nothing, (*OPENAI, "--judge_model", "phi3"), ("no model phi3", "llama3:latest")),
     NoJudge("openai: a wrong key", refuses_key, OPENAI, ("refuses the API key", "OPENAI_API_KEY", "--judge_key_env")),
@@ -1103,7 +1132,7 @@ def test_a_full_disk_while_judging_keeps_the_answers(tmp_path: Path, capsys: pyt
     place = Place(tmp_path, tmp_path, pytest.MonkeyPatch())
     with OllamaStub(judge_says("80")) as stub:
         argv = scoring(place, "--judge_url", stub.url)
-        assert main([*argv, "--judge", "none"]) == 0  # a scores.json that fits
+        assert main(["score", "--run", str(place.out), "--judge", "none"]) == 0  # a scores.json that fits
         largest = (place.out / "scores.json").stat().st_size + 600
         place.text("out/judge-replies.jsonl", "\n" * (largest - 600))  # room for two answers, not for three
         capsys.readouterr()

@@ -9,6 +9,7 @@ from fastft.errors import UserError
 from fastft.judging.journal import Journal, Reply
 
 FIRST = Reply("85", "stop", 90, 2)
+THIRD = Reply("85", "stop", 90, 2, 1.5, "maybe 20")
 SECOND = Reply("half a pair \ud83d,\nnext line \u2028 ende", "length", None, None)
 
 
@@ -22,11 +23,13 @@ def test_answers_are_read_back(path: Path) -> None:
     journal.keep("a", FIRST)
     journal.keep("b", SECOND)
     journal.keep_judge("ollama llama3", {"digest": "x"})
+    journal.keep("d", THIRD)
     again = Journal(path)
+    assert again.reply("d") == THIRD
     assert (again.reply("a"), again.reply("b"), again.reply("c")) == (FIRST, SECOND, None)
     assert again.judge("ollama llama3") == {"digest": "x"}
     assert again.judge("ollama phi3") is None
-    assert path.read_bytes().count(b"\n") == 3
+    assert path.read_bytes().count(b"\n") == 4
 
 
 def test_a_file_cut_anywhere_loses_at_most_its_last_answer(path: Path) -> None:
@@ -56,6 +59,13 @@ def test_what_is_known_of_a_judge_is_written_once_and_replaced(path: Path) -> No
         Journal(path).keep_judge("llama3", {"digest": digest})
     assert len(path.read_bytes().splitlines()) == 2
     assert Journal(path).judge("llama3") == {"digest": "y"}
+
+
+def test_judges_are_in_the_order_in_which_something_new_was_heard_of_them(path: Path) -> None:
+    journal = Journal(path)
+    for name, digest in (("a", "x"), ("b", "x"), ("a", "y")):
+        journal.keep_judge(name, {"digest": digest})
+    assert journal.judges() == Journal(path).judges() == ["b", "a"]
 
 
 def test_threads_do_not_tear_each_others_lines(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from ollama_stub import (
     DIGEST,
     FAULTS,
     Action,
+    Handler,
     OllamaStub,
     body,
     completes,
@@ -18,16 +20,19 @@ from ollama_stub import (
     oddities,
     piece,
     pull_lines,
+    refuses,
     says,
     status,
+    thinks,
     unused_url,
+    wire,
 )
 
 from fastft.errors import EXIT_NO_JUDGE, JudgeUnavailable, UserError
 from fastft.judging.journal import Reply
 from fastft.judging.ollama import OllamaServer
 from fastft.judging.openai import OpenAIServer, key_from_environment
-from fastft.judging.questions import first_question, num_ctx_for, second_question, token_bound
+from fastft.judging.questions import first_question, num_ctx_for, second_question, token_bound, wider
 from fastft.judging.wire import NoAnswerError, Patience
 
 ENTRY = {
@@ -513,9 +518,10 @@ def test_no_openai_server_says_so(url: str | None) -> None:
 
 
 OPENAI_FAULTS: dict[str, Action] = {
-    "not whole": completes("8", finish_reason=None),
+    "broken off": completes("8", finish_reason="abort"),
     "an error under 200": body(b'{"error": {"message": "overloaded"}}'),
     "no choice": body(b'{"choices": []}'),
+    "an error under 200 in other words": body(b'{"object": "error", "message": "overloaded"}'),
     "no message": body(b'{"choices": [{"finish_reason": "stop"}]}'),
     "a list for the text": completes(["8"]),
     **{name: FAULTS[name] for name in ("garbage", "HTTP 503, queue full", "hangs after the headers", "a huge line")},
@@ -548,17 +554,269 @@ def test_newer_openai_models_know_the_room_by_another_name() -> None:
     ]
 
 
-def test_a_room_that_another_thread_renamed_meanwhile_is_asked_for_anew() -> None:
-    words = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
-    refused = status(400, {"message": words})
-
-    def renamed_meanwhile(handler: Any) -> None:
-        server._room_name = "max_completion_tokens"
-        refused(handler)
-
-    with OllamaStub(renamed_meanwhile, completes("85")) as stub:
+def test_a_parameter_that_another_thread_leaves_out_meanwhile_is_left_out_here_too() -> None:
+    with OllamaStub() as stub:
         server = openai(stub)
+
+        def refused_meanwhile(handler: Handler) -> None:
+            server.leave_out(["seed"])
+            status(400, "no seed")(handler)
+
+        stub.actions = [refused_meanwhile, refuses("seed", then=completes("85"))]
         assert server.ask(QUESTION).content == "85"
+
+
+# Parameters that a server does not take
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Unsupported parameter: '{name}' is not supported.",
+        "Unsupported value: '{name}' does not support 0 with this model. Only the default (1) value is supported.",
+        "body.{name}: Extra inputs are not permitted",
+        'json: unknown field "{name}"',
+    ],
+)
+def test_a_parameter_that_is_refused_is_left_out_remembered_and_said(
+    words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ("temperature", "seed", "max_tokens")
+    with OllamaStub(refuses(*names, then=completes("85"), words=words)) as stub:
+        server = openai(stub)
+        assert [server.ask(QUESTION).content for _ in range(2)] == ["85", "85"]
+        assert [sum(name in payload for name in names) for payload in stub.asked] == [3, 2, 1, 0, 0]
+        assert server.options(QUESTION) == {}
+        assert set(server.refused) == set(names)
+        assert set(server.payload(QUESTION)) >= set(names)  # by which an answer is found again
+    said = " ".join(capsys.readouterr().err.split())
+    for name in names:
+        assert said.count(f"takes no {name} (HTTP 400: ") == 1
+
+
+def test_a_parameter_under_status_422_in_fastapis_form_is_left_out() -> None:
+    detail = [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]
+    refusal = lambda handler: handler.json(422, {"detail": detail})  # noqa: E731
+    with OllamaStub(refusal, completes("85")) as stub:
+        openai(stub).ask(QUESTION)
+        assert ["seed" in payload for payload in stub.asked] == [True, False]
+
+
+def test_a_parameter_that_a_long_error_names_at_its_end_is_left_out() -> None:
+    with OllamaStub(status(400, {"message": "x " * 200, "param": "seed"}), completes("85")) as stub:
+        openai(stub).ask(QUESTION)
+        assert ["seed" in payload for payload in stub.asked] == [True, False]
+
+
+def test_a_room_that_is_refused_by_both_of_its_names_is_left_out() -> None:
+    words = "'max_tokens' or 'max_completion_tokens' is too large: 128."
+    both = ("max_tokens", "max_completion_tokens")
+    with OllamaStub(refuses(*both, then=completes("85"), words=words)) as stub:
+        assert openai(stub).ask(QUESTION).content == "85"
+        assert [[name for name in both if name in payload] for payload in stub.asked] == [[both[0]], [both[1]], []]
+
+
+@pytest.mark.parametrize("code", [401, 429, 500])
+def test_an_error_of_another_kind_that_names_a_parameter_is_a_failure(code: int) -> None:
+    with OllamaStub(status(code, "the temperature of the GPU is too high")) as stub:
+        server = openai(stub, retries=0)
+        with pytest.raises(NoAnswerError, match="temperature of the GPU"):
+            server.ask(QUESTION)
+        assert server.refused == ()
+        assert len(stub.asked) == 1
+
+
+def test_what_was_left_out_in_vain_is_not_remembered() -> None:
+    with OllamaStub(status(400, "model not found (temperature 0)")) as stub:
+        server = openai(stub)
+        with pytest.raises(NoAnswerError, match="model not found"):
+            server.ask(QUESTION)
+        assert server.refused == ()
+        assert server.options(QUESTION)["temperature"] == 0
+
+
+def test_ollama_is_asked_without_think_where_it_refuses_that() -> None:
+    with OllamaStub(status(400, "llama3 does not support thinking"), says("85")) as stub:
+        server = ollama(stub)
+        assert server.ask(QUESTION).content == "85"
+        assert server.ask(QUESTION).content == "85"
+        assert ["think" in payload for payload in stub.asked] == [True, False, False]
+
+
+# Reasoning models
+
+
+def test_ollamas_thinking_is_read_apart() -> None:
+    with OllamaStub(thinks("20, no, ", "85")) as stub:
+        assert ollama(stub).ask(QUESTION) == Reply("85", "stop", 90, 2, thinking="20, no, ")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("85", {"reasoning_content": "maybe 20"}),
+        ("85", {"reasoning": "maybe 20"}),
+        ("85", {"reasoning_content": None, "reasoning": "maybe 20"}),
+        ([{"type": "thinking", "thinking": "maybe 20"}, {"type": "text", "text": "85"}], {}),
+    ],
+)
+def test_openais_trace_is_read_apart(content: Any, message: dict[str, Any]) -> None:
+    with OllamaStub(completes(content, message)) as stub:
+        assert openai(stub).ask(QUESTION) == Reply("85", "stop", 90, 2, thinking="maybe 20")
+
+
+@pytest.mark.parametrize("content", [["8"], [{"type": "text"}], [{"text": "8"}], {"type": "text", "text": "8"}])
+def test_parts_without_a_text_are_no_answer(content: Any) -> None:
+    with OllamaStub(completes(content)) as stub, pytest.raises(NoAnswerError, match="content is no text"):
+        openai(stub, retries=0).ask(QUESTION)
+
+
+def test_an_answer_that_thinks_longer_than_a_silence_is_waited_for() -> None:
+    def slow(handler: Handler) -> None:
+        handler.stub.closing.wait(0.4)
+        completes("85")(handler)
+
+    with OllamaStub(completes("85"), slow) as stub:
+        server = openai(stub, silence=0.1, whole=20.0)
+        server.ask(QUESTION)
+        wide = wider(QUESTION, 4096, 100, None)
+        assert wide is not None
+        assert server.ask(wide).content == "85"
+
+
+def test_more_room_is_what_the_context_leaves() -> None:
+    wide = wider(QUESTION, 4096, 500, 8192)
+    assert wide is not None
+    assert (wide.room, wide.num_ctx, wide.prompt) == (4096, 8192, QUESTION.prompt)
+    less = wider(QUESTION, 4096, 500, 2048)
+    assert less is not None
+    assert (less.room, less.num_ctx) == (1548, 2048)
+    assert wider(QUESTION, 4096, 2000, 2048) is None
+
+
+# Whole or not
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens", "finish"),
+    [("85", 2, None), ("85", None, None), ("8" * 127, None, None), ("85", 128, "length"), ("8" * 128, None, "length")],
+)
+def test_an_openai_answer_without_finish_reason_is_whole_and_its_length_says_whether_it_is_cut(
+    text: str, tokens: int | None, finish: str | None
+) -> None:
+    """As KoboldCpp gives it: the body came to its end."""
+    with OllamaStub(completes(text, tokens=tokens, finish_reason=None)) as stub:
+        reply = openai(stub).ask(QUESTION)
+        assert (reply.content, reply.finish) == (text, finish)
+        assert len(stub.asked) == 1
+
+
+def test_an_openai_body_that_ends_early_is_not_whole_with_or_without_finish_reason() -> None:
+    for reason in ("stop", None):
+        value = {"choices": [{"message": {"content": "85"}, "finish_reason": reason}]}
+        content = json.dumps(value).encode()
+        head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (len(content) + 10)
+        with OllamaStub(wire(head + content), completes("70")) as stub:
+            assert openai(stub).ask(QUESTION).content == "70"
+
+
+@pytest.mark.parametrize("word", ["length", "max_tokens", "MAX_TOKENS", "model_length"])
+def test_each_word_for_a_full_room_is_length(word: str) -> None:
+    with OllamaStub(completes("8", finish_reason=word)) as stub:
+        assert openai(stub).ask(QUESTION).finish == "length"
+
+
+@pytest.mark.parametrize(("reason", "requests"), [("content_filter", 1), ("error", 3), ("abort", 3)])
+def test_an_openai_answer_that_was_broken_off_is_none(reason: str, requests: int) -> None:
+    with OllamaStub(completes("8", finish_reason=reason)) as stub:
+        with pytest.raises(NoAnswerError, match=f"broken off: finish_reason {reason}") as caught:
+            openai(stub).ask(QUESTION)
+        assert (caught.value.partial, len(stub.asked)) == ("8", requests)
+
+
+@pytest.mark.parametrize("count", [127, 128])
+def test_an_ollama_answer_without_done_reason_is_cut_where_its_room_is_full(count: int) -> None:
+    reply, _ = asked(lines(piece("8"), piece("", done=True, done_reason=None, eval_count=count)))
+    assert isinstance(reply, Reply)
+    assert reply.finish == ("length" if count == 128 else None)
+
+
+@pytest.mark.parametrize("reason", ["load", "unload"])
+def test_a_model_that_was_only_loaded_has_not_answered(reason: str) -> None:
+    assert f"done_reason {reason}" in str(failure_of(says("", done_reason=reason), retries=0))
+
+
+ERRORS = [
+    ({"error": "no room"}, "no room"),
+    ({"error": {"message": "no room", "type": "x", "code": 3}}, "no room"),
+    ({"error": {"message": "no", "param": "room"}}, "no (room)"),
+    ({"message": "no room"}, "no room"),
+    ({"detail": "no room"}, "no room"),
+    ({"object": "error", "message": "no room"}, "no room"),
+    ({"error": "Bad Request", "message": "no room", "statusCode": 400}, "Bad Request: no room"),
+    ({"error": True, "message": "no room"}, "no room"),
+    ({"detail": [{"loc": ["body", "room"], "msg": "no"}, {"msg": "why"}]}, "body.room: no; why"),
+    ({"message": {"detail": [{"loc": ["body", "room"], "msg": "no"}]}}, "body.room: no"),
+    ({"errors": [{"message": "no room"}]}, "no room"),
+    ([{"error": {"message": "no room"}}], "no room"),
+    ("no room", "no room"),
+    ({"title": "Bad", "detail": "no room"}, "Bad: no room"),
+]
+
+
+@pytest.mark.parametrize(("value", "words"), ERRORS)
+@pytest.mark.parametrize("server", [ollama, openai])
+def test_errors_are_read_wherever_a_server_puts_its_words(
+    server: Callable[..., OllamaServer | OpenAIServer], value: Any, words: str
+) -> None:
+    with OllamaStub(lambda handler: handler.json(400, value)) as stub:
+        with pytest.raises(NoAnswerError) as caught:
+            server(stub).ask(QUESTION)
+        assert str(caught.value) == f"HTTP 400: {words}"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [(b"no\nroom", "no room"), (b"<html>no room</html>", "Bad Request"), (b"", "Bad Request")]
+)
+def test_an_error_in_plain_words_is_read_and_a_page_is_not(content: bytes, words: str) -> None:
+    assert str(failure_of(lambda handler: handler.plain(400, content))) == f"HTTP 400: {words}"
+
+
+def test_what_a_server_says_does_not_act_on_a_terminal() -> None:
+    said = str(failure_of(status(400, "\x1b[31mred\x07\u009b2J\u202e")))
+    assert said == "HTTP 400: \\x1b[31mred\\x07\\x9b2J\\u202e"
+    with OllamaStub(models=["\x1b[2Jx"]) as stub, pytest.raises(JudgeUnavailable, match=r"\\x1b\[2Jx"):
+        openai(stub).check()
+
+
+# The name under which a server has a model
+
+
+@pytest.mark.parametrize(
+    ("model", "listed", "served"),
+    [
+        ("llama3", ["llama3:latest", "phi3:latest"], "llama3:latest"),
+        ("llama3:latest", ["llama3"], "llama3"),
+        ("llama3", ["llama3", "llama3:latest"], "llama3"),
+        ("Llama3", ["llama3:latest"], "llama3:latest"),
+        ("team/judge", ["team/judge:latest"], "team/judge:latest"),
+        ("llama3", ["llama3:8b"], None),
+        ("llama", ["llama3:latest"], None),
+        ("Llama3", ["llama3", "LLAMA3"], None),
+    ],
+)
+def test_a_model_is_found_under_its_full_name_behind_an_openai_wire(
+    model: str, listed: list[str], served: str | None
+) -> None:
+    with OllamaStub(completes("85"), models=listed) as stub:
+        server = openai(stub, model)
+        if served is None:
+            with pytest.raises(JudgeUnavailable, match=f"has no model {model}"):
+                server.check()
+            return
+        assert server.check().identity == f"openai {stub.url}/v1 {served}"
+        server.ask(QUESTION)
+        assert stub.asked[0]["model"] == served
 
 
 def test_an_openai_schema_that_is_refused_is_not_tried_again() -> None:

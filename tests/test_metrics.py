@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,8 @@ TEXT = st.lists(WORDS, max_size=12).map(" ".join)
 
 @given(st.lists(st.tuples(TEXT, TEXT, st.booleans()), min_size=1, max_size=6))
 def test_bleu_chrf_and_rouge_are_their_packages_own(pairs: list[tuple[str, str, bool]]) -> None:
+    """ROUGE is their mean over the responses whose references have a word, or two."""
+    pairs = [(a, f"{b} x1", near) for a, b, near in pairs]  # so that most letters are Latin ones
     responses = [b + " " + a if near else a for a, b, near in pairs]
     references = [b for _, b, _ in pairs]
     bleu = metrics.bleu(responses, references)
@@ -73,8 +76,86 @@ def test_bleu_chrf_and_rouge_are_their_packages_own(pairs: list[tuple[str, str, 
     )
     scorer = RougeScorer(["rouge1", "rouge2", "rougeL"])
     scores = [scorer.score(b, a) for a, b in zip(responses, references, strict=True)]
-    expected = [100 * np.mean([score[name].fmeasure for score in scores]) for name in ("rouge1", "rouge2", "rougeL")]
-    assert list(metrics.rouge(responses, references).values()) == pytest.approx(expected, abs=1e-9)
+    found = metrics.rouge(responses, references)
+    for name, key in (("rouge_1", "rouge1"), ("rouge_2", "rouge2"), ("rouge_l", "rougeL")):
+        enough = 2 if name == "rouge_2" else 1
+        words = [re.findall("[a-z0-9]+", reference.lower()) for reference in references]
+        of = [100 * score[key].fmeasure for score, one in zip(scores, words, strict=True) if len(one) >= enough]
+        assert found[name] == (pytest.approx(np.mean(of), abs=1e-9) if of else None)
+
+
+OTHER_SCRIPTS = [
+    "猫坐在垫子上。",
+    "ネコがマットに座っている。",
+    "고양이가 매트 위에 앉아 있다.",
+    "Кошка сидит на коврике.",
+    "القطة تجلس على السجادة.",
+    "बिल्ली चटाई पर बैठी है।",
+    "แมวนั่งบนเสื่อ",
+    "Η γάτα κάθεται στο χαλί.",
+]
+
+
+@pytest.mark.parametrize("text", OTHER_SCRIPTS)
+def test_equal_texts_of_any_script_score_100_and_others_less(text: str) -> None:
+    words = metrics.words_of(text)
+    near = text.replace(words[1], words[0], 1)
+    for response, is_all in ((text, True), (near, False)):
+        scores = metrics.text_metrics([response], [text])
+        for name in ("bleu", "chrf", "rouge_1", "rouge_2", "rouge_l"):
+            assert (scores[name] == pytest.approx(100)) is is_all, name
+            assert scores[name] > 0
+    assert metrics.text_metrics(["cats"], [text])["rouge_l"] == 0
+
+
+def test_chinese_is_cut_as_sacrebleu_cuts_it() -> None:
+    responses, references = ["猫在垫子上睡觉。", "今天天气很好"], ["猫坐在垫子上。", "今天天气不好。"]
+    expected = sacrebleu.corpus_bleu(responses, [references], tokenize="zh").score
+    assert metrics.bleu(responses, references) == pytest.approx(expected, abs=1e-9)
+    # Of the characters: "猫在垫子上" is common to seven and six, without the full stop.
+    assert metrics.rouge(responses[:1], references[:1])["rouge_l"] == pytest.approx(
+        100 * 2 * (5 / 7) * (5 / 6) / (5 / 7 + 5 / 6)
+    )
+
+
+def test_the_reference_says_what_a_word_is_so_that_two_runs_are_measured_alike() -> None:
+    assert metrics.rouge(["The cat 猫"], ["The cat sat"])["rouge_1"] == pytest.approx(100 * 2 * 2 / 5)
+    assert metrics.rouge(["猫 the"], ["猫"])["rouge_1"] == pytest.approx(100 * 2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "undefined"),
+    [
+        ("👍", {"bleu", "rouge_1", "rouge_2", "rouge_l"}),
+        ("!?", {"bleu", "rouge_1", "rouge_2", "rouge_l"}),
+        ("", {"bleu", "chrf", "rouge_1", "rouge_2", "rouge_l"}),
+        ("geese", {"bleu", "rouge_2"}),
+        ("猫", {"bleu", "rouge_2"}),
+        ("42", {"bleu", "rouge_2"}),
+        ("two words", {"bleu"}),
+    ],
+)
+def test_what_a_metric_cannot_say_is_none_and_not_0(text: str, undefined: set[str]) -> None:
+    scores: Any = metrics.text_metrics([text, text], [text, text])
+    names = {"bleu", "chrf", "rouge_1", "rouge_2", "rouge_l"}
+    assert {name for name in names if scores[name] is None} == undefined
+    assert {name for name in names if scores["intervals"][name] is None} == undefined
+    assert all(scores[name] == pytest.approx(100) for name in names - undefined)
+    assert scores["left_out"] == {name: 2 for name in undefined if name.startswith("rouge")}
+
+
+def test_an_undefined_response_is_left_out_of_the_mean_and_of_its_interval() -> None:
+    responses, references = ["a b", "x", "a c", "👍"], ["a b", "x", "a b", "👍"]
+    scores = metrics.text_metrics(responses, references)
+    assert (scores["rouge_2"], scores["rouge_1"]) == (50, pytest.approx(250 / 3))
+    assert scores["left_out"] == {"rouge_1": 1, "rouge_2": 2, "rouge_l": 1}
+    assert scores["intervals"]["rouge_1"] == list(statistics.bootstrap_mean([100, 100, 50]) or ())
+    assert [one["rouge_2"] for one in metrics.rouge_scores(responses, references)] == [100, None, 0, None]
+
+
+def test_words_of_a_script_without_spaces_are_its_characters() -> None:
+    assert metrics.words_of("I 喜欢 cats猫 don't") == ["I", "喜", "欢", "cats", "猫", "don't"]
+    assert metrics.text_metrics(["我不知道"], ["x"])["words"] == 4
 
 
 def test_a_resampled_corpus_scores_as_that_corpus() -> None:
@@ -113,12 +194,21 @@ def test_mean_interval_is_over_the_scores_that_are_there() -> None:
 def test_distinct_counts_over_all_responses() -> None:
     assert metrics.distinct(["a b a", "a b"], 1) == 40
     assert metrics.distinct(["a b a", "a b"], 2) == pytest.approx(200 / 3)
-    assert metrics.distinct(["", "a"], 2) == 0
+    assert metrics.distinct(["", "a"], 2) is None
+    assert metrics.distinct(["猫猫", "猫"], 1) == pytest.approx(100 / 3)
 
 
 @pytest.mark.parametrize(
     ("response", "yes"),
-    [("no " * 6, True), ("no " * 5, False), ("the cat " * 4, True), ("the cat " * 3, False), ("", False)],
+    [
+        ("no " * 6, True),
+        ("no " * 5, False),
+        ("the cat " * 4, True),
+        ("the cat " * 3, False),
+        ("", False),
+        ("我不知道" * 3, True),
+        ("我不知道" * 2, False),
+    ],
 )
 def test_loops(response: str, yes: bool) -> None:
     assert metrics.loops(response) is yes

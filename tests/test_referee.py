@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ollama_stub import OllamaStub, says, status, unused_url
+from ollama_stub import OllamaStub, says, status, thinks, unused_url
 
 from fastft.judging.journal import Journal
 from fastft.judging.ollama import OllamaServer
@@ -93,6 +93,29 @@ def test_a_prompt_that_fills_the_context_is_called_cut(tmp_path: Path) -> None:
 def test_a_reply_that_filled_its_room_has_not_ended(tmp_path: Path) -> None:
     with OllamaStub(says("A is better in style, but", done_reason="length")) as stub:
         assert referee_at(stub.url, tmp_path).ask("p") == Said("A is better in style, but", ended=False)
+
+
+def test_a_reply_that_is_all_thinking_is_asked_for_again_with_more_room(tmp_path: Path) -> None:
+    with OllamaStub(
+        thinks("A is better"), thinks("A is better", "B"), says("<think>A is better", done_reason="length")
+    ) as stub:
+        referee = referee_at(stub.url, tmp_path)
+        assert referee.ask("p") == Said("B")
+        assert [payload["options"]["num_predict"] for payload in stub.asked] == [128, 4096]
+        assert [one["options"]["num_ctx"] for one in stub.warm_ups] == [2048, 8192]
+        said = referee.ask("q")
+        assert said is not None
+        assert (said.ended, said.nothing) == (False, "its thinking took all 4096 tokens")
+        assert len(stub.asked) == 4
+        assert referee.ask("p") == Said("B")
+        assert len(stub.asked) == 4
+
+
+def test_what_a_server_refuses_is_recorded(tmp_path: Path) -> None:
+    with OllamaStub(status(400, "unknown parameter: think"), says("A")) as stub:
+        referee_at(stub.url, tmp_path).ask("p")
+        assert referee_at(stub.url, tmp_path).ask("q") == Said("A")
+        assert ["think" in payload for payload in stub.asked] == [True, False, False]
 
 
 def test_a_server_that_only_fails_ends_the_asking(tmp_path: Path) -> None:

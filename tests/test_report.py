@@ -227,6 +227,45 @@ def test_scores_of_other_responses_are_left_out_of_the_comparison(tmp_path: Path
     assert "99.25" not in page.text
 
 
+def test_what_is_undefined_is_a_dash_on_the_page_and_in_no_ranking(tmp_path: Path) -> None:
+    """An emoji has no word for ROUGE; beside it two answers that have one."""
+    texts = [("👍", "👍"), ("an owl", "an owl"), ("a cat", "an owl")]
+    entries = [
+        {"instruction": f"Say {n}.", "input": "", "output": b, "model_response": a} for n, (a, b) in enumerate(texts)
+    ]
+    write_responses(tmp_path, entries)
+    score(ScoreOptions(run=tmp_path, judge="none"))
+    page = Page(report(ReportOptions(run=tmp_path)))
+    assert re.search(r"ROUGE-L – ✓ exact match", page.squeezed())
+    assert "ROUGE-L F1, % 50.00" in page.squeezed()
+    assert "1 left out" in page.squeezed()
+    held = json.loads((tmp_path / "report.json").read_text())["runs"][0]
+    assert [answer["rouge_l"] for answer in held["answers"]] == [None, 100, 0]
+    assert (held["best"], held["worst"]) == ([2], [3])
+    assert sum(held["histograms"]["rouge_l"]) == 2
+
+
+def test_a_run_of_which_rouge_says_nothing_has_dashes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        entries = [{"instruction": f"{n}", "input": "", "output": "👍", "model_response": "👍"} for n in range(2)]
+        write_responses(tmp_path / name, entries)
+        score(ScoreOptions(run=tmp_path / name, judge="none"))
+    text = Page(report(ReportOptions(run=tmp_path / "a", against=[tmp_path / "b"]))).squeezed()
+    assert re.search(r"ROUGE-1 F1, % – – ROUGE-2 F1, % – – ROUGE-L F1, % – –", text)
+    assert "How the responses score" not in text
+    assert "Answers to look at first" not in text
+
+
+def test_the_page_says_where_scores_were_read(tmp_path: Path) -> None:
+    run = scored_run(tmp_path / "a", "llama3", [70] * len(ENTRIES))
+    held = json.loads((run / "scores.json").read_text())
+    held["summary"]["judge_rungs"] = {"integer": 2, "asked again: json": 1}
+    (run / "scores.json").write_text(json.dumps(held))
+    text = Page(report(ReportOptions(run=run))).squeezed()
+    assert "Read from: a bare integer 2, JSON when asked again 1." in text
+
+
 def test_the_likeliest_choices_are_shown(tmp_path: Path) -> None:
     run = scored_run(tmp_path / "a", "llama3", [70] * len(ENTRIES))
     held = json.loads((run / "scores.json").read_text())

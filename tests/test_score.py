@@ -20,8 +20,10 @@ from ollama_stub import (
     lines,
     piece,
     pull_lines,
+    refuses,
     says,
     status,
+    thinks,
     unused_url,
 )
 
@@ -95,6 +97,7 @@ def test_every_response_has_a_judgement_in_its_order(run: Path) -> None:
         "style": "book",
         "rubric": None,
         "parallel": 1,
+        "wide_room": 4096,
         "options": {"seed": 123, "temperature": 0, "num_ctx": 2048, "num_predict": 128},
     }
     assert (summary["n_scored"], summary["n_unscored"], summary["no_judge"]) == (3, 1, None)
@@ -122,6 +125,7 @@ def test_the_summary_says_how_the_scores_came_about(run: Path, capsys: pytest.Ca
         "judge: 1 empty responses score 0, as in the book, without a question",
         "judge: 2 replies without a score were asked about again with a JSON schema",
         "judge: 1 replies hold no score: row 4",
+        "judge: scores were read from JSON when asked again 1, a labelled number 1",
         "judge: the book's mean, over bare integers alone: 75.00 over 2 of 4",
     ]
 
@@ -425,17 +429,235 @@ def test_a_server_that_goes_away_ends_the_asking_and_loses_nothing(run: Path) ->
 
 def test_judge_none_asks_nobody_and_keeps_answers(run: Path) -> None:
     with OllamaStub(says("80")) as stub:
-        scores = scored(run, stub, judge="none")
+        scores = unasked(run)
         assert given(scores) == [None] * 4
         assert (scores["summary"]["judge"], scores["summary"]["no_judge"]) == (None, "--judge none")
         assert stub.gets == stub.asked == []
         assert scores["summary"].keys() == scored(run, stub)["summary"].keys()
-    assert given(scored(run, "no address", judge="none")) == [80, 80, 0, 80]
+    assert given(unasked(run)) == [80, 80, 0, 80]
+
+
+def unasked(run: Path) -> dict[str, Any]:
+    """The scores by `--judge none`, which takes no other option of a judge."""
+    scores = score(ScoreOptions(run=run, judge="none"))
+    assert scores == saved(run)
+    return scores
+
+
+@pytest.mark.parametrize("scores_json", [True, False])
+@pytest.mark.parametrize("style", ["book", "reason"])
+def test_judge_none_keeps_the_answers_of_any_judge(run: Path, style: Any, scores_json: bool) -> None:
+    """Of whom scores.json names, else of whom the journal knows."""
+    options = {"judge": "openai", "judge_model": "llama3:latest", "judge_style": style, "judge_parallel": 2}
+    with OllamaStub(completes('{"score": 80}')) as stub:
+        before = scored(run, stub, **options)
+        assert given(before) == [80, 80, 0, 80]
+        asked = len(stub.asked)
+        if not scores_json:
+            (run / "scores.json").unlink()
+        after = unasked(run)
+        assert len(stub.asked) == asked
+    assert after["judgements"] == before["judgements"]
+    who = {**before["summary"]["judge"], **({} if scores_json else {"parallel": 1})}
+    assert after["summary"]["judge"] == who
+    assert unasked(run) == after
+
+
+def test_judge_none_keeps_answers_to_a_rubric(run: Path, tmp_path: Path) -> None:
+    rubric = tmp_path / "rubric.txt"
+    rubric.write_text("Spelling counts.")
+    with OllamaStub(says("70")) as stub:
+        before = scored(run, stub, judge_rubric=rubric, judge_model="llama3")
+    assert unasked(run)["judgements"] == before["judgements"]
+    assert saved(run)["summary"]["judge"] == before["summary"]["judge"]
+
+
+def test_judge_none_takes_the_judge_that_was_heard_of_these_responses(run: Path) -> None:
+    with OllamaStub(says("10"), models={"llama3:latest": "a", "phi3:latest": "b"}) as stub:
+        scored(run, stub)
+        stub.actions = [says("20")]
+        scored(run, stub, judge_model="phi3")
+        assert given(unasked(run)) == [20, 20, 0, 20]
+        scored(run, stub, judge_model="llama3")
+        assert given(unasked(run)) == [10, 10, 0, 10]
+
+
+# Reasoning models
+
+THOUGHT = "Maybe 20, no, the score: 30. "
+
+
+@pytest.mark.parametrize("wire", ["ollama", "openai"])
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_reply_that_is_all_thinking_is_asked_for_again_with_more_room(
+    run: Path, capsys: pytest.CaptureFixture[str], wire: str, apart: bool
+) -> None:
+    """Each response thinks past the first room, and answers in the second."""
+    trace, marked = (THOUGHT, "") if apart else ("", f"<think>{THOUGHT}")
+
+    def act(handler: Handler) -> None:
+        payload = handler.stub.asked[-1]
+        room = payload.get("max_tokens") or payload["options"]["num_predict"]
+        text = marked if room < 1000 else f"{marked}</think>85" if marked else "85"
+        finish = "length" if room < 1000 else "stop"
+        if wire == "openai":
+            completes(text, {"reasoning_content": trace}, finish_reason=finish)(handler)
+        else:
+            thinks(trace, text, done_reason=finish)(handler)
+
+    options = {} if wire == "ollama" else {"judge": "openai", "judge_model": "llama3:latest"}
+    with OllamaStub(act) as stub:
+        scores = scored(run, stub, **options)
+        rooms = [payload.get("max_tokens") or payload["options"]["num_predict"] for payload in stub.asked]
+        assert rooms == [128] * 3 + [4096] * 3  # the larger context is loaded once
+        if wire == "ollama":
+            assert [one["options"]["num_ctx"] for one in stub.warm_ups] == [2048, 8192]
+        assert scored(run, stub, **options) == scores
+        assert len(stub.asked) == 6
+    assert given(scores) == [85, 85, 0, 85]
+    assert scores["summary"]["n_more_room"] == 3
+    assert scores["summary"]["judge_rungs"] == {"integer": 3}
+    assert "3 replies were all thinking and were asked for again with more room" in capsys.readouterr().err
+    assert given(unasked(run)) == given(scores)
+
+
+@pytest.mark.parametrize("reply", [thinks(THOUGHT), says(f"<think>{THOUGHT}", done_reason="length"), says("")])
+def test_a_judge_without_an_answer_is_no_usable_judge(run: Path, reply: Action) -> None:
+    with OllamaStub(reply) as stub:
+        with pytest.raises(JudgeUnavailable, match=r"gave no score for any of 3 responses") as caught:
+            scored(run, stub, require_judge=True)
+        asked = len(stub.asked)
+        with pytest.raises(JudgeUnavailable):  # also where every reply is there already
+            scored(run, stub, require_judge=True)
+        assert len(stub.asked) == asked
+    assert caught.value.exit_status == 3
+    assert "--judge_model" in str(caught.value)
+    assert given(saved(run)) == [None, None, 0, None]
+    assert "gave no score" in saved(run)["summary"]["no_judge"]
+
+
+def test_what_thinking_took_is_said_with_its_tokens(run: Path) -> None:
+    with OllamaStub(thinks(THOUGHT)) as stub:
+        stub.shown["model_info"] = {"llama.context_length": 131072}
+        scores = scored(run, stub, judge_tokens=6000)
+        reason = "its thinking took all 6000 tokens; asked again: its thinking took all 6000 tokens"
+        assert scores["judgements"][0]["reason"] == reason
+        assert {payload["options"]["num_predict"] for payload in stub.asked} == {128, 6000}
+        assert "give it more room with --judge_tokens" in scores["summary"]["no_judge"]
+        assert given(scored(run, stub, judge_tokens=7000)) == [None, None, 0, None]
+        assert {payload["options"]["num_predict"] for payload in stub.asked} == {128, 6000, 7000}
+
+
+def test_a_model_whose_context_leaves_no_more_room_is_asked_once(run: Path) -> None:
+    with OllamaStub(thinks(THOUGHT)) as stub:
+        stub.shown["model_info"] = {"llama.context_length": 256}
+        scores = scored(run, stub)
+        assert len(stub.asked) == 3 * 2
+    assert scores["judgements"][0]["reason"].startswith("its thinking took all 128 tokens")
+
+
+def test_a_hidden_trace_is_asked_for_again_too(run: Path) -> None:
+    """As of hosted models that show nothing of it but the tokens."""
+    with OllamaStub(completes("", finish_reason="length", tokens=128), completes("85")) as stub:
+        write(run, RESPONSES[:1])
+        assert given(scored(run, stub, judge="openai", judge_model="llama3:latest")) == [85]
+        assert [payload["max_tokens"] for payload in stub.asked] == [128, 4096]
+
+
+def test_a_second_question_that_is_all_thinking_has_more_room_too(run: Path) -> None:
+    write(run, RESPONSES[:1])
+    with OllamaStub(says("good"), thinks(THOUGHT), thinks(THOUGHT, '{"score": 70}')) as stub:
+        judgement = scored(run, stub)["judgements"][0]
+        rooms = [(payload["options"]["num_predict"], "format" in payload) for payload in stub.asked]
+    assert rooms == [(128, False), (128, True), (4096, True)]
+    assert (judgement["score"], judgement["rung"], judgement["more_room"]) == (70, "asked again: json", True)
+
+
+def test_a_failure_with_more_room_is_listed_and_asked_again(run: Path) -> None:
+    write(run, RESPONSES[:1])
+    with OllamaStub(thinks(THOUGHT), status(400, "bad"), says("80")) as stub:
+        first = scored(run, stub)["judgements"][0]
+        assert (first["score"], first["answered"]) == (None, False)
+        assert first["reason"] == "its thinking took all 128 tokens; asked again: HTTP 400: bad"
+        assert given(scored(run, stub)) == [80]
+        assert len(stub.asked) == 3
+
+
+def test_a_run_that_is_broken_off_before_more_room_goes_on_there(run: Path) -> None:
+    with OllamaStub(thinks(THOUGHT), thinks(THOUGHT), thinks(THOUGHT), says("60")) as stub:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Meter, "advance", interrupt_at(1))
+            with pytest.raises(KeyboardInterrupt):
+                scored(run, stub, judge_parallel=1)
+        asked = len(stub.asked)
+        assert given(scored(run, stub)) == [60, 60, 0, 60]
+        assert [payload["options"]["num_predict"] for payload in stub.asked[asked:]].count(128) == 0
+
+
+def test_ambiguous_replies_are_asked_about_again(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = [
+        "85 out of 100. Else it would be 0 out of 100!",
+        "Accuracy score: 40\nFluency score: 45",
+        "1. Right 2. Short",
+    ]
+    again = says('{"score": 70}')
+    script = [action for text in texts for action in (says(text), again)]
+    with OllamaStub(*script) as stub:
+        scores = scored(run, stub)
+    assert given(scores) == [70, 70, 0, 70]
+    assert scores["summary"]["judge_rungs"] == {"asked again: json": 3}
+    assert "scores were read from JSON when asked again 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("texts", "said"), [(["80"], False), (["80", "Score: 80", "80"], True)])
+def test_where_scores_were_read_is_said_where_one_is_no_bare_integer(
+    run: Path, capsys: pytest.CaptureFixture[str], texts: list[str], said: bool
+) -> None:
+    with OllamaStub(*map(says, texts)) as stub:
+        scored(run, stub)
+    words = "judge: scores were read from a bare integer 2, a labelled number 1\n"
+    assert (words in capsys.readouterr().err) is said
+
+
+# Parameters that a server takes not
+
+
+def test_what_a_server_refuses_is_remembered_recorded_and_asks_nothing_anew(run: Path) -> None:
+    options = {"judge": "openai", "judge_model": "llama3:latest"}
+    with OllamaStub(refuses("temperature", "seed", then=completes("80"))) as stub:
+        scores = scored(run, stub, **options)
+        assert len(stub.asked) == 3 + 2
+        assert scores["summary"]["judge"]["options"] == {"max_tokens": 128}
+        assert scored(run, stub, **options) == scores
+        assert len(stub.asked) == 5
+        write(run, with_responses("This is the word one.", "Changed.", "", "five"))
+        scored(run, stub, **options)
+        assert len(stub.asked) == 6  # without what was refused in another call
+    assert unasked(run)["summary"]["judge"]["options"] == {"max_tokens": 128}
 
 
 BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"judge": "none", "require_judge": True}, "--require_judge: got it with --judge none"),
-    ({"judge": "none", "pull": True}, "--pull: got it with --judge none, expected --judge ollama"),
+    ({"judge": "none", "pull": True}, "--pull: got it with --judge none, which asks nobody"),
+    *(
+        ({"judge": "none", name: value}, f"--{name}: got it with --judge none, which asks nobody; leave one of the two")
+        for name, value in {
+            "judge_model": "phi3",
+            "judge_url": "http://x",
+            "judge_key_env": "KEY",
+            "judge_tokens": 6000,
+            "judge_timeout": 1.0,
+            "judge_load_timeout": 1.0,
+            "judge_total_timeout": 1.0,
+            "judge_retries": 1,
+            "judge_pause": 1.0,
+            "judge_style": "reason",
+            "judge_rubric": Path("x"),
+            "judge_parallel": 2,
+        }.items()
+    ),
+    ({"judge_key_env": "KEY"}, "--judge_key_env: got it with --judge ollama, expected --judge openai"),
+    ({"judge_tokens": 512}, "got --judge_tokens 512, expected more than the 512 of a first reply"),
     ({"judge": "openai", "judge_url": "http://x", "pull": True}, "--pull: got it with --judge openai"),
     ({"judge": "openai"}, "--judge openai: expected --judge_url with it"),
     ({"judge_parallel": 0}, "got --judge_parallel 0, expected at least 1"),
@@ -582,11 +804,11 @@ def test_half_a_surrogate_pair_in_a_response_is_scored(tmp_path: Path) -> None:
         assert given(scored(tmp_path, stub)) == [80]
 
 
-def test_summary_line_leaves_out_what_is_not_known() -> None:
+def test_summary_line_has_a_dash_for_what_is_undefined_and_leaves_out_what_is_not_known() -> None:
     summary = {"n": 4, "exact_match": 50.0, "bleu": None, "rouge_l": 75.0, "perplexity": None, "judge_mean": 82.5}
     summary |= {"n_scored": 3}
     assert summary_line(summary) == (
-        "4 responses: exact match 50.00%, ROUGE-L 75.00%, judge's mean 82.50 over 3 of 4 responses"
+        "4 responses: exact match 50.00%, BLEU –, ROUGE-L 75.00%, judge's mean 82.50 over 3 of 4 responses"
     )
 
 

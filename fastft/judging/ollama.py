@@ -8,13 +8,14 @@ failed requests here, never short answers. A pull fails in the same way: under s
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastft.console import say
 from fastft.errors import JudgeUnavailable, UserError
-from fastft.judging.journal import Reply
+from fastft.judging.journal import Reply, with_finish
 from fastft.judging.questions import SEED, TEMPERATURE, Question
+from fastft.judging.refusals import Refusals
 from fastft.judging.server import Known
 from fastft.judging.wire import NoAnswerError, Patience, Wire, checked_url, error_text, sound, without_password
 
@@ -24,6 +25,7 @@ DEFAULT_MODEL = "llama3"
 _SCHEMA_SINCE = (0, 5, 0)
 _SCHEMA_WORDS = re.compile(r"format|grammar|schema", re.IGNORECASE)
 _TENTHS = 10
+_NOT_ASKED = ("load", "unload")
 
 
 class OllamaServer:
@@ -47,6 +49,16 @@ class OllamaServer:
         self.model = model
         self.where = without_password(address)
         self._wire = Wire(address, patience or Patience())
+        self._refusals = Refusals(("think",), model)
+
+    @property
+    def refused(self) -> tuple[str, ...]:
+        """What of a request the server takes not."""
+        return self._refusals.names
+
+    def leave_out(self, names: Sequence[str]) -> None:
+        """Leaves out of requests what was refused in an earlier call."""
+        self._refusals.remember(names)
 
     @property
     def remembered_as(self) -> str:
@@ -127,19 +139,23 @@ class OllamaServer:
 
     def refuses_schema(self, failure: Exception) -> bool:
         """Ollama finds a bad schema in its runner: 500 `invalid format`; before 0.5 a schema is a 400."""
-        status = failure.status if isinstance(failure, NoAnswerError) else None
-        return status in (400, 500) and bool(_SCHEMA_WORDS.search(str(failure)))
+        if not isinstance(failure, NoAnswerError):
+            return False
+        return failure.status in (400, 500) and bool(_SCHEMA_WORDS.search(failure.reason))
 
     def _ask_once(self, question: Question) -> Reply:
+        return self._refusals.asked(self.payload(question), lambda payload: self._post(payload, question))
+
+    def _post(self, payload: Mapping[str, Any], question: Question) -> Reply:
         answer = _Answer()
         try:
-            self._wire.post_lines("/api/chat", self.payload(question), answer.take, silence=self._wire.patience.silence)
+            self._wire.post_lines("/api/chat", payload, answer.take, silence=self._wire.patience.silence)
         except NoAnswerError as failure:
             failure.partial = self._wire.without_key("".join(answer.pieces))
             if question.schema is not None and self.refuses_schema(failure):
                 failure.may_pass = False
             raise
-        return answer.reply()
+        return answer.reply(question.room)
 
     def _listed(self) -> dict[str, Any] | None:
         """The model among those that the server has."""
@@ -196,27 +212,41 @@ class _Answer:
 
     def __init__(self) -> None:
         self.pieces: list[str] = []
+        self._thoughts: list[str] = []
         self._last: Mapping[str, Any] = {}
 
     def take(self, value: Mapping[str, Any]) -> bool:
         """Adds the text of one line of a stream; whether the line was the last one."""
-        if "error" in value:
+        if "error" in value or "detail" in value:
             raise NoAnswerError(f"the server reported an error: {error_text(value)}")
         message = value.get("message") or {}
-        content = message.get("content") or "" if isinstance(message, dict) else None
+        content, thinking = (
+            message.get(name) or "" if isinstance(message, dict) else None for name in ("content", "thinking")
+        )
         if not isinstance(content, str):
             raise NoAnswerError(f"a line of the stream has no text in message.content: {value!r}")
         self.pieces.append(sound(content))
+        self._thoughts.append(sound(thinking) if isinstance(thinking, str) else "")
         self._last = value
         return value.get("done") is True
 
-    def reply(self) -> Reply:
-        return Reply(
+    def reply(self, room: int) -> Reply:
+        """What was read, once the last line was.
+
+        Raises:
+            NoAnswerError: the model was loaded or unloaded and not asked.
+        """
+        finish = str(self._last["done_reason"]) if self._last.get("done_reason") else None
+        if finish in _NOT_ASKED:
+            raise NoAnswerError(f"the server has no answer: it says done_reason {finish}")
+        reply = Reply(
             "".join(self.pieces),
-            str(self._last["done_reason"]) if self._last.get("done_reason") else None,
+            finish,
             _count(self._last.get("prompt_eval_count")),
             _count(self._last.get("eval_count")),
+            thinking="".join(self._thoughts),
         )
+        return with_finish(reply, room)
 
 
 class _Progress:

@@ -7,7 +7,7 @@ a reason before the score told good answers from bad ones best with small judges
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fastft.prompts import ALPACA
@@ -23,6 +23,8 @@ TEMPERATURE = 0
 # is no integer, so the book's own figure does not change.
 _BOOK_ROOM = 128
 _REASON_ROOM = 512
+LARGEST_ROOM = _REASON_ROOM
+"""The most tokens that the reply to a first question may have."""
 _REASON_CHARACTERS = 500
 
 _SCORE = {"type": "integer", "minimum": 0, "maximum": 100}
@@ -56,6 +58,8 @@ class Question:
     """The JSON schema of the reply, or None for plain text."""
     num_ctx: int = BOOK_NUM_CTX
     """The context, in tokens, that prompt and reply must fit, where a server is told it."""
+    wide: bool = False
+    """Whether it is asked again with room for a trace, which may take minutes to be written."""
 
 
 def first_question(entry: Mapping[str, Any], style: Style = "book", rubric: str = "") -> Question:
@@ -68,6 +72,19 @@ def first_question(entry: Mapping[str, Any], style: Style = "book", rubric: str 
 def second_question(entry: Mapping[str, Any], rubric: str = "") -> Question:
     """The same after a reply without a score: a JSON schema leaves room for the number alone."""
     return Question(_prompt(entry, rubric, _ENDINGS["again"]), _BOOK_ROOM, _SCORE_SCHEMA)
+
+
+def fitted(question: Question, needed: int, context_length: int | None) -> Question:
+    """The question with the context for a prompt of at most `needed` tokens and the room of the reply."""
+    return replace(question, num_ctx=num_ctx_for(needed + question.room, context_length))
+
+
+def wider(question: Question, room: int, needed: int, context_length: int | None) -> Question | None:
+    """The question with `room` tokens for the reply, or what the context leaves; None where that is no more."""
+    left = room if context_length is None else min(room, context_length - needed)
+    if left <= question.room:
+        return None
+    return fitted(replace(question, room=left, wide=True), needed, context_length)
 
 
 def _prompt(entry: Mapping[str, Any], rubric: str, ending: str) -> str:

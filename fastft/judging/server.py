@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from fastft.errors import JudgeUnavailable
 from fastft.judging.journal import Journal, Reply
 from fastft.judging.questions import Question
+from fastft.judging.thoughts import spoken
 from fastft.judging.wire import NoAnswerError
 
 _MOST_FAILURES_IN_A_ROW = 5
@@ -29,16 +30,18 @@ class Known:
     """The most tokens of a prompt and its reply, where the server says so."""
     takes_schema: bool = True
     """Whether a reply can be held to a JSON schema."""
+    refused: tuple[str, ...] = ()
+    """Parameters that its answers were asked for without, since the server takes them not."""
 
     def as_json(self) -> dict[str, Any]:
         """The fields as a JSON object."""
-        return asdict(self)
+        return {**asdict(self), "refused": list(self.refused)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any] | None) -> Known | None:
         """What `as_json` gave; None where it is not there, or of another version."""
         fits = value is not None and isinstance(value.get("identity"), str) and set(value) == set(cls.__slots__)
-        return cls(**value) if fits and value is not None else None
+        return cls(**{**value, "refused": tuple(value["refused"])}) if fits and value is not None else None
 
 
 class Server(Protocol):
@@ -84,6 +87,13 @@ class Server(Protocol):
     def refuses_schema(self, failure: Exception) -> bool:
         """Whether a request with a schema failed because of the schema."""
 
+    @property
+    def refused(self) -> tuple[str, ...]:
+        """Parameters that the server takes not, so that it is asked without them."""
+
+    def leave_out(self, names: Sequence[str]) -> None:
+        """Asks without parameters that were refused in an earlier call."""
+
 
 def look_at(server: Server, journal: Journal, before: Callable[[], object]) -> tuple[Known | None, str | None]:
     """What is known of the judge: by its server, else by the journal, from the last time that it was there.
@@ -96,13 +106,28 @@ def look_at(server: Server, journal: Journal, before: Callable[[], object]) -> t
     Returns:
         What is known, or None; and why the server cannot be used now, or None.
     """
+    earlier = Known.from_json(journal.judge(server.remembered_as))
+    known, why_not = earlier, None
     try:
         before()
         known = server.check()
     except JudgeUnavailable as error:
-        return Known.from_json(journal.judge(server.remembered_as)), str(error)
+        why_not = str(error)
+    if known is not None and earlier is not None and earlier.identity == known.identity:
+        server.leave_out(earlier.refused)
+        known = replace(known, refused=earlier.refused)
+    if known is not None and why_not is None:
+        journal.keep_judge(server.remembered_as, known.as_json())
+    return known, why_not
+
+
+def keep_refusals(server: Server, journal: Journal, known: Known) -> Known:
+    """What is known of the judge with what its server has refused since, which the journal remembers too."""
+    if set(server.refused) == set(known.refused):
+        return known
+    known = replace(known, refused=server.refused)
     journal.keep_judge(server.remembered_as, known.as_json())
-    return known, None
+    return known
 
 
 def question_key(server: Server, known: Known, question: Question) -> str:
@@ -129,6 +154,17 @@ def is_cut(server: Server, question: Question, reply: Reply | None) -> bool:
         return False
     num_ctx = server.options(question).get("num_ctx")
     return num_ctx is not None and (reply.prompt_tokens or 0) + question.room >= num_ctx
+
+
+def all_thought(reply: Reply, question: Question) -> str | None:
+    """Why a reply of a reasoning model is no answer: it holds a trace alone, or nothing at all in all its tokens."""
+    said = spoken(reply.content)
+    thought = bool(reply.thinking.strip()) or said.thought or not said.ended
+    if said.text or not (thought or reply.finish == "length"):
+        return None
+    if reply.finish == "length":
+        return f"{'its thinking' if thought else 'what it keeps to itself'} took all {question.room} tokens"
+    return "it gave its thinking and no answer"
 
 
 class Health:

@@ -33,6 +33,8 @@ _MOST_ERROR_BYTES = 1 << 16
 _PIECE_BYTES = 4096
 _LONGEST_PAUSE_S = 30.0
 _SHOWN_CHARACTERS = 200
+_ERROR = ("error", "errors", "title", "message", "detail", "msg")
+_DEEPEST_ERROR, _MOST_ERRORS = 4, 3
 _LOOPBACK = ("localhost", "::1")
 
 
@@ -73,6 +75,8 @@ class NoAnswerError(Exception):
         self, reason: str, *, may_pass: bool = True, status: int | None = None, retry_after: float | None = None
     ) -> None:
         super().__init__(one_line(reason))
+        self.reason = reason
+        """The whole of it, to be searched and not shown."""
         self.may_pass = may_pass
         self.status = status
         self.retry_after = retry_after
@@ -308,15 +312,33 @@ def sound(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The text in one line of bounded length."""
+    """The text in one line of bounded length, with what would act on a terminal escaped."""
     line = " ".join(sound(text).split())
+    line = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in line)
     return line if len(line) <= _SHOWN_CHARACTERS else line[: _SHOWN_CHARACTERS - 1] + "…"
 
 
-def error_text(value: Mapping[str, Any]) -> str:
-    """The words of an `error` member: text with Ollama, an object with a `message` with OpenAI."""
-    error = value.get("error")
-    return str(error.get("message", error) if isinstance(error, dict) else error)
+def error_text(value: Any) -> str:
+    """The words of an error, in whichever of the forms that servers give it; empty where there are none.
+
+    Text under `error` (Ollama), `message`, `detail`; an object under `error` with a `message` and perhaps the `param`
+    that it is about (OpenAI); a list under `detail` of what is wrong (`msg`) with what (`loc`), as FastAPI has it.
+    """
+    return _words(value, depth=0)
+
+
+def _words(value: Any, depth: int) -> str:
+    if isinstance(value, str) or depth > _DEEPEST_ERROR:
+        return value if isinstance(value, str) else str(value)
+    if isinstance(value, list):
+        return "; ".join(filter(None, (_words(item, depth + 1) for item in value[:_MOST_ERRORS])))
+    if not isinstance(value, dict):
+        return ""
+    place = value.get("loc")
+    about = [".".join(map(str, place))] if isinstance(place, list) else []
+    said = ": ".join(dict.fromkeys([*about, *filter(None, (_words(value.get(name), depth + 1) for name in _ERROR))]))
+    param = value.get("param")
+    return f"{said} ({param})" if said and isinstance(param, str) and param not in said else said
 
 
 def _object_or_fail(content: bytes, path: str) -> dict[str, Any]:
@@ -328,17 +350,26 @@ def _object_or_fail(content: bytes, path: str) -> dict[str, Any]:
 
 def _http_error(response: requests.Response, pieces: Iterator[bytes]) -> NoAnswerError:
     """`HTTP 404: model 'x' not found`: the status, and the server's own words where it has some."""
-    said: Mapping[str, Any] = {}
+    content = b""
     with contextlib.suppress(requests.RequestException, NoAnswerError):
-        said = json_object(b"".join(pieces)) or {}
-    words = error_text(said) if said.get("error") else response.headers.get("Location") or response.reason
+        content = b"".join(pieces)
+    words = _error_in(content) or response.headers.get("Location") or response.reason
     status = response.status_code
     return NoAnswerError(
-        f"HTTP {status}: {one_line(str(words))}",
+        f"HTTP {status}: {words}",
         may_pass=status >= 500 or status in _WORTH_RETRYING,
         status=status,
         retry_after=_seconds(response.headers.get("Retry-After")),
     )
+
+
+def _error_in(content: bytes) -> str:
+    """The words of an error's body, JSON or plain; empty where it is a page, or nothing."""
+    try:
+        return error_text(json.loads(content))
+    except (ValueError, RecursionError):
+        text = content.decode(errors="replace").strip()
+        return "" if text.startswith("<") else text
 
 
 def _seconds(text: str | None) -> float | None:
