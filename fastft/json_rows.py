@@ -234,7 +234,7 @@ def _json_array(text: _Window, path: Path) -> Iterator[tuple[int, Any]]:
         byte = text.bytes_before + error.start
         raise UserError(f"{path} is not UTF-8: byte {byte} cannot be decoded; save it as UTF-8") from error
     except RecursionError as error:
-        raise UserError(f"{path} is nested too deeply; expected an array of flat objects") from error
+        raise UserError(f"{path}: row {row} is nested too deeply; expected an array of flat objects") from error
     except _TooLong as error:
         raise UserError(
             f"{path}: row {row} is longer than {LONGEST_ROW >> 20} MiB, or a quote is not closed; expected an array of "

@@ -26,6 +26,4 @@ def hidden_path(option: Option, value: object) -> str | None:
     if not (isinstance(value, str) and is_keyword(option, value) and Path(value).exists()):
         return None
     kind = "folder" if Path(value).is_dir() else "file"
-    return (
-        f"{value} means {KEYWORDS[option][value]}, not the {kind} of that name here: for that give --{option} ./{value}"
-    )
+    return f"{value} means {KEYWORDS[option][value]}, not the {kind} here; for that give --{option} ./{value}"

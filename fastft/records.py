@@ -374,7 +374,7 @@ def _fault(value: dict[str, Any]) -> str | None:
             return f"`{key}` holds half of a surrogate pair, expected valid Unicode text"
     for key, what in OF_CHATS.items():
         if value.get(key) and not (isinstance(value[key], str) and not value[key].strip()):
-            return f"`{key}` ({what}) cannot stand beside `instruction`; expected the chat format, whose `messages` hold it"
+            return f"`{key}` ({what}) is not read beside `instruction`; use the chat format, whose `messages` hold it"
     if not value["instruction"].strip():
         return "`instruction` is blank, expected text"
     return fault_of_category(value.get("category")) or fault_of_choices(value.get("choices"), value["output"])

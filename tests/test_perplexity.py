@@ -70,9 +70,10 @@ def test_likelihoods_of_choices_are_those_of_one_text_at_a_time(model: GPT2) -> 
     assert found[1] is None  # longer than the context
     for one, likely in ((records[0], found[0]), (records[2], found[2])):
         assert likely is not None
-        before = ALPACA.prompt(one.instruction, one.input) + ALPACA.response("")
-        for choice, likelihood in zip(CHOICES, likely, strict=True):
-            expected = log_probabilities(model, before, choice)
+        before = ALPACA.prompt(one.instruction, one.input, CHOICES) + ALPACA.response("")
+        # What the model is taught to say: the choices' texts, or their letters where the output is a letter.
+        for answer, likelihood in zip("ABC" if one.output == "C" else CHOICES, likely, strict=True):
+            expected = log_probabilities(model, before, answer)
             assert likelihood.tokens == len(expected)
             assert likelihood.total == pytest.approx(sum(expected), rel=1e-5)
             assert likelihood.per_token == pytest.approx(np.mean(expected), rel=1e-5)
@@ -107,7 +108,7 @@ def test_no_choices_that_fit_are_no_figure(run: Path) -> None:
 def test_perplexity_is_exp_of_the_mean_loss_of_all_response_tokens(run: Path, model: GPT2) -> None:
     losses = []
     for entry in ENTRIES[:3]:
-        prompt = ALPACA.prompt(entry["instruction"], entry["input"])
+        prompt = ALPACA.prompt(entry["instruction"], entry["input"], entry.get("choices", ()))
         losses.append([-x for x in log_probabilities(model, prompt, ALPACA.response(entry["output"]))])
     found = response_perplexities(run, ENTRIES)
     assert set(found) == {None, "x", "y"}

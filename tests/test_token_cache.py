@@ -105,7 +105,7 @@ RECORD = st.builds(
     },
     TEXT.filter(str.strip),
     st.sampled_from(["", "cat", "é"]),
-    TEXT,
+    TEXT.filter(str.strip),
     st.integers(0, 40),
 )
 
