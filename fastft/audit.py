@@ -31,7 +31,7 @@ from fastft.records import (
 
 _FILLERS = {
     *("noinput", "no input", "no_input", "nooutput", "no output", "no_output"),
-    *("n/a", "n.a.", "na", "nan", "none", "null", "nil", "empty", "not applicable", "-", "--", "\N{EM DASH}"),
+    *("n/a", "n.a.", "na", "nan", "none", "null", "nil", "not applicable", "-", "--", "\N{EM DASH}"),
 }
 """What people and programs write for nothing: in lower case, without brackets around."""
 _FILLED = ("input", "output", "category")

@@ -367,6 +367,48 @@ RECORDS = [
         lambda p: p.train(data=p.text("data.jsonl", "[" * 100_000)),
         ("row 1", "nested too deeply"),
     ),
+    Case(
+        "object around the array", lambda p: p.train(data=p.json({"train": made_records()})), ("keys `train`", "array")
+    ),
+    Case(
+        "one object over several lines",
+        lambda p: p.train(data=p.text("data.json", json.dumps(made_records()[0], indent=1))),
+        ("data.json", "line 1 does not hold whole", "one object a line"),
+    ),
+    Case(
+        "UTF-16",
+        lambda p: p.train(data=p.bytes("data.json", json.dumps(made_records()).encode("utf-16"))),
+        ("data.json", "UTF-16", "save it as UTF-8"),
+    ),
+    Case(
+        "a line over 16 MiB",
+        lambda p: p.train(data=p.text("data.jsonl", '{"instruction": "' + "a" * (17 << 20))),
+        ("1 of 1", "row 1", "longer than 16 MiB"),
+    ),
+    Case("a system text", lambda p: p.train_on(changed({"system": "Be brief."})), ("row 3", "`system`", "`messages`")),
+    Case("a history", lambda p: p.train_on(changed({"history": [["a", "b"]]})), ("row 3", "`history`", "`messages`")),
+    Case("an empty output", lambda p: p.train_on(changed({"output": ""})), ("row 3", "--allow_empty_output")),
+    Case(
+        "an end of text within an output",
+        lambda p: p.train_on(changed({"output": "a<|endoftext|>b"})),
+        ("row 3", "`output` holds <|endoftext|>", "--end_of_text_in_data keep"),
+    ),
+    Case(
+        "nothing but an end of text",
+        lambda p: p.train_on(changed({"output": "<|endoftext|>"})),
+        ("row 3", "`output` is empty", "--allow_empty_output"),
+    ),
+    Case("NaN for an output", lambda p: p.train_on(changed({"output": float("nan")})), ("row 3", "`output` is null")),
+    Case(
+        "unknown way with an end of text",
+        lambda p: p.train("--end_of_text_in_data", "cut"),
+        ("--end_of_text_in_data cut", "refuse or keep"),
+    ),
+    Case(
+        "inspect: unknown way with an end of text",
+        lambda _: ["inspect", "--end_of_text_in_data", "cut"],
+        ("--end_of_text_in_data cut", "refuse or keep"),
+    ),
     Case("too few for a split", lambda p: p.train(data=p.json(made_records(1))), ("too few records", "85%")),
     Case("no network for the book's data", no_network_for_the_book, ("cannot download", "--data")),
     Case("another file for the book's data", another_book, ("SHA-256", "expected 7e09", "--data")),
