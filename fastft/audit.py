@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastft.json_rows import in_one_line
 from fastft.prompts import Template
 from fastft.records import (
     ALIASES,
@@ -31,9 +32,9 @@ from fastft.records import (
 
 _FILLERS = {
     *("noinput", "no input", "no_input", "nooutput", "no output", "no_output"),
-    *("n/a", "n.a.", "na", "nan", "none", "null", "nil", "not applicable", "-", "--", "\N{EM DASH}"),
+    *("n/a", "n.a", "na", "nan", "none", "null", "nil", "not applicable", "-", "--", "\N{EM DASH}"),
 }
-"""What people and programs write for nothing: in lower case, without brackets around."""
+"""What people and programs write for nothing: in lower case, without brackets and full stops around."""
 _FILLED = ("input", "output", "category")
 _ROWS_SHOWN = 10
 _KINDS_SHOWN = 8
@@ -191,7 +192,7 @@ def _is_filler(text: str, *, blank: bool) -> bool:
     said = text.strip()
     if not said:
         return blank and bool(text)
-    return said.strip("<>[](){} ").casefold() in _FILLERS or said.casefold() in _FILLERS
+    return said.strip("<>[](){}. ").casefold() in _FILLERS
 
 
 def _most(counts: Mapping[str, int]) -> list[tuple[str, int]]:
@@ -200,7 +201,9 @@ def _most(counts: Mapping[str, int]) -> list[tuple[str, int]]:
 
 def _counted(words: str, counts: Mapping[str, int], *, quoted: bool = True) -> str:
     """`WORDS: `key` 3, `other` 1`, the most frequent ones."""
-    shown = ", ".join(f"`{name}` {count}" if quoted else f"{name} {count}" for name, count in _most(counts))
+    shown = ", ".join(
+        f"`{in_one_line(name)}` {count}" if quoted else f"{name} {count}" for name, count in _most(counts)
+    )
     more = len(counts) - _KINDS_SHOWN
     return f"{words}: {shown or '0'}" + (f" and {more} more" if more > 0 else "")
 

@@ -26,8 +26,12 @@ _READ_BYTES = 1 << 20
 _WHITE_SPACE = " \t\n\r"
 _LONGEST_LITERAL = len("-Infinity") + 1
 _GZIP_MAGIC = b"\x1f\x8b"
-_OTHER_ENCODINGS = {codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}
-"""By their byte order marks; UTF-32's begins as UTF-16's does."""
+_OTHER_ENCODINGS = {  # by their byte order marks; one of UTF-32's begins as one of UTF-16's does
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
 
 
 class RepeatedKeys(dict[str, Any]):
@@ -190,9 +194,14 @@ def _check_first(value: Any, file: io.BufferedReader[Any], path: Path) -> None:
         raise UserError(f"{path}: got an object at the top with the keys {named_keys(value)}; {expected}")
 
 
+def in_one_line(text: str, most: int = 40) -> str:
+    """A text of the data as a part of a line, its line ends escaped."""
+    return repr(text[:most])[1:-1]
+
+
 def named_keys(value: dict[str, Any], most: int = 8) -> str:
-    """The keys of an object, for messages."""
-    shown = ", ".join(f"`{key[:40]}`" for key in list(value)[:most])
+    """The keys of an object, for messages of one line."""
+    shown = ", ".join(f"`{in_one_line(key)}`" for key in list(value)[:most])
     return shown + (f" and {len(value) - most} more" if len(value) > most else "") if value else "none"
 
 

@@ -165,7 +165,8 @@ def check_usable(source: str, n_good: int, bad: Sequence[BadRecord], *, skip_bad
         problem = describe_bad(source, n_good, bad)
         raise UserError(f"{problem}; mend them, or leave them out with --skip_bad_records")
     if not n_good:
-        raise UserError(f"{source}: no usable record; expected objects with `instruction`, `input`, `output`")
+        found = f"; {describe_bad(source, n_good, bad)}" if bad else ""
+        raise UserError(f"{source}: no usable record; expected objects with `instruction`, `input`, `output`{found}")
 
 
 def describe_bad(source: str, n_good: int, bad: Sequence[BadRecord]) -> str:

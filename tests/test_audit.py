@@ -52,6 +52,15 @@ def test_unknown_keys_are_named_with_their_counts(tmp_path: Path) -> None:
     assert found.lines() == ["keys that are not read: `id` 5, `source` 3, `system` 2"]
 
 
+def test_a_key_cannot_make_a_line_of_its_own(tmp_path: Path) -> None:
+    (line,) = found_in(written(tmp_path, {1: {"a\nwarning: data: all is well": 1}})).lines()
+    assert "\n" not in line
+    path = tmp_path / "keys.json"
+    path.write_text(json.dumps([{"a\nb": 1}]))
+    with pytest.raises(UserError, match=r"^[^\n]*got the keys `a\\nb`[^\n]*$"):
+        load_records(str(path))
+
+
 def test_keys_read_by_another_name_are_said(tmp_path: Path) -> None:
     found = found_in(written(tmp_path, {1: {"context": "a"}, 2: {"context": "b"}, 3: {"context": "c"}}))
     assert found.aliases == {"context": 2}  # the record of row 2 has an input
@@ -59,7 +68,22 @@ def test_keys_read_by_another_name_are_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["<noinput>", "<No Input>", "N/A", "nan", "None", "-", "[NO_INPUT]", "null", " n/a ", " \n", "(none)"]
+    "text",
+    [
+        "<noinput>",
+        "<No Input>",
+        "N/A",
+        "nan",
+        "None",
+        "-",
+        "[NO_INPUT]",
+        "null",
+        " n/a ",
+        " \n",
+        "(none)",
+        "n.a.",
+        "No input.",
+    ],
 )
 def test_fillers_for_nothing_are_counted_as_inputs_and_as_categories(text: str, tmp_path: Path) -> None:
     found = found_in(written(tmp_path, {2: {"input": text}, 5: {"input": text}, 9: {"category": text}}))

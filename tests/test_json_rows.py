@@ -81,6 +81,7 @@ def test_a_first_line_that_is_an_array_is_a_bad_row_of_lines(tmp_path: Path) -> 
         ("data.json", b" \n", r"not JSON: it is empty"),
         ("data.json", ARRAY + b"\n" + ARRAY, r"Extra data: line 2"),
         ("data.json", "[]".encode("utf-16"), r"not UTF-8 but UTF-16"),
+        ("data.json", "[]".encode("utf-32"), r"not UTF-8 but UTF-32"),
         ("data.jsonl", codecs.BOM_UTF16_BE + "{}".encode("utf-16-be"), r"not UTF-8 but UTF-16"),
         ("data.json", gzip.compress(gzip.compress(ARRAY)), r"not"),
         ("data.json.gz", ARRAY, r"not a whole gzip file"),
@@ -94,6 +95,13 @@ def test_what_is_neither_is_refused_in_words_that_fit(name: str, content: bytes,
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=fault):
         load_records(str(tmp_path / name))
+
+
+def test_without_a_usable_record_it_is_said_why(tmp_path: Path) -> None:
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([RECORDS, RECORDS]))
+    with pytest.raises(UserError, match="no usable record; expected objects.*2 of 2 .*row 1: got an array"):
+        load_records(str(path), skip_bad_records=True)
 
 
 # Bounds
