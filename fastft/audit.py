@@ -35,7 +35,7 @@ _FILLERS = {
     *("n/a", "n.a", "na", "nan", "none", "null", "nil", "not applicable", "-", "--", "\N{EM DASH}"),
 }
 """What people and programs write for nothing: in lower case, without brackets and full stops around."""
-_FILLED = ("input", "output", "category")
+_FILLED = {"input": "inputs", "output": "outputs", "category": "categories"}
 _ROWS_SHOWN = 10
 _KINDS_SHOWN = 8
 
@@ -88,12 +88,13 @@ class Findings:
 
     def said(self) -> Iterator[tuple[str, bool]]:
         """A line for each thing that is looked for, and whether it was found."""
-        yield _counted("keys that are not read", self.unknown_keys), bool(self.unknown_keys)
+        unknown = {f"`{in_one_line(key)}`": count for key, count in self.unknown_keys.items()}
+        yield _counted("keys that are not read", unknown), bool(unknown)
         named = {f"`{alias}` as `{ALIASES[alias]}`": count for alias, count in self.aliases.items()}
-        yield _counted("keys read by another name", named, quoted=False), bool(named)
+        yield _counted("keys read by another name", named), bool(named)
         for name, rows in self.filled.items():
-            kinds = ", ".join(f"{text!r} {count}" for text, count in _most(self.fillers[name]))
-            yield f"{name}s that are written for nothing ({kinds}), read as text: {_rows(rows)}", True
+            kinds = _counted("such as", {repr(text[:40]): count for text, count in self.fillers[name].items()})
+            yield f"{_FILLED[name]} that say that there is nothing, read as text: {_rows(rows)} ({kinds})", True
         for words, rows in (
             ("records with a key twice, of which the last counts", self.repeated_keys),
             ("records with NaN or an infinity, read as null", self.not_numbers),
@@ -195,15 +196,9 @@ def _is_filler(text: str, *, blank: bool) -> bool:
     return said.strip("<>[](){}. ").casefold() in _FILLERS
 
 
-def _most(counts: Mapping[str, int]) -> list[tuple[str, int]]:
-    return [(text[:40], count) for text, count in list(counts.items())[:_KINDS_SHOWN]]
-
-
-def _counted(words: str, counts: Mapping[str, int], *, quoted: bool = True) -> str:
-    """`WORDS: `key` 3, `other` 1`, the most frequent ones."""
-    shown = ", ".join(
-        f"`{in_one_line(name)}` {count}" if quoted else f"{name} {count}" for name, count in _most(counts)
-    )
+def _counted(words: str, counts: Mapping[str, int]) -> str:
+    """`WORDS: NAME 3, OTHER 1`, the most frequent ones."""
+    shown = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:_KINDS_SHOWN])
     more = len(counts) - _KINDS_SHOWN
     return f"{words}: {shown or '0'}" + (f" and {more} more" if more > 0 else "")
 

@@ -419,7 +419,7 @@ def fault_of_choices(choices: Any, output: str) -> str | None:
         return f"`choices` has {len(choices)} entries, expected 2 to {len(string.ascii_uppercase)}; {remedy}"
     for number, choice in enumerate(choices, start=1):
         if not isinstance(choice, str) or not choice.strip() or not _encodable(choice):
-            got = kind_of(choice) if not isinstance(choice, str) else repr(choice)
+            got = kind_of(choice) if not isinstance(choice, str) else repr(choice[:40])
             return f"`choices` number {number} is {got}, expected text; {remedy}"
     if len({choice.strip() for choice in choices}) < len(choices):
         return "`choices` holds the same text twice, expected different ones"

@@ -67,29 +67,21 @@ def test_keys_read_by_another_name_are_said(tmp_path: Path) -> None:
     assert found.lines() == ["keys that are not read: `context` 1", "keys read by another name: `context` as `input` 2"]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "<noinput>",
-        "<No Input>",
-        "N/A",
-        "nan",
-        "None",
-        "-",
-        "[NO_INPUT]",
-        "null",
-        " n/a ",
-        " \n",
-        "(none)",
-        "n.a.",
-        "No input.",
-    ],
-)
+SAYS_NOTHING = [
+    *("<noinput>", "<No Input>", "N/A", "nan", "None", "-"),
+    *("[NO_INPUT]", "null", " n/a ", " \n", "(none)", "n.a.", "No input."),
+]
+
+
+@pytest.mark.parametrize("text", SAYS_NOTHING)
 def test_fillers_for_nothing_are_counted_as_inputs_and_as_categories(text: str, tmp_path: Path) -> None:
     found = found_in(written(tmp_path, {2: {"input": text}, 5: {"input": text}, 9: {"category": text}}))
     assert found.filled == {"input": [2, 5], "category": [9]}
     assert found.fillers == {"input": {text: 2}, "category": {text: 1}}
-    assert found.lines()[0] == (f"inputs that are written for nothing ({text!r} 2), read as text: 2: rows 2, 5")
+    assert found.lines() == [
+        f"inputs that say that there is nothing, read as text: 2: rows 2, 5 (such as: {text!r} 2)",
+        f"categories that say that there is nothing, read as text: 1: rows 9 (such as: {text!r} 1)",
+    ]
 
 
 @pytest.mark.parametrize("text", ["none of them", "banana", "0", "<b>", "a-b", "", "NaN is not a number"])
@@ -164,7 +156,7 @@ def test_hashes_find_what_comparing_all_finds(kinds: list[int], seed: int | None
 def test_lines_are_bounded_and_json_holds_all(tmp_path: Path) -> None:
     keys = {f"key {i}": i for i in range(12)}
     found = found_in(written(tmp_path, {row: {"input": "N/A", **keys} for row in range(1, 31)}))
-    assert found.lines()[1].endswith("rows 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 20 more")
+    assert "30: rows 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 20 more (" in found.lines()[1]
     assert found.lines()[0].endswith("and 4 more")
     assert len(found.as_json()["filled"]["input"]) == 30
     assert "duplicates" not in found.as_json()
@@ -218,9 +210,7 @@ def test_test_records_that_do_not_fit_are_found_before_training(token_cache: str
         assert data.longer_than(150, options) == [36, 38]
         assert data.longer_than(1024, options) == []
     options = TrainOptions(**given)
-    with pytest.raises(
-        UserError, match=r"2 test examples are longer than .* 150 tokens: rows 36, 38; .*--too_long drop"
-    ):
+    with pytest.raises(UserError, match=r"2 test examples .* 150 tokens: rows 36, 38; .*--too_long drop"):
         load_data(options).longer_than(150, options)
 
 

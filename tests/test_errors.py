@@ -367,9 +367,7 @@ RECORDS = [
         lambda p: p.train(data=p.text("data.jsonl", "[" * 100_000)),
         ("row 1", "nested too deeply"),
     ),
-    Case(
-        "object around the array", lambda p: p.train(data=p.json({"train": made_records()})), ("keys `train`", "array")
-    ),
+    Case("object around all", lambda p: p.train(data=p.json({"train": made_records()})), ("keys `train`", "array")),
     Case(
         "one object over several lines",
         lambda p: p.train(data=p.text("data.json", json.dumps(made_records()[0], indent=1))),

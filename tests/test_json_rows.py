@@ -100,7 +100,7 @@ def test_what_is_neither_is_refused_in_words_that_fit(name: str, content: bytes,
 def test_without_a_usable_record_it_is_said_why(tmp_path: Path) -> None:
     path = tmp_path / "data.json"
     path.write_text(json.dumps([RECORDS, RECORDS]))
-    with pytest.raises(UserError, match="no usable record; expected objects.*2 of 2 .*row 1: got an array"):
+    with pytest.raises(UserError, match=r"no usable record; expected objects.*2 of 2 .*row 1: got an array"):
         load_records(str(path), skip_bad_records=True)
 
 
