@@ -35,6 +35,8 @@ _FILLERS = {
     *("n/a", "n.a", "na", "nan", "none", "null", "nil", "not applicable", "-", "--", "\N{EM DASH}"),
 }
 """What people and programs write for nothing: in lower case, without brackets and full stops around."""
+_LONGEST_FILLER = 24
+"""Characters, brackets and full stops around it among them."""
 _FILLED = {"input": "inputs", "output": "outputs", "category": "categories"}
 _ROWS_SHOWN = 10
 _KINDS_SHOWN = 8
@@ -193,6 +195,8 @@ def _is_filler(text: str, *, blank: bool) -> bool:
     said = text.strip()
     if not said:
         return blank and bool(text)
+    if len(said) > _LONGEST_FILLER:
+        return False
     return said.strip("<>[](){}. ").casefold() in _FILLERS
 
 

@@ -309,7 +309,8 @@ def _record(row: int, value: Any, rules: ReadingRules) -> Record | BadRecord:
     if not isinstance(value, dict):
         return BadRecord(row, f"got {kind_of(value)}, {_EXPECTED}")
     notes: list[str] = []
-    fields = _named({key: _plain(item, notes) for key, item in value.items()}, notes)
+    fields = {key: item if type(item) is str else _plain(item, notes) for key, item in value.items()}
+    _name(fields, notes)
     if isinstance(value, RepeatedKeys):
         notes.append(REPEATED_KEY)
     if rules.end_of_text_in_data == "refuse" and isinstance(fields.get("output"), str):
@@ -323,7 +324,7 @@ def _record(row: int, value: Any, rules: ReadingRules) -> Record | BadRecord:
         output=fields["output"],
         row=row,
         extra={key: item for key, item in fields.items() if key not in FIELDS},
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(dict.fromkeys(notes)) if notes else (),
     )
 
 
@@ -343,18 +344,17 @@ def _is_not_finite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def _named(fields: dict[str, Any], notes: list[str]) -> dict[str, Any]:
-    """The fields by their own names: an alias is read where its field holds nothing."""
+def _name(fields: dict[str, Any], notes: list[str]) -> None:
+    """Puts the fields under their own names: an alias is read where its field holds nothing."""
     for alias, name in ALIASES.items():
         if fields.get(alias) not in (None, "") and fields.get(name) in (None, ""):
             fields[name] = fields.pop(alias)
             notes.append(alias)
-    return fields
 
 
 def _without_end(output: str, notes: list[str]) -> str:
     """An output without the end-of-text's text at its very end: every example ends with the token itself."""
-    while (rest := output.rstrip()).endswith(END_OF_TEXT_MARK):
+    while END_OF_TEXT_MARK in output and (rest := output.rstrip()).endswith(END_OF_TEXT_MARK):
         output = rest.removesuffix(END_OF_TEXT_MARK)
         notes.append(END_TAKEN)
     return output
@@ -385,9 +385,9 @@ def _fault_of_end(value: dict[str, Any], rules: ReadingRules) -> str | None:
     """Where a record's text holds the end-of-text's, which a model would learn to write and never to end with."""
     if rules.end_of_text_in_data == "keep":
         return None
-    texts = {key: [value.get(key) or ""] for key in FIELDS} | {"choices": choices_of(value)}
-    for key, held in texts.items():
-        if any(END_OF_TEXT_MARK in text for text in held):
+    for key in (*FIELDS, "choices"):
+        held = value.get(key) or ""
+        if END_OF_TEXT_MARK in (held if isinstance(held, str) else "\n".join(held)):
             return (
                 f"`{key}` holds {END_OF_TEXT_MARK}, which would be learned as text; expected none but at the very end "
                 "of an output; --end_of_text_in_data keep takes it as text"
