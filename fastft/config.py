@@ -17,7 +17,9 @@ import yaml
 from fastft import __version__
 from fastft.encode import TooLong
 from fastft.errors import UserError
+from fastft.keywords import Option, is_keyword
 from fastft.options import check_choices, options_parser, plain_error
+from fastft.records import EndOfTextInData, ReadingRules
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DType = Literal["auto", "bf16", "fp16", "fp32", "fp64"]
@@ -52,6 +54,11 @@ class TrainOptions:
     """The most input tokens of an example; the model's context where it is not given."""
     too_long: TooLong = "raise"
     """What happens to longer examples: raise, drop, or truncate (their end-of-text is then not learned)."""
+    allow_empty_output: bool = False
+    """Learn an empty output as a response of nothing; else such a record is malformed."""
+    end_of_text_in_data: EndOfTextInData = "refuse"
+    """What happens to the text <|endoftext|> in a record. refuse: at the very end of an output it is taken as the end,
+    elsewhere the record is malformed; keep: it is learned as text."""
     skip_bad_records: bool = False
     """Leave malformed records out, naming them, rather than stop."""
     split_seed: int | None = None
@@ -188,6 +195,10 @@ class TrainOptions:
                 "expected true and at least 1: both determine the book's order of examples"
             )
 
+    def reading_rules(self) -> ReadingRules:
+        """What is a record of the data."""
+        return ReadingRules(self.end_of_text_in_data, self.allow_empty_output)
+
 
 BOOK_RECIPE: dict[str, Any] = {
     "data": "book",
@@ -241,7 +252,9 @@ def changed_settings(saved: TrainOptions, now: TrainOptions) -> list[str]:
 def _located(options: TrainOptions) -> dict[str, Any]:
     """The options, with files by their absolute paths: a run can be read from any folder."""
     values = asdict(options)
-    for name in ("data", "weights", "deepspeed_config"):
+    keywords: tuple[Option, ...] = ("data", "weights")
+    paths = [name for name in keywords if not is_keyword(name, values[name])]
+    for name in (*paths, "deepspeed_config"):
         if values[name] is not None and Path(values[name]).exists():
             values[name] = str(Path(values[name]).resolve())
     return values

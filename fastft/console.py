@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
 from rich.table import Table
+
+_OBEYED = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but for tab and newline, DEL, C1 (an 8-bit CSI is one)
+    r"\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff"  # which way text runs, where lines end, nothing at all
+    r"\ud800-\udfff]"  # halves of surrogate pairs
+)
 
 
 def discard(stream: IO[str]) -> None:
@@ -25,15 +33,36 @@ def discard(stream: IO[str]) -> None:
         os.close(nothing)
 
 
-class _Console(Console):
-    """Prints, if anybody listens: a launcher that leaves before its ranks must not cost them their last checkpoint."""
+def printable(text: str) -> str:
+    """The text with what a terminal would obey, or hide, escaped as in a string of Python's: `\\x1b`, `\\u202e`.
+
+    Data, weights and judges write what they like; line ends and tabs stay, and so do joiners, which scripts need.
+    """
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+class SafeConsole(Console):
+    """A console for text that others have written: control characters come out escaped, rich's own as they are.
+
+    It prints if anybody listens: a launcher that leaves before its ranks must not cost them their last checkpoint.
+    """
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Prints; plain text is made printable before rich leaves some of its characters out."""
+        super().print(*(printable(one) if isinstance(one, str) else one for one in objects), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The segments of a renderable, their text printable."""
+        for segment in super().render(renderable, options):
+            is_plain = segment.control is not None or not _OBEYED.search(segment.text)
+            yield segment if is_plain else Segment(printable(segment.text), segment.style)
 
     def on_broken_pipe(self) -> None:
         """Goes on without a word; rich would end the process."""
         discard(self.file)
 
 
-console = _Console(stderr=True, highlight=False, soft_wrap=True)
+console = SafeConsole(stderr=True, highlight=False, soft_wrap=True)
 
 _SECONDS_BETWEEN_PLAIN_LINES = 5.0
 _TABLE_WIDTH = 140
@@ -52,7 +81,7 @@ def warn(line: str) -> None:
 def show(table: Table) -> None:
     """Prints a table whole, wider than the terminal where it must be: cut figures are none."""
     if not console.quiet:
-        _Console(stderr=True, highlight=False, width=max(console.width, _TABLE_WIDTH)).print(table)
+        SafeConsole(stderr=True, highlight=False, width=max(console.width, _TABLE_WIDTH)).print(table)
 
 
 @contextmanager

@@ -161,7 +161,7 @@ class Happened:
             raise UserError(
                 f"{len(self.too_long)} examples are longer than {max_length} tokens: "
                 f"{name_rows(sorted(self.too_long))}; "
-                "choose --too_long drop or --too_long truncate, or a larger --max_length"
+                "choose --too_long drop or --too_long truncate, or a larger --max_length (at most the model's context)"
             )
         if self.unsupervised:
             raise UserError(
@@ -232,7 +232,7 @@ def encoded_set(texts: Iterable[Text], tokenizer: Tokenizer, rules: EncodingRule
 def texts_of(records: Iterable[Record], template: Template) -> Iterator[Text]:
     """The records as the text that a template makes of them."""
     for record in records:
-        yield record.row, template.prompt(record.instruction, record.input), template.response(record.output)
+        yield record.row, template.prompt_of(record), template.response(record.output)
 
 
 def encode_texts(texts: Iterable[Text], tokenizer: Tokenizer, rules: EncodingRules) -> Chunk:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -13,11 +12,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fastft.audit import Findings, audit
+from fastft.console import SafeConsole
 from fastft.encode import EncodedSet, TooLong, encode, name_rows
 from fastft.errors import UserError
+from fastft.keywords import hidden_path
 from fastft.model import config_for
-from fastft.prompts import TEMPLATES, Template
-from fastft.records import Record, Split, load_records, split
+from fastft.options import check_choices
+from fastft.prompts import TEMPLATES
+from fastft.records import EndOfTextInData, ReadingRules, Record, load_records, split
 from fastft.tokenizer import END_OF_TEXT, gpt2_tokenizer
 
 _PARTS = ("train", "test", "val")
@@ -40,6 +43,11 @@ class InspectOptions:
     """The most input tokens of an example; the model's context where it is not given."""
     too_long: TooLong = "truncate"
     """What happens to longer examples: drop or truncate; raise stops, as training would."""
+    allow_empty_output: bool = False
+    """Take an empty output as a response of nothing; else such a record is malformed."""
+    end_of_text_in_data: EndOfTextInData = "refuse"
+    """What happens to the text <|endoftext|> in a record: refuse (at the very end of an output it is taken as the end,
+    elsewhere the record is malformed) or keep (it is text)."""
     split_seed: int | None = None
     """Shuffle the records before the split."""
     batch_size: int = 8
@@ -48,6 +56,7 @@ class InspectOptions:
     """The row to show; the first training example where it is not given."""
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name in ("batch_size", "max_length"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -55,42 +64,6 @@ class InspectOptions:
         n_ctx = config_for(self.model).n_ctx
         if self.max_length is not None and self.max_length > n_ctx:
             raise UserError(f"got --max_length {self.max_length}, expected at most the model's context of {n_ctx}")
-
-
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """What `audit` found in a set of records.
-
-    Attributes:
-        duplicate_prompts: groups of rows with the same instruction and input, first seen first.
-        test_in_train: test rows whose instruction and input stand in the training split too.
-        val_in_train: the same for validation rows.
-        holding_header: rows whose output holds the template's response header, which extraction would remove.
-    """
-
-    duplicate_prompts: list[list[int]]
-    test_in_train: list[int]
-    val_in_train: list[int]
-    holding_header: list[int]
-
-
-def audit(records: Sequence[Record], parts: Split, template: Template) -> Findings:
-    """Looks for what makes scores lie: repeated prompts, test prompts in training, outputs that cannot be extracted."""
-    rows_of: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for record in records:
-        rows_of[record.instruction, record.input].append(record.row)
-    trained = {(records[i].instruction, records[i].input) for i in parts.train}
-
-    def seen(indices: Sequence[int]) -> list[int]:
-        return [records[i].row for i in indices if (records[i].instruction, records[i].input) in trained]
-
-    header = template.response_header.strip()
-    return Findings(
-        duplicate_prompts=[rows for rows in rows_of.values() if len(rows) > 1],
-        test_in_train=seen(parts.test.tolist()),
-        val_in_train=seen(parts.val.tolist()),
-        holding_header=[record.row for record in records if header in record.output],
-    )
 
 
 def padded_positions(lengths: Sequence[int], batch_size: int) -> int:
@@ -105,14 +78,16 @@ def inspect(options: InspectOptions) -> None:
     Raises:
         UserError: the data cannot be read at all, or the row to show is not there.
     """
-    out = Console(highlight=False, soft_wrap=True)
-    records = load_records(options.data, skip_bad_records=True)
+    out = SafeConsole(highlight=False, soft_wrap=True)
+    rules = ReadingRules(options.end_of_text_in_data, options.allow_empty_output)
+    records = load_records(options.data, skip_bad_records=True, rules=rules)
+    for line in filter(None, (hidden_path("data", options.data), records.taken_for)):
+        out.print(line, markup=False, style="yellow")
     for bad in records.bad:
-        out.print(Text(f"{records.source} {bad}", style="red"))
+        out.print(f"{records.source} {bad}", markup=False, style="red")
     if records.bad:
         total = len(records.good) + len(records.bad)
         out.print(f"{len(records.bad)} of {total} records are malformed: training stops, unless --skip_bad_records")
-    template = TEMPLATES[options.template]
     parts = split(len(records.good), options.split_seed)
     limit = options.max_length or config_for(options.model).n_ctx
     sets = {name: _encoded([records.good[i] for i in getattr(parts, name)], options, limit) for name in _PARTS}
@@ -121,7 +96,7 @@ def inspect(options: InspectOptions) -> None:
     for name, encoded in sets.items():
         for line in encoded.report.lines(limit):
             out.print(f"{name}: {line}", markup=False)
-    _print_findings(out, audit(records.good, parts, template))
+    _print_findings(out, audit(records.good, parts, TEMPLATES[options.template]))
     _print_example(out, sets, options)
 
 
@@ -175,21 +150,8 @@ def _print_end_of_text(out: Console, sets: dict[str, EncodedSet]) -> None:
 
 
 def _print_findings(out: Console, found: Findings) -> None:
-    groups = found.duplicate_prompts
-    repeated = sum(len(rows) for rows in groups)
-    said: list[tuple[Sequence[Any], str]] = [
-        (groups, f"prompts that stand more than once: {len(groups)} ({repeated} rows)"),
-        (found.test_in_train, f"test prompts that also stand in train: {len(found.test_in_train)}"),
-        (found.val_in_train, f"validation prompts that also stand in train: {len(found.val_in_train)}"),
-        (
-            found.holding_header,
-            f"outputs that hold the response header, lost in extraction: {len(found.holding_header)}",
-        ),
-    ]
-    for rows, line in said:
-        named = [" = ".join(map(str, row)) if isinstance(row, list) else str(row) for row in rows]
-        where = f": rows {', '.join(named)}" if named else ""
-        out.print(line + where, markup=False, style="yellow" if rows else None)
+    for line, is_found in found.said():
+        out.print(line, markup=False, style="yellow" if is_found else None)
 
 
 def _print_example(out: Console, sets: dict[str, EncodedSet], options: InspectOptions) -> None:
@@ -198,11 +160,19 @@ def _print_example(out: Console, sets: dict[str, EncodedSet], options: InspectOp
     begin = index - index % options.batch_size
     longest = int(encoded.lengths[begin : begin + options.batch_size].max())
     padding = [END_OF_TEXT] * (longest + 1 - len(ids))
-    decode = gpt2_tokenizer().encoding.decode
     out.print(f"row {encoded.rows[index]} in its padded batch of {options.batch_size}:")
     for name, part in (("prompt", ids[:start]), ("supervised", ids[start:]), ("padding", padding)):
-        text = f"<|endoftext|> x {len(part)}" if name == "padding" else repr(decode(part))[1:-1]
-        out.print(Text(f"  {name:<10} {len(part):>4} tokens  ").append(text, style=_STYLES[name]))
+        out.print(Text(f"  {name:<10} {len(part):>4} tokens  ").append(_quoted(part), style=_STYLES[name]))
+
+
+def _quoted(ids: Sequence[int]) -> str:
+    """The text of ids in quotes, and outside of them the end-of-text tokens behind it, which no text can look like."""
+    n_ends = next((n for n, token in enumerate(reversed(ids)) if token != END_OF_TEXT), len(ids))
+    text = gpt2_tokenizer().decode(ids[: len(ids) - n_ends])
+    parts = [repr(text)] if text else []
+    if n_ends:
+        parts.append("end-of-text" if n_ends == 1 else f"end-of-text x {n_ends}")
+    return " + ".join(parts)
 
 
 def _find(sets: dict[str, EncodedSet], row: int | None) -> tuple[EncodedSet, int]:

@@ -16,7 +16,7 @@ from fastft.errors import UserError
 from fastft.metrics import accuracy
 from fastft.model import GPT2
 from fastft.prompts import TEMPLATES, Template
-from fastft.records import Record, category_of, right_choice
+from fastft.records import Record, answers_of, category_of, right_choice
 from fastft.run import Run
 from fastft.statistics import Floats
 from fastft.tokenizer import gpt2_tokenizer
@@ -89,6 +89,8 @@ def choice_accuracy(run: Path, entries: Sequence[Mapping[str, Any]]) -> dict[str
 def choice_likelihoods(model: GPT2, records: Sequence[Record], template: Template) -> list[list[Likelihood] | None]:
     """The likelihood of each choice of each record, given its prompt and the template's response header.
 
+    A choice is what the model was taught to say of it: its letter where the record's output is a letter, else its text.
+
     The choices of a question stand in one batch, which computes their common prompt once.
 
     Args:
@@ -99,9 +101,9 @@ def choice_likelihoods(model: GPT2, records: Sequence[Record], template: Templat
     Returns:
         For each record a likelihood of each choice, or None where one of them is longer than the context.
     """
-    before = [template.prompt(record.instruction, record.input) + template.response("") for record in records]
-    asked = [(index, choice) for index, record in enumerate(records) for choice in record.choices]
-    texts = [(number, before[index], choice) for number, (index, choice) in enumerate(asked)]
+    before = [template.prompt_of(record) + template.response("") for record in records]
+    asked = [(index, answer) for index, record in enumerate(records) for answer in answers_of(record)]
+    texts = [(number, before[index], answer) for number, (index, answer) in enumerate(asked)]
     encoded = encoded_set(texts, gpt2_tokenizer(), _rules(model))
     losses, counts = _example_losses(model, encoded)
     by_number = {

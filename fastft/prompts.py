@@ -10,9 +10,28 @@ ends after the instruction or the input: the response header is the model's to w
 
 from __future__ import annotations
 
+import string
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from fastft.errors import UserError
+
+
+class Question(Protocol):
+    """What a prompt is made of, such as a `fastft.records.Record`."""
+
+    @property
+    def instruction(self) -> str:
+        """What is asked for."""
+
+    @property
+    def input(self) -> str:
+        """What it is asked of; may be empty."""
+
+    @property
+    def choices(self) -> list[str]:
+        """The options of a multiple-choice question, else none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +39,7 @@ class Template:
     """The fixed parts around a record.
 
     prompt   = before_instruction + instruction (+ before_input + input, where there is an input)
+               (+ before_choices + a line for each option, where there are options: `A. owl`, `B. tool`, ...)
     response = response_header + output
     """
 
@@ -27,6 +47,7 @@ class Template:
     before_instruction: str
     before_input: str
     response_header: str
+    before_choices: str = "\n"
 
     def __post_init__(self) -> None:
         if not self.response_header.strip():
@@ -35,10 +56,15 @@ class Template:
                 "starts; without it a generated response cannot be told from its prompt"
             )
 
-    def prompt(self, instruction: str, input: str = "") -> str:
-        """The text that a response is asked for with; an empty `input` leaves its section out."""
+    def prompt(self, instruction: str, input: str = "", choices: Sequence[str] = ()) -> str:
+        """The text that a response is asked for with; an empty `input` and no `choices` leave their sections out."""
         with_input = self.before_input + input if input else ""
-        return self.before_instruction + instruction + with_input
+        with_choices = self.before_choices + lettered(choices) if choices else ""
+        return self.before_instruction + instruction + with_input + with_choices
+
+    def prompt_of(self, question: Question) -> str:
+        """The prompt of a record, with all that it has."""
+        return self.prompt(question.instruction, question.input, question.choices)
 
     def response(self, output: str) -> str:
         """The text that follows the prompt in training, header first."""
@@ -47,6 +73,12 @@ class Template:
     def extract(self, generated: str) -> str:
         """The response in the text generated after a prompt: every occurrence of the header goes, as in the book."""
         return generated.replace(self.response_header.strip(), "").strip()
+
+
+def lettered(choices: Sequence[str]) -> str:
+    """Options as lines, `A. owl`. An option's own further lines are indented, so that none looks like an option."""
+    lines = zip(string.ascii_uppercase[: len(choices)], choices, strict=True)
+    return "\n".join(f"{letter}. {choice}".replace("\n", "\n   ") for letter, choice in lines)
 
 
 ALPACA = Template(
@@ -58,6 +90,7 @@ ALPACA = Template(
     ),
     before_input="\n\n### Input:\n",
     response_header="\n\n### Response:\n",
+    before_choices="\n\n### Options:\n",
 )
 
 PHI3 = Template(
@@ -65,6 +98,7 @@ PHI3 = Template(
     before_instruction="<|user|>\n",
     before_input="\n",
     response_header="\n<|assistant|>:\n",
+    before_choices="\n",
 )
 
 TEMPLATES = {template.name: template for template in (ALPACA, PHI3)}

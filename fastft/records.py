@@ -1,25 +1,22 @@
 """Records: reading, checking and splitting instruction data.
 
-A record is a JSON object with `instruction`, `input` (may be missing or empty) and `output`, all text; further keys
-are kept and written back. Two of them mean something: `category` (text) has its figures apart, and `choices` (texts)
-makes a multiple-choice question, whose `output` is one of them or its letter, A for the first. Files are a JSON array
-(`.json`) or one object a line (`.jsonl`), either also `.gz`.
+A record is a JSON object with `instruction`, `input` (may be missing or empty) and `output`, all text; `ALIASES` are
+read as these. Two further keys mean something: `category` (text) has its figures apart, and `choices` (texts) makes a
+multiple-choice question, whose `output` is one of them or its letter, A for the first. Others are kept and written
+back, and counted by the audit (`fastft.audit`). `fastft.json_rows` reads the files.
 """
 
 from __future__ import annotations
 
-import codecs
-import gzip
 import hashlib
-import io
 import json
+import math
 import os
 import string
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +24,8 @@ import requests
 
 from fastft import files
 from fastft.errors import UserError
+from fastft.json_rows import BadRecord, Form, RepeatedKeys, json_rows, kind_of, named_keys
+from fastft.keywords import is_keyword
 from fastft.sample import sample_records
 
 BOOK_URL = (
@@ -36,10 +35,36 @@ BOOK_SHA256 = "7e09a9af353722ca15c18bc580f093f9c39d3178335a75177319cb1e1d163944"
 
 _BAD_RECORDS_SHOWN = 10
 _DOWNLOAD_TIMEOUT_S = 30.0
-_READ_BYTES = 1 << 20
-_WHITE_SPACE = " \t\n\r"
-_LONGEST_LITERAL = len("-Infinity") + 1
-_DECODER = json.JSONDecoder()
+_EXPECTED = "expected an object with `instruction`, `input`, `output`"
+
+FIELDS = ("instruction", "input", "output")
+KNOWN_KEYS = (*FIELDS, "category", "choices")
+ALIASES = {"context": "input", "response": "output"}
+"""Other names of fields, those of databricks-dolly-15k; each is read where its field is missing or empty."""
+OF_CHATS = {"system": "a system text", "history": "earlier turns"}
+"""Keys that change what a response answers to, and that no prompt template here has a place for."""
+
+END_OF_TEXT_MARK = "<|endoftext|>"
+"""How GPT-2's end-of-text is written in text, where it is ordinary tokens and ends nothing."""
+
+REPEATED_KEY, NOT_A_NUMBER, END_TAKEN = "repeated key", "not a number", "end taken"
+"""What a record's `notes` may hold, beside the aliases that it was read by."""
+
+EndOfTextInData = Literal["refuse", "keep"]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingRules:
+    """What decides, beside a file's content, which records are read out of it.
+
+    Attributes:
+        end_of_text_in_data: what becomes of the text `<|endoftext|>` in a record. `refuse`: at the very end of an
+            output it is taken as the end and removed, elsewhere the record is malformed; `keep`: it is text.
+        allow_empty_output: whether a record may ask for a response of nothing.
+    """
+
+    end_of_text_in_data: EndOfTextInData = "refuse"
+    allow_empty_output: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +76,8 @@ class Record:
     output: str
     row: int = 0
     extra: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    """What was done to it while it was read."""
 
     @property
     def category(self) -> str | None:
@@ -63,19 +90,8 @@ class Record:
         return choices_of(self.extra)
 
     def as_entry(self) -> dict[str, Any]:
-        """The record as the JSON object that it came from."""
+        """The record as the JSON object that it came from, its fields by their own names."""
         return {"instruction": self.instruction, "input": self.input, "output": self.output, **self.extra}
-
-
-@dataclass(frozen=True, slots=True)
-class BadRecord:
-    """A record that cannot be used, and why."""
-
-    row: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"row {self.row}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +101,8 @@ class Records:
     source: str
     good: list[Record]
     bad: list[BadRecord]
+    taken_for: str | None = None
+    """How the file was read, where its name says something else."""
 
     def describe_bad(self) -> str:
         """The malformed records in one line."""
@@ -100,23 +118,30 @@ class Split:
     val: npt.NDArray[np.int64]
 
 
-def load_records(source: str, *, skip_bad_records: bool = False) -> Records:
+def load_records(source: str, *, skip_bad_records: bool = False, rules: ReadingRules | None = None) -> Records:
     """Reads `source`: a file's path, `sample` (the embedded set) or `book` (the book's file, downloaded once).
 
     Raises:
         UserError: the file is missing, not JSON, holds no usable record, or holds a malformed one and
             `skip_bad_records` is off; every malformed record is named by file and row.
     """
-    path = data_path(source)
-    found = checked(enumerate(sample_records(), start=1)) if path is None else stream_records(path)
-    records = Records(source if path is None else str(path), [], [])
+    path, rules = data_path(source), rules or ReadingRules()
+    good: list[Record] = []
+    bad: list[BadRecord] = []
+    forms: list[Form] = []
+    found = (
+        checked(enumerate(sample_records(), start=1), rules)
+        if path is None
+        else stream_records(path, rules, formed=forms.append)
+    )
     for record in found:
         if isinstance(record, BadRecord):
-            records.bad.append(record)
+            bad.append(record)
         else:
-            records.good.append(record)
-    check_usable(records.source, len(records.good), records.bad, skip_bad_records=skip_bad_records)
-    return records
+            good.append(record)
+    name = source if path is None else str(path)
+    check_usable(name, len(good), bad, skip_bad_records=skip_bad_records)
+    return Records(name, good, bad, forms[0].unlike_its_name(path) if path is not None else None)
 
 
 def data_path(source: str) -> Path | None:
@@ -125,9 +150,9 @@ def data_path(source: str) -> Path | None:
     Raises:
         UserError: the book's file cannot be downloaded.
     """
-    if source == "sample":
-        return None
-    return book_file() if source == "book" else Path(source)
+    if not is_keyword("data", source):
+        return Path(source)
+    return book_file() if source == "book" else None
 
 
 def check_usable(source: str, n_good: int, bad: Sequence[BadRecord], *, skip_bad_records: bool) -> None:
@@ -140,7 +165,8 @@ def check_usable(source: str, n_good: int, bad: Sequence[BadRecord], *, skip_bad
         problem = describe_bad(source, n_good, bad)
         raise UserError(f"{problem}; mend them, or leave them out with --skip_bad_records")
     if not n_good:
-        raise UserError(f"{source}: no usable record; expected objects with `instruction`, `input`, `output`")
+        found = f"; {describe_bad(source, n_good, bad)}" if bad else ""
+        raise UserError(f"{source}: no usable record; expected objects with `instruction`, `input`, `output`{found}")
 
 
 def describe_bad(source: str, n_good: int, bad: Sequence[BadRecord]) -> str:
@@ -151,23 +177,30 @@ def describe_bad(source: str, n_good: int, bad: Sequence[BadRecord]) -> str:
     return f"{source}: {len(bad)} of {n_good + len(bad)} records are malformed: {shown}{tail}"
 
 
-def stream_records(path: Path, read: Callable[[int], None] | None = None) -> Iterator[Record | BadRecord]:
+def stream_records(
+    path: Path,
+    rules: ReadingRules,
+    *,
+    read: Callable[[int], None] | None = None,
+    formed: Callable[[Form], None] | None = None,
+) -> Iterator[Record | BadRecord]:
     """Yields the records of a data file one by one: memory does not grow with the file.
 
     Args:
         path: the file.
-        read: is told the number of bytes after each read of the file.
+        rules: what is a record.
+        read, formed: see `json_rows`.
 
     Raises:
         UserError: while iterating, where the file cannot be read or is not JSON.
     """
-    return checked(_rows(path, read or (lambda _: None)))
+    return checked(json_rows(path, read=read, formed=formed), rules)
 
 
 def category_of(entry: Mapping[str, Any]) -> str | None:
-    """The `category` of a record's JSON object, as text."""
+    """The `category` of a record's JSON object, as text; none where it is not a number, as pandas writes nothing."""
     category = entry.get("category")
-    return None if category is None else str(category)
+    return None if category is None or _is_not_finite(category) else str(category)
 
 
 def choices_of(entry: Mapping[str, Any]) -> list[str]:
@@ -183,6 +216,21 @@ def right_choice(output: str, choices: Sequence[str]) -> int | None:
         return texts.index(said)
     letters = string.ascii_uppercase[: len(choices)]
     return letters.index(said) if len(said) == 1 and said in letters else None
+
+
+def letter_names_another(record: Record) -> bool:
+    """Whether a question's output is the text of one choice and, read as a letter, another one."""
+    said, choices = record.output.strip(), record.choices
+    letters = string.ascii_uppercase[: len(choices)]
+    return len(said) == 1 and said in letters and right_choice(said, choices) != letters.index(said)
+
+
+def answers_of(record: Record) -> list[str]:
+    """What each of a question's choices is as an output, said as its own output says the right one: text or letter."""
+    said = record.output.strip()
+    texts = [choice.strip() for choice in record.choices]
+    before, after = record.output.split(said, 1) if said else ("", "")
+    return [before + one + after for one in (texts if said in texts else string.ascii_uppercase[: len(texts)])]
 
 
 def digest_of(records: Iterable[Record]) -> str:
@@ -245,47 +293,119 @@ def _download(url: str) -> bytes:
     return reply.content
 
 
-def checked(rows: Iterable[tuple[int, Any]]) -> Iterator[Record | BadRecord]:
+def checked(rows: Iterable[tuple[int, Any]], rules: ReadingRules) -> Iterator[Record | BadRecord]:
     """Turns (row, JSON value or BadRecord) into records, or says what is wrong with them."""
     for row, value in rows:
-        reason = value.reason if isinstance(value, BadRecord) else _fault(value)
-        if reason is not None:
-            yield BadRecord(row, reason)
+        if isinstance(value, BadRecord):
+            yield value
             continue
-        yield Record(
-            instruction=value["instruction"],
-            input=value.get("input") or "",
-            output=value["output"],
-            row=row,
-            extra={key: item for key, item in value.items() if key not in ("instruction", "input", "output")},
-        )
+        try:
+            yield _record(row, value, rules)
+        except RecursionError:
+            yield BadRecord(row, "nested too deeply, expected a flat object")
 
 
-def _fault(value: Any) -> str | None:
-    """What is wrong with a record: what was got and what was expected; None for a good one."""
+def _record(row: int, value: Any, rules: ReadingRules) -> Record | BadRecord:
     if not isinstance(value, dict):
-        return f"got {_kind(value)}, expected an object with `instruction`, `input`, `output`"
+        return BadRecord(row, f"got {kind_of(value)}, {_EXPECTED}")
+    notes: list[str] = []
+    fields = {key: item if type(item) is str else _plain(item, notes) for key, item in value.items()}
+    _name(fields, notes)
+    if isinstance(value, RepeatedKeys):
+        notes.append(REPEATED_KEY)
+    if rules.end_of_text_in_data == "refuse" and isinstance(fields.get("output"), str):
+        fields["output"] = _without_end(fields["output"], notes)
+    fault = _fault(fields) or _fault_of_end(fields, rules) or _fault_of_empty(fields["output"], rules)
+    if fault is not None:
+        return BadRecord(row, fault)
+    return Record(
+        instruction=fields["instruction"],
+        input=fields.get("input") or "",
+        output=fields["output"],
+        row=row,
+        extra={key: item for key, item in fields.items() if key not in FIELDS},
+        notes=tuple(dict.fromkeys(notes)) if notes else (),
+    )
+
+
+def _plain(value: Any, notes: list[str]) -> Any:
+    """A value as standard JSON can say it: null where it is not a number, no key twice; notes what was otherwise."""
+    if _is_not_finite(value):
+        notes.append(NOT_A_NUMBER)
+        return None
+    if isinstance(value, dict):
+        if isinstance(value, RepeatedKeys):
+            notes.append(REPEATED_KEY)
+        return {key: _plain(item, notes) for key, item in value.items()}
+    return [_plain(item, notes) for item in value] if isinstance(value, list) else value
+
+
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _name(fields: dict[str, Any], notes: list[str]) -> None:
+    """Puts the fields under their own names: an alias is read where its field holds nothing."""
+    for alias, name in ALIASES.items():
+        if fields.get(alias) not in (None, "") and fields.get(name) in (None, ""):
+            fields[name] = fields.pop(alias)
+            notes.append(alias)
+
+
+def _without_end(output: str, notes: list[str]) -> str:
+    """An output without the end-of-text's text at its very end: every example ends with the token itself."""
+    while END_OF_TEXT_MARK in output and (rest := output.rstrip()).endswith(END_OF_TEXT_MARK):
+        output = rest.removesuffix(END_OF_TEXT_MARK)
+        notes.append(END_TAKEN)
+    return output
+
+
+def _fault(value: dict[str, Any]) -> str | None:
+    """What is wrong with a record: what was got and what was expected; None for a good one."""
     for key in ("instruction", "output"):
         if key not in value:
-            return f"`{key}` is missing, expected text"
-    for key in ("instruction", "input", "output"):
+            return f"`{key}` is missing, expected text; got the keys {named_keys(value)}"
+    for key in FIELDS:
         item = value.get(key)
         if item is None and key == "input":
             continue
         if not isinstance(item, str):
-            return f"`{key}` is {_kind(item)}, expected text"
+            return f"`{key}` is {kind_of(item)}, expected text"
         if not _encodable(item):
             return f"`{key}` holds half of a surrogate pair, expected valid Unicode text"
+    for key, what in OF_CHATS.items():
+        if value.get(key) and not (isinstance(value[key], str) and not value[key].strip()):
+            return f"`{key}` ({what}) is not read beside `instruction`; use the chat format, whose `messages` hold it"
     if not value["instruction"].strip():
         return "`instruction` is blank, expected text"
     return fault_of_category(value.get("category")) or fault_of_choices(value.get("choices"), value["output"])
+
+
+def _fault_of_end(value: dict[str, Any], rules: ReadingRules) -> str | None:
+    """Where a record's text holds the end-of-text's, which a model would learn to write and never to end with."""
+    if rules.end_of_text_in_data == "keep":
+        return None
+    for key in (*FIELDS, "choices"):
+        held = value.get(key) or ""
+        if END_OF_TEXT_MARK in (held if isinstance(held, str) else "\n".join(held)):
+            return (
+                f"`{key}` holds {END_OF_TEXT_MARK}, which would be learned as text; expected none but at the very end "
+                "of an output; --end_of_text_in_data keep takes it as text"
+            )
+    return None
+
+
+def _fault_of_empty(output: str, rules: ReadingRules) -> str | None:
+    if output.strip() or rules.allow_empty_output:
+        return None
+    return "`output` is empty, expected text; --allow_empty_output takes it as a response of nothing"
 
 
 def fault_of_category(category: Any) -> str | None:
     """What is wrong with a `category`, None with a good one. A number does for text."""
     if category is None or (isinstance(category, str | int | float) and not isinstance(category, bool)):
         return None
-    return f"`category` is {_kind(category)}, expected text; give the key another name if it means something else"
+    return f"`category` is {kind_of(category)}, expected text; give the key another name if it means something else"
 
 
 def fault_of_choices(choices: Any, output: str) -> str | None:
@@ -294,12 +414,12 @@ def fault_of_choices(choices: Any, output: str) -> str | None:
         return None
     remedy = "give the key another name if it means something else"
     if not isinstance(choices, list):
-        return f"`choices` is {_kind(choices)}, expected an array of texts; {remedy}"
+        return f"`choices` is {kind_of(choices)}, expected an array of texts; {remedy}"
     if not 2 <= len(choices) <= len(string.ascii_uppercase):
         return f"`choices` has {len(choices)} entries, expected 2 to {len(string.ascii_uppercase)}; {remedy}"
     for number, choice in enumerate(choices, start=1):
         if not isinstance(choice, str) or not choice.strip() or not _encodable(choice):
-            got = _kind(choice) if not isinstance(choice, str) else repr(choice)
+            got = kind_of(choice) if not isinstance(choice, str) else repr(choice[:40])
             return f"`choices` number {number} is {got}, expected text; {remedy}"
     if len({choice.strip() for choice in choices}) < len(choices):
         return "`choices` holds the same text twice, expected different ones"
@@ -315,172 +435,3 @@ def _encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "an array", str: "text", bool: "a boolean", int: "a number", float: "a number"}
-    return "null" if value is None else names.get(type(value), type(value).__name__)
-
-
-def _rows(path: Path, read: Callable[[int], None]) -> Iterator[tuple[int, Any]]:
-    """Yields (row, JSON value or BadRecord) of a data file; rows count from 1."""
-    name = path.name.removesuffix(".gz")
-    if not name.endswith((".json", ".jsonl")):
-        raise UserError(f"{path}: unknown kind of file; expected .json, .jsonl, .json.gz or .jsonl.gz")
-    try:
-        with io.BufferedReader(_Counted(path, read), _READ_BYTES) as plain:
-            file = gzip.GzipFile(fileobj=plain) if path.suffix == ".gz" else plain
-            yield from _json_lines(file) if name.endswith(".jsonl") else _json_array(_Window(file), path)
-    except FileNotFoundError:
-        raise UserError(f"data file not found: {path}; --data takes a file, `book` or `sample`") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is not a whole gzip file: {error}; fetch or compress it again") from error
-    except OSError as error:
-        raise UserError(f"cannot read the data file {path}: {error.strerror or error}; check the path") from error
-
-
-class _Counted(io.FileIO):
-    """A file that tells `read` how many bytes each reading of it gave."""
-
-    def __init__(self, path: Path, read: Callable[[int], None]) -> None:
-        super().__init__(path)
-        self._read = read
-
-    def readinto(self, buffer: Any) -> int | None:
-        n = super().readinto(buffer)
-        self._read(n or 0)
-        return n
-
-
-def _json_lines(file: io.BufferedIOBase) -> Iterator[tuple[int, Any]]:
-    for row, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            yield row, json.loads(line.removesuffix(b"\n").decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            yield row, BadRecord(row, f"not UTF-8 (byte {error.start} of the line), expected UTF-8 JSON")
-        except ValueError as error:
-            yield row, BadRecord(row, f"not JSON ({error}), expected one object a line")
-        except RecursionError:
-            yield row, BadRecord(row, "nested too deeply, expected a flat object")
-
-
-def _json_array(text: _Window, path: Path) -> Iterator[tuple[int, Any]]:
-    """Parses the elements of an array one by one."""
-    try:
-        if text.next() != "[":
-            kind = _kind(text.rest())
-            raise UserError(f"{path}: got {kind} at the top, expected an array of objects (or rename it to .jsonl)")
-        text.skip()
-        row, separator = 0, text.next()
-        if separator == "]":
-            text.skip()
-        while separator != "]":
-            row += 1
-            value = text.value()
-            separator = text.next()
-            if separator not in (",", "]"):
-                raise text.error("Expecting ',' delimiter")
-            text.skip()
-            yield row, value
-        if text.next():
-            raise text.error("Extra data")
-    except UnicodeDecodeError as error:
-        byte = text.bytes_before + error.start
-        raise UserError(f"{path} is not UTF-8: byte {byte} cannot be decoded; save it as UTF-8") from error
-    except RecursionError as error:
-        raise UserError(f"{path} is nested too deeply; expected an array of flat objects") from error
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}; expected an array of objects") from error
-
-
-class _Window:
-    """The part of a JSON text that is being parsed, moving forward through a file."""
-
-    def __init__(self, file: io.BufferedIOBase) -> None:
-        self.bytes_before = 0
-        """Bytes of the file before those that are being decoded."""
-        self._file = file
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        self._text = ""
-        self._at = 0
-        self._ended = False
-        self._chars_before = 0
-        self._lines_before = 0
-        self._line_begin = 0
-        """Where in the whole text the line began that the window begins in."""
-
-    def next(self) -> str:
-        """The next character that is not white space, "" at the end; it is not consumed."""
-        while True:
-            while self._at < len(self._text) and self._text[self._at] in _WHITE_SPACE:
-                self._at += 1
-            if self._at < len(self._text):
-                return self._text[self._at]
-            if not self._more(_READ_BYTES):
-                return ""
-
-    def skip(self) -> None:
-        """Consumes one character."""
-        self._at += 1
-
-    def value(self) -> Any:
-        """Consumes one JSON value.
-
-        Raises:
-            ValueError: it is not JSON; line, column and character are those of the whole text.
-        """
-        self.next()
-        size = _READ_BYTES
-        while True:
-            try:
-                value, end = _DECODER.raw_decode(self._text, self._at)
-                # At the window's end a number may go on (`1|.5e-3`) in what has not been read.
-                if end < len(self._text) - _LONGEST_LITERAL or not self._more(size):
-                    self._at = end
-                    return value
-            except json.JSONDecodeError as error:
-                # The window cuts the value there; a fault elsewhere is the text's own.
-                cut = error.msg.startswith("Unterminated string") or error.pos > len(self._text) - _LONGEST_LITERAL
-                if not (cut and self._more(size)):
-                    raise self.error(error.msg, error.pos) from None
-            size *= 2  # so that a value of n characters is not parsed n times
-
-    def rest(self) -> Any:
-        """The one value that the text is."""
-        value = self.value()
-        if self.next():
-            raise self.error("Extra data")
-        return value
-
-    def error(self, message: str, at: int | None = None) -> ValueError:
-        """What `json` would say of a fault at a character of the window, the current one where it is not given."""
-        end = self._at if at is None else at
-        lines = self._text.count("\n", 0, end)
-        begin = self._chars_before + self._text.rfind("\n", 0, end) + 1 if lines else self._line_begin
-        char = self._chars_before + end
-        return ValueError(f"{message}: line {self._lines_before + lines + 1} column {char - begin + 1} (char {char})")
-
-    def _more(self, size: int) -> bool:
-        """Drops what is consumed and reads on; whether there was anything more."""
-        if self._ended:
-            return False
-        content = self._file.read(size)
-        self._ended = not content
-        pending = len(self._decoder.getstate()[0])
-        self.bytes_before -= pending  # those are decoded with the new ones
-        more = self._decoder.decode(content, final=self._ended)
-        self.bytes_before += pending + len(content)
-        if not more:
-            return not self._ended
-        lines = self._text.count("\n", 0, self._at)
-        if lines:
-            self._lines_before += lines
-            self._line_begin = self._chars_before + self._text.rfind("\n", 0, self._at) + 1
-        self._chars_before += self._at
-        self._text = self._text[self._at :] + more
-        self._at = 0
-        return True

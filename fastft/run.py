@@ -14,21 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from fastft import files
+from fastft.audit import Findings, audit
 from fastft.config import TrainOptions, from_yaml
-from fastft.encode import EncodedSet, EncodingRules, encode
+from fastft.console import warn
+from fastft.encode import EncodedSet, EncodingRules, encode, name_rows
 from fastft.errors import UserError
+from fastft.json_rows import BadRecord
+from fastft.keywords import hidden_path
 from fastft.prompts import TEMPLATES, Template
-from fastft.records import (
-    BadRecord,
-    Record,
-    Split,
-    check_usable,
-    data_path,
-    describe_bad,
-    digest_of,
-    load_records,
-    split,
-)
+from fastft.records import Record, Split, check_usable, data_path, describe_bad, digest_of, load_records, split
 from fastft.token_cache import RecordFile, cache_for, pick
 from fastft.tokenizer import gpt2_tokenizer
 
@@ -146,12 +140,20 @@ class Data:
     """The malformed records that were left out."""
     parts: Split
     template: Template
+    taken_for: str | None = None
+    """How the file was read, where its name says something else."""
     seconds: float = 0.0
     """That reading has taken."""
 
     def describe_bad(self) -> str:
         """The malformed records in one line."""
         return describe_bad(self.source, len(self.records), self.bad)
+
+    def audit(self) -> Findings:
+        """What was read otherwise than it is written, what is not read, and what makes scores lie."""
+        if isinstance(self.records, RecordFile):
+            return self.records.audit(self.parts, self.template)
+        return audit(self.records, self.parts, self.template)
 
     def fingerprint(self) -> str:
         """SHA-256 over all records and their split: another order would put training rows into the test split."""
@@ -172,6 +174,25 @@ class Data:
         if limit > n_ctx:
             raise UserError(f"got --max_length {limit}, expected at most the model's context of {n_ctx}")
         rules = EncodingRules(options.mask_prompt, limit, options.too_long)
+        return self._encoded(name, rules)
+
+    def longer_than(self, n_ctx: int, options: TrainOptions) -> list[int]:
+        """The test rows that do not fit a model's context with their responses. Training does not read them, but what
+        comes after it does: so they are looked at before.
+
+        Raises:
+            UserError: there are some, and `--too_long` is `raise`.
+        """
+        # `--max_length` bounds what is trained on; a test row may be as long as the context.
+        rows = self._encoded("test", EncodingRules(True, n_ctx, "drop")).report.dropped
+        if rows and options.too_long == "raise":
+            raise UserError(
+                f"{len(rows)} test examples are longer than the model's context of {n_ctx} tokens: {name_rows(rows)}; "
+                "shorten them, or go on with --too_long drop: what the context has no room for is left out later"
+            )
+        return rows
+
+    def _encoded(self, name: str, rules: EncodingRules) -> EncodedSet:
         if isinstance(self.records, RecordFile):
             indices = getattr(self.parts, name)
             return self.records.encode(indices, self.template, gpt2_tokenizer(), rules, name=f"{name} examples")
@@ -181,21 +202,27 @@ class Data:
 def load_data(options: TrainOptions) -> Data:
     """Reads and splits the data of a run; a large file's records stay in the file (see `fastft.token_cache`)."""
     began = time.perf_counter()
-    path = data_path(options.data)
+    path, rules = data_path(options.data), options.reading_rules()
     cache = cache_for(path, options.token_cache) if path is not None else None
-    if path is None or cache is None:
-        held = load_records(options.data, skip_bad_records=options.skip_bad_records)
-        return _split(held.source, held.good, held.bad, options, began)
-    file = RecordFile.open(path, cache)
-    check_usable(str(path), len(file), file.bad, skip_bad_records=options.skip_bad_records)
-    return _split(str(path), file, file.bad, options, began)
+    found = (
+        load_records(options.data, skip_bad_records=options.skip_bad_records, rules=rules)
+        if path is None or cache is None
+        else RecordFile.open(path, cache, rules)
+    )
+    records, source = (found, str(path)) if isinstance(found, RecordFile) else (found.good, found.source)
+    check_usable(source, len(records), found.bad, skip_bad_records=options.skip_bad_records)
+    parts, template = split(len(records), options.split_seed), TEMPLATES[options.template]
+    return Data(source, records, found.bad, parts, template, found.taken_for, time.perf_counter() - began)
 
 
-def _split(
-    source: str, records: list[Record] | RecordFile, bad: list[BadRecord], options: TrainOptions, began: float
-) -> Data:
-    parts = split(len(records), options.split_seed)
-    return Data(source, records, bad, parts, TEMPLATES[options.template], time.perf_counter() - began)
+def warn_of_data(options: TrainOptions, data: Data) -> Findings:
+    """Warns of what is to be known of a run's data before it is trained on: one line for each thing; returns them."""
+    findings = data.audit()
+    for line in filter(None, (hidden_path("data", options.data), data.taken_for)):
+        warn(line)
+    for line in findings.lines():
+        warn(f"data: {line}")
+    return findings
 
 
 def data_of(run: Run) -> Data:

@@ -1,12 +1,14 @@
 """Large data sets: records read one by one, token ids in memory-mapped files, made once by several processes.
 
 What is made of a data file is kept in a folder of the cache whose name is the SHA-256 of everything that it depends
-on: the file's content, the template, the tokenizer, the mask options, the records chosen. Another content is another
-name, so nothing is ever out of date. A folder is written beside its place and renamed into it, and its DONE file holds
-the SHA-256 of every other file: a killed process leaves nothing that is used, and what is torn is made again.
+on: the file's content, what is a record of it, the template, the tokenizer, the mask options, the records chosen.
+Another content is another name, so nothing is ever out of date. A folder is written beside its place and renamed into
+it, and its DONE file holds the SHA-256 of every other file: a killed process leaves nothing that is used, and what is
+torn is made again.
 
     tokens-KEY/    ids.int32, offsets.int64, first_target.int64, rows.int64 (an `EncodedSet`), DONE
     records-KEY/   DONE alone: how many records a file holds, the malformed ones, a digest of them
+    audit-KEY/     DONE alone: what the audit found
     picked-KEY/    DONE alone: a few records, such as those that training answers as samples
 """
 
@@ -25,7 +27,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ import numpy.typing as npt
 import tiktoken
 
 from fastft import files
+from fastft.audit import Findings, audit
 from fastft.console import meter, say, warn
 from fastft.encode import (
     Chunk,
@@ -48,8 +51,9 @@ from fastft.encode import (
     texts_of,
 )
 from fastft.errors import FastftError, UserError
+from fastft.json_rows import BadRecord, Form
 from fastft.prompts import Template
-from fastft.records import BadRecord, Record, cache_folder, digest_of, stream_records
+from fastft.records import ReadingRules, Record, Split, cache_folder, digest_of, stream_records
 from fastft.tokenizer import Tokenizer, gpt2_tokenizer
 
 LARGE_FILE = 32 << 20
@@ -57,7 +61,7 @@ LARGE_FILE = 32 << 20
 some 5 s to encode at each start and a few hundred MB; smaller ones are not worth files on the disk."""
 
 _GZIP_RATIO = 4  # bytes of JSON text in a byte of .gz, roughly
-_FORMAT = 2  # to be raised when the same inputs would make other files
+_FORMAT = 3  # to be raised when the same inputs would make other files
 _DONE = "DONE"
 _DTYPES = {"ids": np.int32, "offsets": np.int64, "first_target": np.int64, "rows": np.int64}
 
@@ -162,36 +166,45 @@ class RecordFile:
     Attributes:
         path: the file.
         cache: where what is made of it is kept.
+        rules: what is a record of it.
         content: SHA-256 of the file.
         n: usable records.
         bad: the malformed ones.
         digest: `records.digest_of` the usable records.
+        taken_for: how the file is read, where its name says something else.
     """
 
     path: Path
     cache: TokenCache
+    rules: ReadingRules
     content: str
-    n: int
-    bad: list[BadRecord]
-    digest: str
+    n: int = 0
+    bad: list[BadRecord] = field(default_factory=list)
+    digest: str = ""
+    taken_for: str | None = None
 
     @classmethod
-    def open(cls, path: Path, cache: TokenCache) -> RecordFile:
+    def open(cls, path: Path, cache: TokenCache, rules: ReadingRules | None = None) -> RecordFile:
         """Reads the file once, where the cache does not know it yet.
 
         Raises:
             UserError: it cannot be read, or is not JSON.
         """
-        content = _sha256_of_data(path)
-        unread = cls(path, cache, content, 0, [], "")
-        _, facts = unread._made("records", {}, lambda _: _survey(path))
-        return replace(unread, n=facts["n"], bad=[BadRecord(*bad) for bad in facts["bad"]], digest=facts["digest"])
+        unread = cls(path, cache, rules or ReadingRules(), _sha256_of_data(path))
+        _, facts = unread._made("records", {}, lambda _: _survey(path, unread.rules))
+        return replace(
+            unread,
+            n=facts["n"],
+            bad=[BadRecord(*bad) for bad in facts["bad"]],
+            digest=facts["digest"],
+            taken_for=Form(**facts["form"]).unlike_its_name(path),
+        )
 
     def __len__(self) -> int:
         return self.n
 
     def __iter__(self) -> Iterator[Record]:
-        return (record for record in stream_records(self.path) if isinstance(record, Record))
+        return (record for record in stream_records(self.path, self.rules) if isinstance(record, Record))
 
     def pick(self, indices: Indices) -> list[Record]:
         """The records with the given indices, in their order; a few are kept in the cache."""
@@ -202,7 +215,16 @@ class RecordFile:
             return {"records": [asdict(record) for record in pick(self, indices)]}
 
         _, facts = self._made("picked", {"indices": indices.tolist()}, make)
-        return [Record(**record) for record in facts["records"]]
+        return [Record(**{**record, "notes": tuple(record["notes"])}) for record in facts["records"]]
+
+    def audit(self, parts: Split, template: Template) -> Findings:
+        """What `fastft.audit.audit` finds in all records."""
+        key = {
+            "template": asdict(template),
+            "parts": [_digest_of_indices(indices) for indices in (parts.train, parts.test, parts.val)],
+        }
+        _, facts = self._made("audit", key, lambda _: asdict(audit(self, parts, template)))
+        return Findings(**facts)
 
     def encode(
         self,
@@ -228,7 +250,7 @@ class RecordFile:
             UserError: as `encode` does, or the cache cannot be written.
         """
         key = {
-            "indices": hashlib.sha256(np.ascontiguousarray(indices).data).hexdigest(),
+            "indices": _digest_of_indices(indices),
             "template": asdict(template),
             "tokenizer": identity_of(tokenizer),
             "rules": asdict(rules),
@@ -254,7 +276,7 @@ class RecordFile:
                 raise UserError(f"{self.path} has changed while it was read; start again when it is complete")
             return facts
 
-        return self.cache.get(what, {"content": self.content, "kind": _kind(self.path), **key}, make_of_the_same)
+        return self.cache.get(what, {"content": self.content, "reading": asdict(self.rules), **key}, make_of_the_same)
 
 
 def pick(records: Iterable[Record], indices: Indices) -> list[Record]:
@@ -268,6 +290,10 @@ def pick(records: Iterable[Record], indices: Indices) -> list[Record]:
         if index in wanted
     }
     return [found[index] for index in indices.tolist()]
+
+
+def _digest_of_indices(indices: Indices) -> str:
+    return hashlib.sha256(np.ascontiguousarray(indices).data).hexdigest()
 
 
 def identity_of(tokenizer: Tokenizer) -> Facts:
@@ -510,10 +536,11 @@ def _rearrange(folder: Path, order: Indices) -> None:
 # What is known of a data file
 
 
-def _survey(path: Path) -> Facts:
-    """Reads a data file once: how many usable records it holds, their digest, and the malformed ones."""
+def _survey(path: Path, rules: ReadingRules) -> Facts:
+    """Reads a data file once: how it is read, how many usable records it holds, their digest, the malformed ones."""
     n = 0
     bad: list[BadRecord] = []
+    forms: list[Form] = []
 
     def good(found: Iterable[Record | BadRecord]) -> Iterator[Record]:
         nonlocal n
@@ -526,8 +553,8 @@ def _survey(path: Path) -> Facts:
 
     with meter("reading MiB", -(-path.stat().st_size // _MIB)) as progress:
         read = _in_mib(progress.advance)
-        digest = digest_of(good(stream_records(path, read)))
-    return {"n": n, "digest": digest, "bad": [[one.row, one.reason] for one in bad]}
+        digest = digest_of(good(stream_records(path, rules, read=read, formed=forms.append)))
+    return {"n": n, "digest": digest, "bad": [[one.row, one.reason] for one in bad], "form": asdict(forms[0])}
 
 
 def _in_mib(advance: Callable[..., None]) -> Callable[[int], None]:
@@ -541,11 +568,6 @@ def _in_mib(advance: Callable[..., None]) -> Callable[[int], None]:
             advance(by=more)
 
     return read
-
-
-def _kind(path: Path) -> str:
-    """How the file is read."""
-    return "".join(suffix for suffix in path.suffixes if suffix in (".json", ".jsonl", ".gz"))
 
 
 def _sha256_of_data(path: Path) -> str:

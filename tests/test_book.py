@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
+from fastft.audit import audit
 from fastft.batch import IGNORE_INDEX, padded_batch
 from fastft.book import BookOrder
 from fastft.config import recipe_options
 from fastft.encode import EncodedSet, encode
 from fastft.engine import Engine
-from fastft.inspect import audit
 from fastft.model import GPT2Config
 from fastft.prompts import ALPACA, PHI3
 from fastft.records import Record, load_records, split

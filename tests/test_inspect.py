@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_records import made_records
 
+from fastft.audit import audit
 from fastft.cli import main
-from fastft.inspect import audit, padded_positions
+from fastft.inspect import padded_positions
 from fastft.prompts import ALPACA
 from fastft.records import Record, load_records, split
 
@@ -55,7 +56,7 @@ def test_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "validation prompts that also stand in train: 1: rows 40" in out
     assert "outputs that hold the response header, lost in extraction: 1: rows" in out
     assert "row 3 in its padded batch of 8:" in out
-    assert r"\n\n### Response:\nnumber 2<|endoftext|>" in out
+    assert r"'\n\n### Response:\nnumber 2' + end-of-text" in out
     prompt, supervised = (next(line for line in out.splitlines() if line.startswith(f"  {name} ")) for name in PARTS)
     assert "### Instruction:" in prompt
     assert "### Instruction:" not in supervised

@@ -11,6 +11,7 @@ import torch
 from fastft import perplexity
 from fastft.batch import from_padded
 from fastft.config import TrainOptions, to_yaml
+from fastft.encode import EncodedSet
 from fastft.errors import UserError
 from fastft.model import GPT2, config_for
 from fastft.perplexity import choice_accuracy, choice_likelihoods, response_perplexities
@@ -70,9 +71,10 @@ def test_likelihoods_of_choices_are_those_of_one_text_at_a_time(model: GPT2) -> 
     assert found[1] is None  # longer than the context
     for one, likely in ((records[0], found[0]), (records[2], found[2])):
         assert likely is not None
-        before = ALPACA.prompt(one.instruction, one.input) + ALPACA.response("")
-        for choice, likelihood in zip(CHOICES, likely, strict=True):
-            expected = log_probabilities(model, before, choice)
+        before = ALPACA.prompt(one.instruction, one.input, CHOICES) + ALPACA.response("")
+        # What the model is taught to say: the choices' texts, or their letters where the output is a letter.
+        for answer, likelihood in zip("ABC" if one.output == "C" else CHOICES, likely, strict=True):
+            expected = log_probabilities(model, before, answer)
             assert likelihood.tokens == len(expected)
             assert likelihood.total == pytest.approx(sum(expected), rel=1e-5)
             assert likelihood.per_token == pytest.approx(np.mean(expected), rel=1e-5)
@@ -107,7 +109,7 @@ def test_no_choices_that_fit_are_no_figure(run: Path) -> None:
 def test_perplexity_is_exp_of_the_mean_loss_of_all_response_tokens(run: Path, model: GPT2) -> None:
     losses = []
     for entry in ENTRIES[:3]:
-        prompt = ALPACA.prompt(entry["instruction"], entry["input"])
+        prompt = ALPACA.prompt(entry["instruction"], entry["input"], entry.get("choices", ()))
         losses.append([-x for x in log_probabilities(model, prompt, ALPACA.response(entry["output"]))])
     found = response_perplexities(run, ENTRIES)
     assert set(found) == {None, "x", "y"}
@@ -116,3 +118,30 @@ def test_perplexity_is_exp_of_the_mean_loss_of_all_response_tokens(run: Path, mo
     assert found["y"] == pytest.approx(math.exp(np.mean(losses[1])), rel=1e-4)
     with pytest.raises(UserError, match="context of 256"):
         response_perplexities(run, ENTRIES[3:])
+
+
+@pytest.mark.parametrize("outputs", ["letters", "texts"])
+def test_a_model_that_is_right_on_all_is_at_100_however_it_was_taught_to_say_so(
+    outputs: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was at chance where outputs are letters: the choices' texts are nothing that it was taught to say."""
+    entries = [
+        {
+            "instruction": f"Which is number {i}?", "input": "", "choices": [f"one {i}", f"two {i}", f"three {i}"],
+            "output": "ABC"[i % 3] if outputs == "letters" else f"{('one', 'two', 'three')[i % 3]} {i}",
+        }
+        for i in range(9)
+    ]  # fmt: skip
+
+    def losses(_: GPT2, encoded: EncodedSet) -> tuple[np.ndarray, np.ndarray]:
+        """Those of a model that has learned the outputs by heart."""
+        texts = [gpt2_tokenizer().decode(encoded[i][:-1].tolist()) for i in range(len(encoded))]
+        asked = [int(text.split("number ")[1].split("?")[0]) for text in texts]
+        said = [text.split("### Response:\n")[1] for text in texts]
+        wrong = np.array([text != entries[i]["output"] for i, text in zip(asked, said, strict=True)], dtype=float)
+        return 1 + wrong, np.ones(len(texts))
+
+    monkeypatch.setattr(perplexity, "_example_losses", losses)
+    found = choice_accuracy(run, entries)
+    assert found is not None
+    assert (found["total"]["n"], found["total"]["accuracy"], found["per_token"]["accuracy"]) == (9, 100, 100)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from fastft.encode import encode
 from fastft.errors import UserError
-from fastft.prompts import ALPACA, PHI3, TEMPLATES, Template
+from fastft.prompts import ALPACA, PHI3, TEMPLATES, Template, lettered
 from fastft.records import Record
 from fastft.tokenizer import END_OF_TEXT, gpt2_tokenizer
 
@@ -29,6 +29,48 @@ PREAMBLE = (
 def test_the_exact_strings(template: Template, input: str, prompt: str, response: str) -> None:
     assert template.prompt("Spell it.", input) == prompt
     assert template.response("C-A-T") == response
+
+
+CHOICES = ["owl", "a tool"]
+
+
+@pytest.mark.parametrize(
+    ("template", "input", "prompt"),
+    [
+        (ALPACA, "", PREAMBLE + "What is it?\n\n### Options:\nA. owl\nB. a tool"),
+        (ALPACA, "eyes", PREAMBLE + "What is it?\n\n### Input:\neyes\n\n### Options:\nA. owl\nB. a tool"),
+        (PHI3, "", "<|user|>\nWhat is it?\nA. owl\nB. a tool"),
+        (PHI3, "eyes", "<|user|>\nWhat is it?\neyes\nA. owl\nB. a tool"),
+    ],
+)
+def test_options_stand_in_the_prompt_with_their_letters(template: Template, input: str, prompt: str) -> None:
+    assert template.prompt("What is it?", input, CHOICES) == prompt
+    record = Record(instruction="What is it?", input=input, output="owl", extra={"choices": CHOICES})
+    assert template.prompt_of(record) == prompt
+    encoded = encode([record], template, gpt2_tokenizer(), mask_prompt=True, max_length=1024)
+    taught = gpt2_tokenizer().decode(encoded[0][:-1].tolist())
+    assert taught == prompt + template.response("owl")
+
+
+OPTION = st.text(st.sampled_from("aA. B\n"), min_size=1, max_size=9).filter(str.strip)
+OPTIONS = st.lists(OPTION, min_size=2, max_size=4)
+
+
+@given(one=OPTIONS, other=OPTIONS)
+def test_other_options_make_another_prompt(one: list[str], other: list[str]) -> None:
+    """Also where an option holds a line that looks like the next option."""
+    for template in TEMPLATES.values():
+        assert (template.prompt("a", "", one) == template.prompt("a", "", other)) == (one == other)
+
+
+def test_an_option_cannot_pass_for_two() -> None:
+    assert lettered(["a", "b\nB. c"]) != lettered(["a\nB. b", "c"])
+    assert lettered(["a\nB. b", "c"]) == "A. a\n   B. b\nB. c"
+
+
+def test_more_options_than_letters_are_our_own_mistake() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        lettered(["a"] * 27)
 
 
 def test_templates_are_found_by_name() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_records import made_records
 
-from fastft import files, records
+from fastft import files, json_rows, records
 from fastft.errors import UserError
-from fastft.records import Record, load_records, split
+from fastft.json_rows import BadRecord
+from fastft.records import (
+    END_TAKEN,
+    NOT_A_NUMBER,
+    REPEATED_KEY,
+    ReadingRules,
+    Record,
+    load_records,
+    split,
+    stream_records,
+)
 
 RECORDS = made_records(5)
 ARRAY = json.dumps(RECORDS, ensure_ascii=False).encode()
@@ -58,7 +69,7 @@ def parsed_whole(content: bytes) -> str:
 
 def parsed_by_parts(path: Path) -> str:
     try:
-        rows = list(records._rows(path, lambda _: None))
+        rows = list(json_rows.json_rows(path))
     except UserError as error:
         return str(error).removeprefix(f"{path} is not JSON: ").removesuffix("; expected an array of objects")
     assert [row for row, _ in rows] == list(range(1, len(rows) + 1))
@@ -89,7 +100,7 @@ def test_an_array_read_by_parts_is_the_array_read_whole(
     path = tmp_path_factory.getbasetemp() / "parts.json"
     path.write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records, "_READ_BYTES", read_bytes)
+        patch.setattr(json_rows, "_READ_BYTES", read_bytes)
         got, expected = parsed_by_parts(path), parsed_whole(content)
     assert got.replace("Expecting value", "Illegal trailing comma before end of array") == expected or got == expected
 
@@ -124,8 +135,8 @@ def test_bad_records_stop_unless_they_are_skipped(tmp_path: Path) -> None:
 @pytest.mark.parametrize("given_input", [{}, {"input": None}, {"input": ""}], ids=["missing", "null", "empty"])
 def test_the_input_may_be_left_out(given_input: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "data.json"
-    path.write_text(json.dumps([{"instruction": "a", "output": "", **given_input}]))
-    assert load_records(str(path)).good == [Record(instruction="a", output="", row=1)]
+    path.write_text(json.dumps([{"instruction": "a", "output": "b", **given_input}]))
+    assert load_records(str(path)).good == [Record(instruction="a", output="b", row=1)]
 
 
 def test_further_keys_are_kept_and_written_back(tmp_path: Path) -> None:
@@ -156,6 +167,178 @@ def test_category_and_choices_of_a_record(tmp_path: Path) -> None:
 def test_the_right_choice_is_named_by_its_text_before_its_letter(output: str, index: int | None) -> None:
     choices = ["B", "y", "z"] if output == "B" else ["x", "y", "z"]
     assert records.right_choice(output, choices) == index
+
+
+def read_one(entry: dict[str, Any], tmp_path: Path, **rules: Any) -> Record | BadRecord:
+    """The record that an entry becomes."""
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps([entry]))
+    (found,) = stream_records(path, ReadingRules(**rules))
+    return found
+
+
+def reason(entry: dict[str, Any], tmp_path: Path, **rules: Any) -> str:
+    found = read_one(entry, tmp_path, **rules)
+    assert isinstance(found, BadRecord), found
+    return found.reason
+
+
+# Other names
+
+
+@pytest.mark.parametrize(
+    ("entry", "as_entry", "notes"),
+    [
+        ({"context": "c", "response": "r"}, {"input": "c", "output": "r"}, ("context", "response")),
+        ({"context": "", "response": "r"}, {"output": "r", "context": ""}, ("response",)),
+        ({"context": "c", "output": "o"}, {"input": "c", "output": "o"}, ("context",)),
+        ({"input": "", "context": "c", "output": "o"}, {"input": "c", "output": "o"}, ("context",)),
+        ({"input": "i", "context": "c", "output": "o"}, {"input": "i", "output": "o", "context": "c"}, ()),
+        ({"output": "o", "response": "r"}, {"output": "o", "response": "r"}, ()),
+    ],
+    ids=["Dolly", "Dolly without a context", "context alone", "an empty input", "both inputs", "both outputs"],
+)
+def test_dollys_names_are_read_where_alpacas_hold_nothing(
+    entry: dict[str, Any], as_entry: dict[str, Any], notes: tuple[str, ...], tmp_path: Path
+) -> None:
+    found = read_one({"instruction": "q", **entry}, tmp_path)
+    assert isinstance(found, Record)
+    assert found.as_entry() == {"instruction": "q", "input": "", **as_entry}
+    assert found.notes == notes
+
+
+def test_an_alias_that_is_no_text_is_refused_as_its_field(tmp_path: Path) -> None:
+    assert reason({"instruction": "q", "response": ["r"]}, tmp_path) == "`output` is an array, expected text"
+    assert reason({"instruction": "q", "response": None}, tmp_path).startswith("`output` is missing")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("system", "You are a pirate."), ("history", [["hi", "hello"]]), ("history", "hi"), ("system", {"role": "x"})],
+)
+def test_what_only_a_chat_can_carry_is_refused(key: str, value: Any, tmp_path: Path) -> None:
+    entry = {"instruction": "a", "input": "", "output": "b", key: value}
+    said = reason(entry, tmp_path)
+    assert re.search(rf"`{key}` .* not read beside `instruction`; use the chat format.*`messages`", said)
+
+
+@pytest.mark.parametrize("nothing", [None, "", " ", [], {}])
+@pytest.mark.parametrize("key", ["system", "history"])
+def test_a_chats_key_that_carries_nothing_is_an_unknown_one(key: str, nothing: Any, tmp_path: Path) -> None:
+    found = read_one({"instruction": "a", "input": "", "output": "b", key: nothing}, tmp_path)
+    assert isinstance(found, Record)
+    assert found.extra == {key: nothing}
+
+
+def test_a_missing_key_is_named_beside_those_that_are_there(tmp_path: Path) -> None:
+    said = reason({"Instruction": "a", "Output": "b"}, tmp_path)
+    assert said == "`instruction` is missing, expected text; got the keys `Instruction`, `Output`"
+
+
+# The text of an end-of-text
+
+
+@pytest.mark.parametrize("tail", ["<|endoftext|>", "<|endoftext|>\n", " <|endoftext|><|endoftext|> "])
+def test_an_end_of_text_at_the_end_of_an_output_is_the_end(tail: str, tmp_path: Path) -> None:
+    entry = {"instruction": "a", "output": "b" + tail}
+    found = read_one(entry, tmp_path)
+    assert isinstance(found, Record)
+    assert found.output.strip() == "b"
+    assert found.notes == (END_TAKEN,)
+    kept = read_one(entry, tmp_path, end_of_text_in_data="keep")
+    assert isinstance(kept, Record)
+    assert (kept.output, kept.notes) == (entry["output"], ())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("instruction", "a <|endoftext|>"),
+        ("input", "<|endoftext|>"),
+        ("output", "b<|endoftext|>c"),
+        ("output", "b<|endoftext|>c<|endoftext|>"),
+        ("choices", ["b", "c<|endoftext|>"]),
+        ("context", "<|endoftext|>"),
+    ],
+)
+def test_an_end_of_text_elsewhere_is_refused_unless_it_is_kept(key: str, value: Any, tmp_path: Path) -> None:
+    entry = {"instruction": "a", "output": "b", key: value}
+    name = {"context": "input"}.get(key, key)
+    said = reason(entry, tmp_path)
+    assert said.startswith(f"`{name}` holds <|endoftext|>")
+    assert "--end_of_text_in_data keep" in said
+    assert isinstance(read_one(entry, tmp_path, end_of_text_in_data="keep"), Record)
+
+
+# Nothing
+
+
+@pytest.mark.parametrize("output", ["", " \n", "<|endoftext|>", "\u3000"])
+def test_an_empty_output_is_malformed_unless_it_is_allowed(output: str, tmp_path: Path) -> None:
+    entry = {"instruction": "a", "output": output}
+    assert reason(entry, tmp_path) == (
+        "`output` is empty, expected text; --allow_empty_output takes it as a response of nothing"
+    )
+    assert isinstance(read_one(entry, tmp_path, allow_empty_output=True), Record)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+def test_what_is_not_a_number_is_null(number: str, tmp_path: Path) -> None:
+    """As a category it had figures of its own, under the name nan; written back it was no JSON."""
+    path = tmp_path / "data.json"
+    path.write_text(
+        f'[{{"instruction": "a", "input": {number}, "output": "b", "category": {number}, "meta": [{{"n": {number}}}]}}]'
+    )
+    (record,) = load_records(str(path)).good
+    assert record.category is None
+    assert record.as_entry() == {
+        "instruction": "a", "input": "", "output": "b", "category": None, "meta": [{"n": None}],
+    }  # fmt: skip
+    assert record.notes == (NOT_A_NUMBER,)
+    assert records.category_of({"category": float(number)}) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"instruction": "a", "output": "b", "output": "c"}',
+        '{"instruction": "x", "instruction": "a", "output": "c"}',
+        '{"instruction": "a", "output": "c", "meta": {"n": 1, "n": 2}}',
+    ],
+)
+def test_a_key_that_stands_twice_is_noted(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(text)
+    (record,) = load_records(str(path)).good
+    assert (record.instruction, record.output, record.notes) == ("a", "c", (REPEATED_KEY,))
+
+
+# Choices
+
+
+@pytest.mark.parametrize(
+    ("output", "answers"),
+    [
+        ("owl", ["owl", "tool"]),
+        (" tool\n", [" owl\n", " tool\n"]),
+        ("B", ["A", "B"]),
+        ("A ", ["A ", "B "]),
+    ],
+)
+def test_a_choice_is_said_as_the_output_says_the_right_one(output: str, answers: list[str]) -> None:
+    record = Record(instruction="a", output=output, extra={"choices": ["owl", "tool"]})
+    assert records.answers_of(record) == answers
+    assert record.output in answers
+
+
+def test_a_choice_that_is_anothers_letter() -> None:
+    def ambiguous(output: str, *choices: str) -> bool:
+        return records.letter_names_another(Record(instruction="a", output=output, extra={"choices": list(choices)}))
+
+    assert ambiguous("B", "B", "C")
+    assert not ambiguous("A", "A", "B")
+    assert not ambiguous("A", "owl", "tool")
+    assert not ambiguous("owl", "owl", "tool")
 
 
 @given(text=st.text(st.characters(), max_size=20))  # halves of surrogate pairs among them

@@ -22,12 +22,13 @@ from small_records import made_records
 from token_cache_builder import build
 
 from fastft import token_cache
+from fastft.audit import audit
 from fastft.cli import main
 from fastft.config import TrainOptions
 from fastft.encode import EncodedSet, EncodingRules, TooLong, encode
 from fastft.errors import FastftError, UserError
 from fastft.prompts import ALPACA, PHI3, Template
-from fastft.records import Record, load_records, split
+from fastft.records import ReadingRules, Record, load_records, split
 from fastft.run import load_data, read_metrics
 from fastft.token_cache import RecordFile, TokenCache, cache_for, encode_chunks, identity_of, pick
 from fastft.tokenizer import gpt2_tokenizer
@@ -105,7 +106,7 @@ RECORD = st.builds(
     },
     TEXT.filter(str.strip),
     st.sampled_from(["", "cat", "é"]),
-    TEXT,
+    TEXT.filter(str.strip),
     st.integers(0, 40),
 )
 
@@ -204,6 +205,47 @@ def test_what_changes_ids_changes_the_key(data: Path, cache: TokenCache) -> None
     write_lines(data, made_records(60)[::-1])
     assert_same(cached(data, cache), plain(data))
     assert len(folders(cache)) == 9
+
+
+def test_what_is_a_record_is_part_of_every_key(tmp_path: Path, cache: TokenCache) -> None:
+    """The same content under other rules is other records, ids and findings."""
+    entries = made_records(60)
+    entries[1]["output"] += "<|endoftext|>"
+    entries[2]["output"] = ""
+    data = write_lines(tmp_path / "data.jsonl", entries)
+    made = []
+    for number, rules in enumerate(
+        [ReadingRules("keep", True), ReadingRules("keep"), ReadingRules("refuse", True), ReadingRules()], start=1
+    ):
+        for _ in ("made", "found"):
+            file = RecordFile.open(data, cache, rules)
+            held = load_records(str(data), skip_bad_records=True, rules=rules).good
+            assert list(file) == held
+            parts = split(len(file))
+            encoded = file.encode(parts.train, ALPACA, TOKENIZER, RULES, workers=1)
+            assert_same(encoded, encode([held[i] for i in parts.train], ALPACA, TOKENIZER, **rules_of(RULES)))
+            assert file.audit(parts, ALPACA) == audit(held, parts, ALPACA)
+            assert file.pick(np.array([1, 0])) == [held[1], held[0]]
+        made.append(encoded.fingerprint())
+        for what in ("records", "tokens", "audit", "picked"):
+            assert len(folders(cache, what)) == number, what
+    assert len(set(made)) == 4
+
+
+def test_the_audit_is_of_a_split_and_a_template(data: Path, cache: TokenCache) -> None:
+    file = RecordFile.open(data, cache)
+    for parts, template in ((split(60), ALPACA), (split(60, 1), ALPACA), (split(60), PHI3), (split(60), ALPACA)):
+        file.audit(parts, template)
+    assert len(folders(cache, "audit")) == 3
+
+
+def test_the_name_decides_nothing_but_what_is_said(data: Path, cache: TokenCache, tmp_path: Path) -> None:
+    expected = cached(data, cache)
+    renamed = data.rename(tmp_path / "data.json")
+    assert_same(cached(renamed, cache), expected)
+    assert len(folders(cache)) == len(folders(cache, "records")) == 1
+    said = RecordFile.open(renamed, cache).taken_for
+    assert said == f"{renamed} is taken for JSON lines by its content, not by its name"
 
 
 def test_the_same_content_elsewhere_is_the_same_key(data: Path, cache: TokenCache, tmp_path: Path) -> None:
