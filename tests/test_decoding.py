@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastft import decoding, ops
+from fastft import answers, ops, prefix, ragged
 from fastft.batch import from_padded
 from fastft.decoding import NO_STOP, Answer, decode, greedy, greedy_reference
 from fastft.inference import prepared
@@ -171,7 +171,7 @@ class TestManyAtOnce:
         whole = greedy(model("wider"), prompts, max_new_tokens=9, stop=NO_STOP)
         calls = []
         real = GPT2.hidden
-        monkeypatch.setattr(decoding, "_PROMPT_TOKENS", 12)
+        monkeypatch.setattr(answers, "PROMPT_TOKENS", 12)
         monkeypatch.setattr(
             GPT2,
             "hidden",
@@ -217,7 +217,7 @@ class TestMistakes:
         answers = expected(model("wider"), prompts, max_new_tokens=14, stop=stop)
         assert len({len(ids) for ids in answers}) > 1
         real_hidden, real_attention, real_drop = GPT2.hidden, ops.attention_decode, KVCache.drop
-        real_beginning = decoding.common_beginning
+        real_beginning = ragged.common_beginning
 
         def prompt_attention(
             q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None = None, **rest: Any
@@ -247,11 +247,11 @@ class TestMistakes:
             return real_beginning(prompts) + (mistake == "beginning one too long")
 
         functions = SimpleNamespace(linear=F.linear, scaled_dot_product_attention=prompt_attention)
-        monkeypatch.setattr(decoding, "F", functions)
+        monkeypatch.setattr(prefix, "F", functions)
         monkeypatch.setattr(ops, "attention_decode", attention)
         monkeypatch.setattr(GPT2, "hidden", hidden)
         monkeypatch.setattr(KVCache, "drop", drop)
-        monkeypatch.setattr(decoding, "common_beginning", beginning)
+        monkeypatch.setattr(ragged, "common_beginning", beginning)
         got = in_order(decode(model("wider"), prompts, max_new_tokens=14, stop=stop, batch_size=3))
         assert (got == answers) == (mistake == "none")
 

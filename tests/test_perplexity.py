@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastft import perplexity
+from fastft import ops, perplexity
 from fastft.batch import from_padded
 from fastft.config import TrainOptions, to_yaml
 from fastft.errors import UserError
@@ -116,3 +116,18 @@ def test_perplexity_is_exp_of_the_mean_loss_of_all_response_tokens(run: Path, mo
     assert found["y"] == pytest.approx(math.exp(np.mean(losses[1])), rel=1e-4)
     with pytest.raises(UserError, match="context of 256"):
         response_perplexities(run, ENTRIES[3:])
+
+
+def test_no_batch_waits_for_the_one_before_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels' plans are made from what the host has, and losses are read when the last batch has been asked for."""
+    happened: list[str] = []
+
+    def noted(name: str, real: Any) -> Any:
+        return lambda *args, **rest: (happened.append(name), real(*args, **rest))[1]
+
+    monkeypatch.setattr(perplexity, "_BATCH_SIZE", 1)
+    monkeypatch.setattr(ops, "planner", noted("planner", ops.planner))
+    monkeypatch.setattr(GPT2, "forward", noted("asked", GPT2.forward))
+    monkeypatch.setattr(torch.Tensor, "cpu", noted("read", torch.Tensor.cpu))
+    response_perplexities(run, ENTRIES)
+    assert happened == ["planner", "asked", "asked", "asked", "read", "read", "read"]
