@@ -32,6 +32,10 @@ LOOK_EVERY = 8
 """Steps from one look at the tokens to the next. A row idles for 1.5 times as many when its sequence ends, on average;
 a look costs the host as much as a few steps."""
 
+_REFILLS = 8
+"""New prompts are computed for so large a part of the rows at once: nothing of that is captured, so that a GPU is asked
+for it by hundreds of calls, as long as for several looks."""
+
 Ints = npt.NDArray[np.int64]
 
 
@@ -201,8 +205,7 @@ class _Decoder:
     def answers(self) -> Iterator[Answer]:
         """Yields each answer as it ends."""
         while self._waiting or self._row_of:
-            while some := next_prompts(self._waiting, self._own_length, self._rows.count(None)):
-                self._begin(some)
+            self._refill()
             is_busy = self._ask_for_steps()
             while len(self._looks) > is_busy:  # the last one is looked at when the next steps have been asked for
                 yield from self._take(self._looks.popleft())
@@ -214,6 +217,13 @@ class _Decoder:
     def _end_of(self, index: int) -> int:
         """The places that a prompt and its answer fill at the most: its last token is not put in."""
         return self._own_length(index) + self._request.limit(index) - 1
+
+    def _refill(self) -> None:
+        """Gives the rows that are free to prompts that wait, once it is worth what computing prompts costs."""
+        free = self._rows.count(None)
+        if free >= min(len(self._waiting), max(1, len(self._rows) // _REFILLS)):
+            while some := next_prompts(self._waiting, self._own_length, self._rows.count(None)):
+                self._begin(some)
 
     def _begin(self, indices: Sequence[int]) -> None:
         """Gives free rows to prompts: computes them, and chooses the first token of each answer."""
@@ -232,10 +242,11 @@ class _Decoder:
         request, state, n = self._request, self._state, len(indices)
         new = self._sent_prompts(indices, free)
         state.begin(new)
+        row = new.rows[new.number]
         visible = self._prefix.visible(new.W, self._device)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            self._cache.write(layer, new.rows[new.number], new.place, k, v)
+            self._cache.write(layer, row, new.place, k, v)
             keys, values = (padded(x, new.number, new.place, n, new.W) for x in (k, v))
             if layer == request.model.config.n_layer - 1:  # only the last tokens of the prompts are asked
                 return ops.attention_decode(q, keys, values, new.lengths, self._prefix.of(layer), request.impl)

@@ -119,7 +119,7 @@ def test_perplexity_is_exp_of_the_mean_loss_of_all_response_tokens(run: Path, mo
 
 
 def test_no_batch_waits_for_the_one_before_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernels' plans are made from what the host has, and losses are read when the last batch has been asked for."""
+    """Plans are made from what the host has, and losses are read when the last batch has been asked for."""
     happened: list[str] = []
 
     def noted(name: str, real: Any) -> Any:

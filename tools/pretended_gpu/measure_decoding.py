@@ -165,7 +165,9 @@ def main() -> None:
             if options.only in name:
                 rounds = [measure() for _ in range(options.rounds)]
                 middle = statistics.median(one.milliseconds for one in rounds)
-                print(f"{name:34}{middle:9.3f}" + "".join(f"{n:13.3f}" for n in rounds[-1].counted.values()), flush=True)
+                print(
+                    f"{name:34}{middle:9.3f}" + "".join(f"{n:13.3f}" for n in rounds[-1].counted.values()), flush=True
+                )
 
 
 if __name__ == "__main__":
