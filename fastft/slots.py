@@ -29,8 +29,8 @@ from fastft.prefix import Prefix, common_beginning, padded
 from fastft.sampling import Chosen, Uniforms, choose_there
 
 LOOK_EVERY = 8
-"""Steps from one look at the tokens to the next. A row idles for 1.5 times as many when its sequence ends, on average;
-a look costs the host as much as a few steps."""
+"""Steps from one look at the tokens to the next. When a sequence ends its row idles for 1.5 times as many, on average;
+with fewer, the host has less time for what it has read while the device is busy."""
 
 _REFILLS = 8
 """New prompts are computed for so large a part of the rows at once: nothing of that is captured, so that a GPU is asked
@@ -44,19 +44,21 @@ def answers(request: Request) -> Iterator[Answer]:
     return _Decoder(request).answers() if request.prompts else iter(())
 
 
-def sent(device: torch.device, *arrays: Sequence[int] | Ints) -> tuple[Tensor, ...]:
+def _sent(device: torch.device, *arrays: Sequence[int] | Ints) -> tuple[Tensor, ...]:
     """Each of the arrays on the device, int64: all in one copy, which is not waited for."""
     parts = [np.asarray(array, dtype=np.int64) for array in arrays]
-    whole = torch.from_numpy(np.concatenate(parts))
-    views: tuple[Tensor, ...] = _copied(whole, device).split([len(part) for part in parts])
+    whole = _for_copying(np.concatenate(parts), device).to(device, non_blocking=True)
+    views: tuple[Tensor, ...] = whole.split([len(part) for part in parts])
     return views
 
 
-def _copied(x: Tensor, device: torch.device) -> Tensor:
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
+def _for_copying(array: npt.NDArray[np.generic], device: torch.device) -> Tensor:
+    """The array where a copy to the device starts from that is not waited for: a GPU's in pinned memory."""
+    x = torch.from_numpy(array)
+    return x.pin_memory() if device.type == "cuda" else x
 
 
-class Reading:
+class _Reading:
     """A copy of a tensor for the host, on its way from when it is made."""
 
     def __init__(self, x: Tensor) -> None:
@@ -94,7 +96,7 @@ class _Sequence:
 class _Look:
     """Tokens that were asked for: `steps` for each of `answers`; None for a row that has no prompt."""
 
-    reading: Reading
+    reading: _Reading
     steps: int
     answers: list[Answer | None]
 
@@ -195,7 +197,7 @@ class _Decoder:
         self._uniforms = Uniforms(request.sampling.seed, request.streams)
         self._state = _State(request, N, self._device)
         self._every_row = torch.arange(N, device=self._device)
-        (beginning,) = sent(self._device, prompts[0][: common_beginning(prompts)])
+        (beginning,) = _sent(self._device, prompts[0][: common_beginning(prompts)])
         self._prefix = Prefix(model, beginning, request.impl)
         most = max(self._end_of(index) for index in range(len(prompts))) + 1  # a row at its end still writes one
         head_dim = config.n_embd // config.n_head
@@ -235,7 +237,7 @@ class _Decoder:
             self._row_of[answer.index] = row
         self._make_room()
         chosen = self._compute_prompts(indices, free)
-        self._looks.append(_Look(Reading(chosen[None]), 1, [*answers]))
+        self._looks.append(_Look(_Reading(chosen[None]), 1, [*answers]))
 
     def _compute_prompts(self, indices: Sequence[int], free: Sequence[int]) -> Tensor:
         """Puts prompts into the rows `free`, `[n]` both: what was chosen behind them, `[n, 3]` of `choose_there`."""
@@ -256,7 +258,9 @@ class _Decoder:
         positions = new.place + self._prefix.length
         hidden = request.model.hidden(new.tokens, positions, attend, rows=new.last, impl=request.impl)
         seen = None if state.seen is None else state.seen.index_select(0, new.rows)
-        uniform = None if state.uniform is None else _copied(self._drawn(indices, 1), self._device).T
+        uniform = None
+        if state.uniform is not None:
+            uniform = self._drawn(indices, 1).to(self._device, non_blocking=True).T
         chosen = choose_there(request.model, hidden, request.sampling, seen=seen, uniform=uniform)
         state.take_first(new.rows, chosen)
         return chosen
@@ -269,7 +273,7 @@ class _Decoder:
         ids = [sorted(set(prompt)) if self._state.seen is not None else [] for prompt in prompts]
         return _Prompts(
             int(own.max()),
-            *sent(
+            *_sent(
                 self._device,
                 free,
                 own,
@@ -295,12 +299,12 @@ class _Decoder:
         self._make_room()
         answers = [None if sequence is None else sequence.answer for sequence in self._rows]
         if self._state.uniform is not None:
-            uniform = self._drawn([None if answer is None else answer.index for answer in answers], LOOK_EVERY)
-            self._state.uniform.copy_(_copied(uniform, self._device))
+            prompts = [None if answer is None else answer.index for answer in answers]
+            self._state.uniform.copy_(self._drawn(prompts, LOOK_EVERY), non_blocking=True)
         self._state.step.zero_()
         for _ in range(steps):
             self._graphs.run(self._cache.places, self._step)
-        self._looks.append(_Look(Reading(self._state.chosen), steps, answers))
+        self._looks.append(_Look(_Reading(self._state.chosen), steps, answers))
         return True
 
     def _make_room(self) -> None:
@@ -324,12 +328,12 @@ class _Decoder:
         state.take(choose_there(request.model, hidden, request.sampling, seen=state.seen, uniform=uniform))
 
     def _drawn(self, prompts: Sequence[int | None], steps: int) -> Tensor:
-        """The random numbers of the next steps, `[steps, n]` float64; where there is no prompt, zeros."""
+        """The random numbers of the next steps, `[steps, n]` float64 on the host; where there is no prompt, zeros."""
         numbers = np.zeros((steps, len(prompts)))
         for column, prompt in enumerate(prompts):
             if prompt is not None:
                 numbers[:, column] = self._uniforms.draw(prompt, steps)
-        return torch.from_numpy(numbers)
+        return _for_copying(numbers, self._device)
 
     def _take(self, look: _Look) -> Iterator[Answer]:
         """Gives the answers their tokens; yields those that end."""

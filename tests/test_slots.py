@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from talkers import SHAPES, VOCAB, expected, in_order, model, prompts_of, with_beginning
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from fastft import ops, slots
 from fastft.answers import Request
@@ -247,6 +248,46 @@ def has_mask(args: Sequence[Any]) -> bool:
     return any(isinstance(index, Tensor) and index.dtype == torch.bool for index in indices)
 
 
+class Repeated:
+    """In place of `fastft.cuda_graphs.Graphs`, what a replay does: the same operations on the same memory, whatever the
+    host's variables say by now. What it does first is recorded, as it is captured there."""
+
+    def __init__(self) -> None:
+        self.recorded: dict[Any, Recording] = {}
+        self.repetitions = 0
+
+    def run(self, key: Any, work: Callable[[], object]) -> None:
+        if key in self.recorded:
+            self.recorded[key].repeat()
+            self.repetitions += 1
+        else:
+            with Recording() as recording:
+                work()
+            self.recorded[key] = recording
+
+
+class Recording(TorchDispatchMode):
+    """Notes each operation, with what it was given and what it made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done: list[tuple[Any, Any, Any, list[Tensor]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        old = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
+        new = [x for x in made if x.untyped_storage().data_ptr() not in old]  # others are views, or changed in place
+        self.done.append((func, args, kwargs or {}, new))
+        return out
+
+    def repeat(self) -> None:
+        for func, args, kwargs, new in self.done:
+            out = func(*args, **kwargs)
+            for place, value in zip(new, tree_leaves(out) if new else (), strict=True):
+                place.copy_(value)
+
+
 class TestNothingWaits:
     @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "penalty", "drawn", "top p", "all"])
     def test_neither_steps_nor_prompts_are_read(self, monkeypatch: pytest.MonkeyPatch, sampling: Sampling) -> None:
@@ -285,6 +326,33 @@ class TestNothingWaits:
         list(decode(model("long"), prompts_of([2, 40, 17, 3]), decoder="slots", **rest))
         assert len(seen) > 180
         assert len(set(seen)) == len({places for places, *_ in seen}) == 2
+
+    @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "penalty", "drawn", "top p", "all"])
+    def test_a_step_that_is_only_done_again_gives_the_same_text(
+        self, monkeypatch: pytest.MonkeyPatch, sampling: Sampling
+    ) -> None:
+        prompts = [*prompts_of([2, 40, 17, 3, 90], seed=1), *prompts_of([30] * 4, seed=2)]
+        rest: dict[str, Any] = {"max_new_tokens": 120, "stop": 5, "batch_size": 3, "sampling": sampling}
+        wanted = answered(model("long"), prompts, "ragged", **rest)
+        made: list[Repeated] = []
+        monkeypatch.setattr(slots, "Graphs", lambda *_, **__: (made.append(Repeated()), made[-1])[1])
+        assert answered(model("long"), prompts, "slots", **rest) == wanted
+        assert made[0].repetitions > 50
+
+    def test_the_repetition_notices_what_is_put_elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A tensor in place of the one that is read next time, as in `lengths = lengths + 1`."""
+        rest: dict[str, Any] = {"max_new_tokens": 30, "stop": NO_STOP}
+        wanted = answered(model("long"), prompts_of([2, 40]), "slots", **rest)
+        real = slots._State.take
+
+        def take(self: slots._State, chosen: Tensor) -> None:
+            real(self, chosen)
+            self.lengths = self.lengths.clone()
+
+        monkeypatch.setattr(slots._State, "take", take)
+        assert answered(model("long"), prompts_of([2, 40]), "slots", **rest) == wanted
+        monkeypatch.setattr(slots, "Graphs", lambda *_, **__: Repeated())
+        assert answered(model("long"), prompts_of([2, 40]), "slots", **rest) != wanted
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: what is captured there is what runs here")
     @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "penalty", "drawn", "top p", "all"])
