@@ -332,22 +332,24 @@ class TestNothingWaits:
         self, monkeypatch: pytest.MonkeyPatch, sampling: Sampling
     ) -> None:
         prompts = [*prompts_of([2, 40, 17, 3, 90], seed=1), *prompts_of([30] * 4, seed=2)]
-        rest: dict[str, Any] = {"max_new_tokens": 120, "stop": 5, "batch_size": 3, "sampling": sampling}
+        rest: dict[str, Any] = {"max_new_tokens": 60, "stop": 5, "batch_size": 3, "sampling": sampling}
         wanted = answered(model("long"), prompts, "ragged", **rest)
         made: list[Repeated] = []
         monkeypatch.setattr(slots, "Graphs", lambda *_, **__: (made.append(Repeated()), made[-1])[1])
         assert answered(model("long"), prompts, "slots", **rest) == wanted
-        assert made[0].repetitions > 50
+        assert made[0].repetitions > 30
 
     def test_the_repetition_notices_what_is_put_elsewhere(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A tensor in place of the one that is read next time, as in `lengths = lengths + 1`."""
-        rest: dict[str, Any] = {"max_new_tokens": 30, "stop": NO_STOP}
+        rest: dict[str, Any] = {"max_new_tokens": 12, "stop": NO_STOP}
         wanted = answered(model("long"), prompts_of([2, 40]), "slots", **rest)
         real = slots._State.take
 
         def take(self: slots._State, chosen: Tensor) -> None:
+            old, before = self.lengths, self.lengths.clone()
             real(self, chosen)
-            self.lengths = self.lengths.clone()
+            self.lengths = old.clone()
+            old.copy_(before)
 
         monkeypatch.setattr(slots._State, "take", take)
         assert answered(model("long"), prompts_of([2, 40]), "slots", **rest) == wanted
