@@ -143,6 +143,7 @@ def _answer(
         batch_size=options.batch_size,
         sampling=options.sampling,
         streams=missing,
+        graphs=True,
     )
     with meter("responses", len(prompts), done=len(prompts) - len(missing)) as progress:
         for answer in ended:

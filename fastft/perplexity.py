@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from fastft import ops
 from fastft.batch import Batcher
 from fastft.encode import EncodedSet, EncodingRules, encoded_set, texts_of
 from fastft.errors import UserError
@@ -133,12 +134,18 @@ def _perplexities(model: GPT2, records: Sequence[Record], template: Template) ->
 @torch.no_grad()
 def _example_losses(model: GPT2, encoded: EncodedSet) -> tuple[Floats, Floats]:
     """The sum of each example's supervised losses, and their count, `[n]` each."""
-    losses = np.zeros(len(encoded))
+    device = model.wte.weight.device
+    impl = ops.resolve("auto", device)
+    batcher = Batcher(planner=ops.planner(impl))
+    batches, row_losses = [], []
     for begin in range(0, len(encoded), _BATCH_SIZE):
-        examples = np.arange(begin, min(begin + _BATCH_SIZE, len(encoded)))
-        batch = Batcher()(encoded, examples).to(model.wte.weight.device)
-        losses[examples] = batch.example_losses(model(batch)[1].double()).cpu().numpy()
-    return losses, (np.diff(encoded.offsets) - encoded.first_target).astype(np.float64)
+        batch = batcher(encoded, np.arange(begin, min(begin + _BATCH_SIZE, len(encoded))))
+        batches.append(batch)
+        row_losses.append(model(batch.to(device), impl=impl)[1])
+    # Read when all have been asked for: a GPU is not waited for between them.
+    losses = [batch.example_losses(rows.cpu().double()) for batch, rows in zip(batches, row_losses, strict=True)]
+    counts = np.diff(encoded.offsets) - encoded.first_target
+    return np.concatenate([np.zeros(0), *losses]), counts.astype(np.float64)
 
 
 def _is_right(record: Record, likely: Sequence[Likelihood]) -> tuple[bool, bool]:

@@ -9,8 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fastft.errors import UserError
 from fastft.model import GPT2
@@ -25,6 +27,12 @@ _BLOCK = 512
 
 _LEAST_TEMPERATURE = 1e-6
 """A logit divided by much less is no number any more."""
+
+NO_NUMBER = -1
+"""In place of a token: the row's logits are not numbers."""
+
+NO_OTHER = -1
+"""In place of the second best token: it does not come close."""
 
 _NO_NUMBERS = "the model's logits are not numbers: its weights are damaged, or its training went astray"
 
@@ -90,14 +98,25 @@ class Choice:
     near: Near | None = None
 
 
+class Uniforms:
+    """Uniform random numbers in [0, 1): each prompt has a stream of its own, and takes one for each of its tokens."""
+
+    def __init__(self, seed: int, streams: Sequence[int]) -> None:
+        self._streams = [np.random.default_rng([seed, stream]) for stream in streams]
+
+    def draw(self, prompt: int, count: int) -> npt.NDArray[np.float64]:
+        """The next `count` numbers of a prompt's stream."""
+        return self._streams[prompt].random(count)
+
+
 class Sampler:
-    """Chooses the next tokens of sequences, each by its prompt's number."""
+    """Chooses the next tokens of sequences, each by its prompt's number, and tells the host."""
 
     def __init__(self, sampling: Sampling, prompts: Sequence[Sequence[int]], streams: Sequence[int]) -> None:
         """Args: how to choose; the prompts; and which stream of random numbers each of them has."""
         self._sampling = sampling
         self._prompts = prompts
-        self._random = [np.random.default_rng([sampling.seed, stream]) for stream in streams]
+        self._uniforms = Uniforms(sampling.seed, streams)
 
     def choose(
         self, model: GPT2, hidden: Tensor, prompts: Sequence[int], answers: Sequence[Sequence[int]]
@@ -111,11 +130,12 @@ class Sampler:
             answers: `[n]`, the ids of each answer so far.
         """
         logits = model.logits_of(hidden)  # [n, V]
-        exact = logits.dtype not in (torch.bfloat16, torch.float16)
+        exact = _is_exact(logits)
+        penalty = self._sampling.repetition_penalty
         seen = None
-        if self._sampling.repetition_penalty != 1:
+        if penalty != 1:
             seen, logits = self._seen(prompts, answers, logits.device), logits.float()
-            logits[seen] = self._penalised(logits[seen])
+            logits[seen] = _penalised(logits[seen], penalty)
         if self._sampling.temperature:
             return [Choice(token) for token in self._drawn(logits, prompts)]
         rows, tokens = _near_best(logits, exact=exact)
@@ -126,7 +146,7 @@ class Sampler:
             if seen is not None:
                 is_seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
                 is_seen[seen] = True
-                scores = torch.where(is_seen[rows, tokens], self._penalised(scores), scores)
+                scores = torch.where(is_seen[rows, tokens], _penalised(scores, penalty), scores)
         return _best(len(logits), zip(rows.tolist(), tokens.tolist(), scores.tolist(), strict=True))
 
     def _seen(
@@ -138,37 +158,119 @@ class Sampler:
         rows, tokens = torch.tensor(places, dtype=torch.int64, device=device).view(-1, 2).unbind(1)
         return rows, tokens
 
-    def _penalised(self, values: Tensor) -> Tensor:
-        factor = self._sampling.repetition_penalty
-        return torch.where(values > 0, values / factor, values * factor)
-
     def _drawn(self, logits: Tensor, prompts: Sequence[int]) -> list[int]:
-        """One token of each row, by one uniform number of its sequence.
-
-        The number is looked up in the sums of the probabilities in the order of the ids. In the order of the
-        probabilities, a rounding that makes two of them change places would often change the token.
-        """
-        uniform = torch.tensor([[self._random[prompt].random()] for prompt in prompts], dtype=torch.float64)
-        wide = logits.double() / self._sampling.temperature  # [n, V]
-        upto = wide.masked_fill(wide < self._least(wide), -torch.inf).softmax(dim=-1).cumsum(dim=-1)
-        if not upto[:, -1].isfinite().all():
+        """One token of each row, by one uniform number of its sequence."""
+        uniform = torch.from_numpy(np.stack([self._uniforms.draw(prompt, 1) for prompt in prompts]))  # [n, 1]
+        tokens, are_numbers = _drawn(logits, uniform.to(logits.device), self._sampling)
+        if not are_numbers.all():
             raise UserError(_NO_NUMBERS)
-        # A uniform number is at most 1 - 2^-53, whose product with a sum of about 1 is rounded to less than that sum.
-        at = torch.searchsorted(upto, uniform.to(upto.device) * upto[:, -1:], right=True)
-        chosen: list[int] = at.squeeze(1).tolist()
+        chosen: list[int] = tokens.tolist()
         return chosen
 
-    def _least(self, wide: Tensor) -> Tensor:
-        """The least logit of each row, `[n, 1]`, that top-k and top-p leave to be drawn."""
-        V = wide.shape[1]
-        k = min(self._sampling.top_k or V, V)
-        if k == V and self._sampling.top_p == 1:
-            return wide.new_full((len(wide), 1), -torch.inf)
-        values = wide.topk(k, dim=-1).values
-        if self._sampling.top_p == 1:
-            return values[:, -1:]
-        before = values.softmax(dim=-1).cumsum(dim=-1) < self._sampling.top_p  # the next one is still needed
-        return values.gather(1, before.sum(dim=-1, keepdim=True).clamp(max=k - 1))
+
+def choose_there(
+    model: GPT2, hidden: Tensor, sampling: Sampling, *, seen: Tensor | None, uniform: Tensor | None
+) -> Tensor:
+    """The next token of each row, chosen as by `Sampler`, and left on the device: nothing here waits for it.
+
+    Where logits are rounded to 16 bits, `Sampler` sums the products of those that may be the best again in float32.
+    Which ones those are is not known here, so all are summed in float32 to begin with.
+
+    Args:
+        model: has the head.
+        hidden: `[n, C]`, the final hidden states.
+        sampling: how to choose.
+        seen: `[n, V]` bool, which tokens are there already; where there is a penalty for that.
+        uniform: `[n, 1]` float64 random numbers; where tokens are drawn.
+
+    Returns:
+        `[n, 3]` int64, for `Chosen`: the token, or `NO_NUMBER`; the second best where it comes close, or `NO_OTHER`;
+        and the bits of the float64 gap between them.
+    """
+    is_drawn = sampling.temperature != 0
+    logits = model.logits_of(hidden) if is_drawn or _is_exact(hidden) else _wide_logits(hidden, model.head)  # [n, V]
+    if seen is not None:
+        logits = logits.float()
+        logits = torch.where(seen, _penalised(logits, sampling.repetition_penalty), logits)
+    if uniform is not None:
+        tokens, are_numbers = _drawn(logits, uniform, sampling)
+        others, gaps = torch.full_like(tokens, NO_OTHER), torch.zeros_like(uniform[:, 0])
+    else:
+        tokens, others, gaps, are_numbers = _two_best(logits)
+    tokens = torch.where(are_numbers, tokens, NO_NUMBER)
+    return torch.stack([tokens, others, gaps.view(torch.int64)], dim=1)
+
+
+class Chosen:
+    """What `choose_there` has chosen in several steps, on the host."""
+
+    def __init__(self, table: Tensor) -> None:
+        """Args: `[steps, n, 3]` of `choose_there`, in host memory."""
+        self._tokens, self._others = table[..., 0].tolist(), table[..., 1].tolist()
+        self._gaps = table[..., 2].view(torch.float64).tolist()
+
+    def at(self, step: int, row: int) -> tuple[int, Near | None]:
+        """The token, and the second best where a greedy choice was a close one.
+
+        Raises:
+            UserError: the logits that it was chosen from are not numbers.
+        """
+        token, other = self._tokens[step][row], self._others[step][row]
+        if token == NO_NUMBER:
+            raise UserError(_NO_NUMBERS)
+        return token, None if other == NO_OTHER else Near(other, self._gaps[step][row])
+
+
+def _is_exact(x: Tensor) -> bool:
+    """Whether numbers of its dtype are told apart as closely as `NEAR` asks."""
+    return x.dtype not in (torch.bfloat16, torch.float16)
+
+
+def _wide_logits(hidden: Tensor, head: Tensor) -> Tensor:
+    """`[n, C]` and `[V, C]` of 16 bits -> `[n, V]` float32: the sums, not rounded again."""
+    if hidden.device.type == "cuda" and torch.version.hip is None:
+        return torch.mm(hidden, head.t(), out_dtype=torch.float32)
+    return F.linear(hidden.float(), head.float())
+
+
+def _penalised(values: Tensor, factor: float) -> Tensor:
+    return torch.where(values > 0, values / factor, values * factor)
+
+
+def _two_best(logits: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of each row `[V]` the best token, of equals the first; the second best where it comes close, else `NO_OTHER`; the
+    gap between them, float64; and whether the best logit is a number. The logits are overwritten."""
+    best, tokens = logits.max(dim=1)
+    second, others = logits.scatter_(1, tokens[:, None], -torch.inf).max(dim=1)
+    gaps = best.double() - second.double()
+    near = (gaps < NEAR) & (second >= best - NEAR)
+    return tokens, torch.where(near, others, NO_OTHER), gaps, best.isfinite()
+
+
+def _drawn(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """One token of each row `[n, V]`, by a uniform number `[n, 1]`; and whether the row's logits are numbers.
+
+    The number is looked up in the sums of the probabilities in the order of the ids. In the order of the
+    probabilities, a rounding that makes two of them change places would often change the token.
+    """
+    wide = logits.double() / sampling.temperature  # [n, V]
+    upto = wide.masked_fill(wide < _least(wide, sampling), -torch.inf).softmax(dim=-1).cumsum(dim=-1)
+    # A uniform number is at most 1 - 2^-53, whose product with a sum of about 1 is rounded to less than that sum.
+    at = torch.searchsorted(upto, uniform * upto[:, -1:], right=True)
+    return at.squeeze(1), upto[:, -1].isfinite()
+
+
+def _least(wide: Tensor, sampling: Sampling) -> Tensor:
+    """The least logit of each row, `[n, 1]`, that top-k and top-p leave to be drawn."""
+    V = wide.shape[1]
+    k = min(sampling.top_k or V, V)
+    if k == V and sampling.top_p == 1:
+        return wide.new_full((len(wide), 1), -torch.inf)
+    values = wide.topk(k, dim=-1).values
+    if sampling.top_p == 1:
+        return values[:, -1:]
+    before = values.softmax(dim=-1).cumsum(dim=-1) < sampling.top_p  # the next one is still needed
+    return values.gather(1, before.sum(dim=-1, keepdim=True).clamp(max=k - 1))
 
 
 def _best(n: int, scored: Iterable[tuple[int, int, float]]) -> list[Choice]:

@@ -3,63 +3,26 @@
 from __future__ import annotations
 
 import copy
-import functools
-from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from talkers import SHAPES, VOCAB, expected, in_order, model, prompts_of, with_beginning
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastft import decoding, ops
+from fastft import answers, ops, prefix, ragged
 from fastft.batch import from_padded
-from fastft.decoding import NO_STOP, Answer, decode, greedy, greedy_reference
+from fastft.decoding import NO_STOP, decode, greedy, greedy_reference
 from fastft.inference import prepared
 from fastft.kv_cache import KVCache
-from fastft.model import GPT2, SIZES, GPT2Config
+from fastft.model import GPT2, SIZES
 from fastft.sampling import NEAR, Sampling
 from fastft.tokenizer import END_OF_TEXT, gpt2_tokenizer
-
-VOCAB = 24
-SHAPES = {
-    "pico": GPT2Config(n_layer=2, n_head=2, n_embd=32, n_ctx=24, vocab_size=VOCAB),
-    "wider": GPT2Config(n_layer=2, n_head=3, n_embd=96, n_ctx=40, vocab_size=VOCAB, tie_head=False),
-    "long": GPT2Config(n_layer=1, n_head=2, n_embd=16, n_ctx=190, vocab_size=VOCAB, tie_head=False),
-}
-
-
-@functools.cache
-def model(shape: str, seed: int = 0) -> GPT2:
-    """Weights so large that each token depends on all before it; float64, so that no two logits are too close."""
-    torch.manual_seed(seed)
-    model = GPT2(SHAPES[shape]).double()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(std=1.0 if name.startswith(("wte", "wpe", "lm_head")) else 0.4)
-            else:
-                parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return model
-
-
-def prompts_of(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
-    rng = np.random.default_rng(seed)
-    return [rng.integers(0, VOCAB, length).tolist() for length in lengths]
-
-
-def expected(model: GPT2, prompts: list[list[int]], *, max_new_tokens: int, stop: int) -> list[list[int]]:
-    """One prompt at a time without a cache, up to the context's end."""
-    room = [min(max_new_tokens, model.config.n_ctx - len(prompt) + 1) for prompt in prompts]
-    return [
-        greedy_reference(model, prompt, max_new_tokens=most, stop=stop)
-        for prompt, most in zip(prompts, room, strict=True)
-    ]
 
 
 class TestGreedy:
@@ -138,15 +101,6 @@ class TestGreedy:
             assert torch.equal(parameter, model("wider").state_dict()[name])
 
 
-def in_order(answers: Iterable[Answer]) -> list[list[int]]:
-    return [answer.ids for answer in sorted(answers, key=lambda answer: answer.index)]
-
-
-def with_beginning(beginning: int, lengths: Sequence[int], seed: int) -> list[list[int]]:
-    common, *rest = prompts_of([beginning, *lengths], seed)
-    return [common + own for own in rest]
-
-
 class TestManyAtOnce:
     @settings(max_examples=80, deadline=None, derandomize=True)
     @given(
@@ -171,7 +125,7 @@ class TestManyAtOnce:
         whole = greedy(model("wider"), prompts, max_new_tokens=9, stop=NO_STOP)
         calls = []
         real = GPT2.hidden
-        monkeypatch.setattr(decoding, "_PROMPT_TOKENS", 12)
+        monkeypatch.setattr(answers, "PROMPT_TOKENS", 12)
         monkeypatch.setattr(
             GPT2,
             "hidden",
@@ -217,7 +171,7 @@ class TestMistakes:
         answers = expected(model("wider"), prompts, max_new_tokens=14, stop=stop)
         assert len({len(ids) for ids in answers}) > 1
         real_hidden, real_attention, real_drop = GPT2.hidden, ops.attention_decode, KVCache.drop
-        real_beginning = decoding.common_beginning
+        real_beginning = ragged.common_beginning
 
         def prompt_attention(
             q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor | None = None, **rest: Any
@@ -247,11 +201,11 @@ class TestMistakes:
             return real_beginning(prompts) + (mistake == "beginning one too long")
 
         functions = SimpleNamespace(linear=F.linear, scaled_dot_product_attention=prompt_attention)
-        monkeypatch.setattr(decoding, "F", functions)
+        monkeypatch.setattr(prefix, "F", functions)
         monkeypatch.setattr(ops, "attention_decode", attention)
         monkeypatch.setattr(GPT2, "hidden", hidden)
         monkeypatch.setattr(KVCache, "drop", drop)
-        monkeypatch.setattr(decoding, "common_beginning", beginning)
+        monkeypatch.setattr(ragged, "common_beginning", beginning)
         got = in_order(decode(model("wider"), prompts, max_new_tokens=14, stop=stop, batch_size=3))
         assert (got == answers) == (mistake == "none")
 

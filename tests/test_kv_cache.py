@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastft.kv_cache import KVCache
+from fastft.kv_cache import FixedCache, KVCache
 
 H, D, LAYERS = 2, 4, 2
 
@@ -82,3 +83,27 @@ def test_room_for_what_is_needed() -> None:
         cache.extend()
     assert cache.keys[0].shape == (2, H, 224, D)
     assert cache.values[0].isfinite().all()
+
+
+class TestFixedCache:
+    def test_it_grows_in_few_large_steps_and_keeps_what_it_holds(self) -> None:
+        cache = FixedCache(LAYERS, H, torch.zeros(1, dtype=torch.float64), D, rows=3, most=700)
+        sizes = []
+        for place in range(700):
+            cache.make_room(place + 1)
+            sizes.append(cache.places)
+            k = torch.full((3, H, D), float(place), dtype=torch.float64)
+            cache.write(1, torch.arange(3), torch.full((3,), place), k, -k)
+            assert cache.keys[1].isfinite().all()
+        assert sorted(set(sizes)) == [128, 256, 512, 700]
+        places = torch.arange(700).double()[None, None, :, None].expand(3, H, -1, D)
+        assert torch.equal(cache.keys[1], places)
+        assert torch.equal(cache.values[1], -places)
+        assert not cache.keys[0].any()
+
+    def test_short_sequences_take_no_more_than_they_need(self) -> None:
+        cache = FixedCache(LAYERS, H, torch.zeros(1), D, rows=3, most=20)
+        cache.make_room(3)
+        assert cache.places == 20
+        with pytest.raises(ValueError, match="got 21 places, expected at most 20"):
+            cache.make_room(21)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastft import perplexity
+from fastft import ops, perplexity
 from fastft.batch import from_padded
 from fastft.config import TrainOptions, to_yaml
 from fastft.encode import EncodedSet
@@ -145,3 +145,18 @@ def test_a_model_that_is_right_on_all_is_at_100_however_it_was_taught_to_say_so(
     found = choice_accuracy(run, entries)
     assert found is not None
     assert (found["total"]["n"], found["total"]["accuracy"], found["per_token"]["accuracy"]) == (9, 100, 100)
+
+
+def test_no_batch_waits_for_the_one_before_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans are made from what the host has, and losses are read when the last batch has been asked for."""
+    happened: list[str] = []
+
+    def noted(name: str, real: Any) -> Any:
+        return lambda *args, **rest: (happened.append(name), real(*args, **rest))[1]
+
+    monkeypatch.setattr(perplexity, "_BATCH_SIZE", 1)
+    monkeypatch.setattr(ops, "planner", noted("planner", ops.planner))
+    monkeypatch.setattr(GPT2, "forward", noted("asked", GPT2.forward))
+    monkeypatch.setattr(torch.Tensor, "cpu", noted("read", torch.Tensor.cpu))
+    response_perplexities(run, ENTRIES)
+    assert happened == ["planner", "asked", "asked", "asked", "read", "read", "read"]

@@ -8,12 +8,14 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
 from fastft.errors import UserError
 from fastft.model import GPT2
-from fastft.sampling import GREEDY, NEAR, Choice, Sampler, Sampling
+from fastft.sampling import GREEDY, NEAR, Choice, Chosen, Sampler, Sampling, Uniforms, choose_there
 
 V = 50
 
@@ -159,6 +161,71 @@ class TestPenalty:
         sampler = Sampler(Sampling(repetition_penalty=1.001), [[4]], [0])
         (choice,) = sampler.choose(model_of(head[:7]), hidden, [0], [[]])
         assert choice.token == 3
+
+
+class TestChosenThere:
+    """What is chosen without being told to the host is what `Sampler` chooses."""
+
+    @settings(max_examples=60, deadline=None, derandomize=True)
+    @given(
+        dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+        penalty=st.sampled_from([1.0, 1.3, 0.8]),
+        drawn=st.sampled_from([{}, {"temperature": 0.7}, {"temperature": 1.5, "top_k": 7, "top_p": 0.8}]),
+        width=st.sampled_from([1, 2, V, 1030]),
+        copies=st.booleans(),
+        seed=st.integers(0, 10_000),
+    )
+    def test_tokens_and_close_seconds(
+        self, dtype: torch.dtype, penalty: float, drawn: dict[str, Any], width: int, copies: bool, seed: int
+    ) -> None:
+        generator, C = torch.Generator().manual_seed(seed), 16
+        hidden = torch.randn(9, C, generator=generator).to(dtype)
+        head = torch.randn(width, C, generator=generator).to(dtype)
+        if copies:  # every second token has the logit of the one before it
+            head[1::2] = head[: width - width % 2 : 2]
+        model = cast(GPT2, SimpleNamespace(head=head, logits_of=lambda hidden: hidden @ head.T))
+        sampling = Sampling(repetition_penalty=penalty, **drawn)
+        prompts = np.random.default_rng(seed).integers(0, width, (9, 12)).tolist()
+        wanted = Sampler(sampling, prompts, range(9)).choose(model, hidden, range(9), [[] for _ in range(9)])
+        seen, uniforms = torch.zeros(9, width, dtype=torch.bool), Uniforms(sampling.seed, range(9))
+        for row, prompt in enumerate(prompts):
+            seen[row, prompt] = True
+        uniform = torch.tensor(np.stack([uniforms.draw(row, 1) for row in range(9)]))
+        table = choose_there(
+            model, hidden, sampling, seen=None if penalty == 1 else seen, uniform=uniform if drawn else None
+        )
+        got = [Chosen(table[None]).at(0, row) for row in range(9)]
+        assert [token for token, _ in got] == [choice.token for choice in wanted]
+        for (_, near), choice in zip(got, wanted, strict=True):
+            assert (near is None) == (choice.near is None)
+            if near is not None and choice.near is not None:
+                assert near.other == choice.near.other
+                assert near.gap == pytest.approx(choice.near.gap, abs=1e-5)
+        if copies and width > 2 and not drawn and penalty == 1:
+            assert sum(near is not None for _, near in got) >= 8  # that of an odd width has one token without a twin
+
+    def test_numbers_are_drawn_ahead(self) -> None:
+        """A stream gives the same numbers one by one and several at a time; others change nothing."""
+        one, several = Uniforms(7, [4, 9]), Uniforms(7, [4, 9])
+        several.draw(1, 3)
+        ahead = [*several.draw(0, 5), *several.draw(0, 2)]
+        assert [float(one.draw(0, 1)[0]) for _ in range(7)] == ahead
+        assert len({*ahead, *one.draw(1, 7)}) == 14
+
+    @pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+    @pytest.mark.parametrize(
+        "drawn", [{}, {"temperature": 1.0}, {"temperature": 1.0, "top_k": 3, "top_p": 0.5}], ids=str
+    )
+    def test_logits_that_are_no_numbers_are_told_when_they_are_read(self, wrong: float, drawn: dict[str, Any]) -> None:
+        logits = torch.randn(3, V, generator=torch.Generator().manual_seed(0))
+        logits[1, 5] = wrong
+        model = cast(GPT2, SimpleNamespace(head=None, logits_of=lambda hidden: hidden.clone()))
+        uniform = torch.full((3, 1), 0.5, dtype=torch.float64) if drawn else None
+        table = Chosen(choose_there(model, logits, Sampling(**drawn), seen=None, uniform=uniform)[None])
+        if not drawn:
+            assert [table.at(0, row)[0] for row in (0, 2)] == logits[[0, 2]].argmax(-1).tolist()
+        with pytest.raises(UserError, match="not numbers"):
+            table.at(0, 1)
 
 
 @pytest.mark.parametrize(
