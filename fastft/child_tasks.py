@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
+import signal
 import subprocess
+import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import IO, Any
-
-import torch
 
 Found = dict[str, Any]
 """What a task found: something that JSON can say. One that failed has `error`, and nothing else."""
@@ -48,34 +51,47 @@ def serve(tasks: Sequence[str], do: Callable[[str], Found]) -> None:
                 os._exit(1)  # an orderly end would wait for the context
 
 
-def run_apart(command: Sequence[str], tasks: Sequence[str], *, silence: float) -> Iterator[tuple[str, Found]]:
+def run_apart(
+    command: Sequence[str],
+    tasks: Sequence[str],
+    *,
+    silence: float,
+    until: float = math.inf,
+    log: Path | None = None,
+) -> Iterator[tuple[str, Found]]:
     """Each task and what it found, in child processes.
 
     Args:
         command: what to start; the names of the tasks come as further arguments, and it is to call `serve` with them.
         tasks: their names, each once.
         silence: seconds without a line after which a child counts as hung.
+        until: the `time.monotonic()` at which the child is ended; its task has failed, and the others are not begun.
+        log: a file that what the children print is added to.
     """
     waiting = list(tasks)
-    while waiting:
-        for task, found in _child(command, tuple(waiting), silence):
+    while waiting and time.monotonic() < until:
+        for task, found in _child(command, tuple(waiting), silence, until, log):
             waiting.remove(task)
             yield task, found
 
 
-def _child(command: Sequence[str], tasks: Sequence[str], silence: float) -> Iterator[tuple[str, Found]]:
+def _child(
+    command: Sequence[str], tasks: Sequence[str], silence: float, until: float, log: Path | None
+) -> Iterator[tuple[str, Found]]:
     """One child, until it ends: what was found, and that the task which it was at has failed.
 
     Where it did not come to the first one, all have: no other child will.
     """
     unsaid = list(tasks)
-    with tempfile.TemporaryFile() as errors:
-        child = subprocess.Popen([*command, *tasks], stdout=subprocess.PIPE, stderr=errors, text=True)
+    with tempfile.TemporaryFile() if log is None else log.open("ab+") as errors:
+        child = subprocess.Popen(
+            [*command, *tasks], stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True
+        )
         why = "its process ended"
         try:
-            for line in _lines(child.stdout, silence):
+            for line in _lines(child.stdout, silence, until):
                 if line is None:
-                    why = f"nothing came for {silence:g} s"
+                    why = "the time was over" if time.monotonic() >= until else f"nothing came for {silence:g} s"
                     break
                 said = json.loads(line)
                 if "found" in said:
@@ -84,14 +100,15 @@ def _child(command: Sequence[str], tasks: Sequence[str], silence: float) -> Iter
                 else:
                     unsaid = [said["task"]]
         finally:
-            child.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)  # and what it has started: compilers, profilers
             status = child.wait()
         for task in unsaid:
             yield task, {"error": f"{why} (status {status}): {_last_words(errors)}"}
 
 
-def _lines(stream: IO[str] | None, silence: float) -> Iterator[str | None]:
-    """The lines as they come; None where none came for so many seconds."""
+def _lines(stream: IO[str] | None, silence: float, until: float) -> Iterator[str | None]:
+    """The lines as they come; None where none came for so many seconds, or in time."""
     assert stream is not None
     lines: queue.Queue[str] = queue.Queue()
 
@@ -104,7 +121,7 @@ def _lines(stream: IO[str] | None, silence: float) -> Iterator[str | None]:
     threading.Thread(target=read, daemon=True).start()
     while True:
         try:
-            line = lines.get(timeout=silence)
+            line = lines.get(timeout=max(0.0, min(silence, until - time.monotonic())))
         except queue.Empty:
             yield None
             return
@@ -117,8 +134,7 @@ def _found(task: str, do: Callable[[str], Found]) -> Found:
     """What a task found; its kernels are waited for, so that their errors are its own."""
     try:
         found = do(task)
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
+        _wait_for_gpu()
     except Exception as error:
         return {"error": f"{type(error).__name__}: {str(error)[:_LAST_WORDS]}"}
     return found
@@ -126,11 +142,17 @@ def _found(task: str, do: Callable[[str], Found]) -> Found:
 
 def _is_broken() -> bool:
     try:
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
+        _wait_for_gpu()
     except Exception:
         return True
     return False
+
+
+def _wait_for_gpu() -> None:
+    """Waits for what a task has asked of a GPU, if it has; a process that needs no torch does not load it for this."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def _say(out: IO[str], line: Found) -> None:

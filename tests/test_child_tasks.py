@@ -5,28 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
+from unittest.mock import ANY
 
+import child_of_tasks
 import pytest
 
 from fastft import child_tasks
-from fastft.child_tasks import Found
 
-COMMAND = [sys.executable, __file__]
-
-
-def do(task: str) -> Found:
-    match task:
-        case "abort":
-            os.write(2, b"what broke\n")
-            os.abort()
-        case "raise":
-            raise ValueError("a mistake")
-        case "hang":
-            time.sleep(600)
-        case "print":
-            print("not a line of the protocol")
-            os.write(1, b"nor this\n")
-    return {"did": task}
+COMMAND = [sys.executable, str(Path(child_of_tasks.__file__))]
 
 
 def test_each_task_that_fails_costs_itself_alone() -> None:
@@ -39,8 +26,17 @@ def test_each_task_that_fails_costs_itself_alone() -> None:
 
 
 def test_a_task_that_hangs_is_ended() -> None:
-    found = dict(child_tasks.run_apart(COMMAND, ["hang", "last"], silence=8))
-    assert found == {"hang": {"error": "nothing came for 8 s (status -9): no word"}, "last": {"did": "last"}}
+    found = dict(child_tasks.run_apart(COMMAND, ["hang", "last"], silence=5))
+    assert found == {"hang": {"error": "nothing came for 5 s (status -9): no word"}, "last": {"did": "last"}}
+
+
+def test_an_end_in_time(tmp_path: Path) -> None:
+    """The task that it comes in has failed, and none is begun behind it."""
+    until, log = time.monotonic() + 5, tmp_path / "log"
+    found = dict(child_tasks.run_apart(COMMAND, ["print", "hang", "last"], silence=600, until=until, log=log))
+    assert found == {"print": {"did": "print"}, "hang": {"error": ANY}}
+    assert "the time was over" in found["hang"]["error"]
+    assert "nor this" in log.read_text()
 
 
 def test_a_child_that_does_not_begin_fails_all() -> None:
@@ -60,11 +56,7 @@ def test_a_broken_context_ends_the_child(monkeypatch: pytest.MonkeyPatch, capfd:
     monkeypatch.setattr(child_tasks, "_is_broken", lambda: True)
     monkeypatch.setattr(os, "_exit", leave)
     with pytest.raises(SystemExit):
-        child_tasks.serve(["one", "raise", "last"], do)
+        child_tasks.serve(["one", "raise", "last"], child_of_tasks.do)
     assert ended == [1]
     said = capfd.readouterr().out.splitlines()
     assert said[-1] == '{"task": "raise", "found": {"error": "ValueError: a mistake"}}'
-
-
-if __name__ == "__main__":
-    child_tasks.serve(sys.argv[1:], do)
