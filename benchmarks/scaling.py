@@ -64,7 +64,8 @@ def measure(options: argparse.Namespace, device: str) -> dict[str, Any]:
     batcher = common.batcher_of(engine)
     steps: dict[int, list[float]] = {n: [] for n in options.examples}
     attention: dict[int, list[float]] = {n: [] for n in options.examples}
-    batches = {n: batcher(encoded, np.arange(n)).to(device) for n in options.examples}
+    on_host = {n: batcher(encoded, np.arange(n)) for n in options.examples}
+    batches = {n: batch.to(device) for n, batch in on_host.items()}
     for turn in range(options.rounds + 1):  # the first round warms up
         for n in options.examples:
             for _ in range(common.WARMUP if turn == 0 else 1):
@@ -81,7 +82,7 @@ def measure(options: argparse.Namespace, device: str) -> dict[str, Any]:
             {
                 "examples": n,
                 "tokens": batches[n].tokens.numel(),
-                "visible_pairs": visible_pairs(batches[n]),
+                "visible_pairs": visible_pairs(on_host[n]),
                 "step_seconds": common.spread(steps[n]),
                 "attention_seconds": common.spread(attention[n]),
             }
