@@ -118,7 +118,7 @@ def _wait(day: Day, compiling: threading.Thread) -> None:
 
 
 def environment(work: Path, out: Path) -> dict[str, str]:
-    """What the children get: this checkout, the kit's packages and data, caches of their own, no network."""
+    """What the children get: this checkout, the kit's packages and data, new caches if there are none, no network."""
     site = work / "site"
     for wheel in sorted(KIT.glob("whl/*.whl")):
         with zipfile.ZipFile(wheel) as packed:
@@ -129,8 +129,7 @@ def environment(work: Path, out: Path) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(map(str, paths)),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        "TRITON_CACHE_DIR": str(work / "triton"),
-        "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"),
+        **{name: os.environ.get(name, str(work / name)) for name in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")},
         "GPU_DAY_OUT": str(out),
         "GPU_DAY_GO": str(work / "go"),
         **({"FASTFT_BOOK_DATA": str(data)} if data.is_file() else {}),

@@ -40,10 +40,12 @@ def text(results: list[Result]) -> str:
 def _wrong(results: list[Result]) -> Iterator[str]:
     checks = [result for result in results if "ok" in result]
     bad = [result for result in checks if not result["ok"]]
-    failed = [result for result in results if "error" in result and "ok" not in result]
+    failed = [result for result in results if "error" in result]
     yield f"== {len(checks)} checks, {len(bad)} wrong; {len(results)} tasks, {len(failed)} failed"
     for result in bad:
-        yield _line("WRONG", result, ("worst", "error", "limit", "same_bits", "errors", "gradients_apart", "differing"))
+        yield _line(
+            "WRONG", result, ("worst", "worst_error", "limit", "same_bits", "errors", "gradients_apart", "differing")
+        )
     for result in failed:
         yield _line("FAILED", result, ("error",))
     for result in results:

@@ -67,7 +67,7 @@ def _kernel(name: str, shape: str, dtype: str) -> Found:
     return {
         "ok": same_bits and all(check.ok for check in checks),
         "worst": worst.name,
-        "error": worst.error,
+        "worst_error": worst.error,
         "limit": worst.limit,
         "same_bits": same_bits,
     }
