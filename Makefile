@@ -18,7 +18,7 @@ BENCH_THREADS ?= 2
 BENCH_RESULTS ?= benchmarks/results
 BENCH_SHARED := --size $(BENCH_SIZE) --threads $(BENCH_THREADS) --results $(BENCH_RESULTS)
 
-.PHONY: demo test test-long judge-test lint format bench bench-gpu clean
+.PHONY: demo test test-long judge-test lint format bench bench-gpu gpu-kit gpu-day clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastft demo
@@ -59,12 +59,20 @@ bench: $(BENCH_VENV)/.installed
 # The kernels beside their peers, on a CUDA GPU; elsewhere each says why it is skipped.
 bench-gpu: $(BENCH_VENV)/.installed
 	mkdir -p $(BENCH_RESULTS)
-	$(BENCH) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt liger-kernel
+	$(BENCH) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt liger-kernel==0.8.5
 	$(BENCH) -m pytest benchmarks/bench_attention.py benchmarks/bench_cross_entropy.py benchmarks/bench_layer_norm.py \
 	  -rs --benchmark-json=$(BENCH_RESULTS)/kernels.json
 
+# Ten minutes on a GPU without a network: what they need goes into .kit here (a few MB, FASTFT_BOOK_DATA's file too),
+# and there, with the python that has torch and Triton, `make gpu-day`. Nothing is installed.
+gpu-kit:
+	$(PYTHON) -m tools.gpu_day.kit
+
+gpu-day:
+	$(PYTHON) -m tools.gpu_day $(if $(PHASES),--phases $(PHASES))
+
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) .kit out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

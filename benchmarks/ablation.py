@@ -48,14 +48,13 @@ TOKENS = ("padded", "real", "computed", "supervised")
 def measure(row: Row, size: str, steps: int, device: str) -> dict[str, Any]:
     """Times a row's steps in this process, and then computes its difference from the reference."""
     from benchmarks.engines import Stopwatch, Timed, new_engine, train_step
-    from fastft.batch import Batcher
     from fastft.model import config_for
     from fastft.plan import make_plan
 
     encoded = common.encoded_records(common.training_records(), config_for(size).n_ctx)
     plan = make_plan(encoded, batch_size=common.BATCH_SIZE, steps=steps + common.WARMUP, bucketed=row.bucketed)
-    batcher = Batcher(packed=row.packed, share_prefix=row.share_prefix)
     engine = new_engine(size, dtype="bf16" if row.bf16 else "fp32", device=device, model=model_of(row), impl=row.impl)
+    batcher = common.batcher_of(engine, packed=row.packed, share_prefix=row.share_prefix)
     seconds, tokens, losses = [], [], []
     for index in range(plan.total_steps):
         examples = plan.step(index).examples
@@ -93,18 +92,17 @@ def model_of(row: Row) -> type[Any]:
 def difference_of(row: Row, size: str, device: str, encoded: Any, examples: Any) -> dict[str, float]:
     """Relative differences of loss and gradient from the reference, at the initial weights."""
     from benchmarks.engines import gradients, largest_difference, new_engine
-    from fastft.batch import Batcher
 
     reference = new_engine(size, dtype="fp32", device=device, impl="reference")
-    batch = Batcher(packed=False)(encoded, examples)
+    batch = common.batcher_of(reference, packed=False)(encoded, examples)
     right_loss = float(reference.accumulate(batch, batch.count)[0])
     right = {name: gradient.clone() for name, gradient in gradients(reference).items()}
     del reference
     engine = new_engine(size, dtype="bf16" if row.bf16 else "fp32", device=device, model=model_of(row), impl=row.impl)
-    batch = Batcher(packed=row.packed, share_prefix=row.share_prefix)(encoded, examples)
+    batch = common.batcher_of(engine, packed=row.packed, share_prefix=row.share_prefix)(encoded, examples)
     loss = float(engine.accumulate(batch, batch.count)[0])
     return {
-        "loss": abs(loss - right_loss) / abs(right_loss),
+        "loss": abs(loss - right_loss) / max(abs(right_loss), 1e-30),
         "gradient": largest_difference(gradients(engine), right),
     }
 

@@ -7,14 +7,12 @@ from typing import Any
 import pytest
 
 from benchmarks import kernels
-from benchmarks.device_clock import DeviceClock
-
-NAMES = ("attention", "attention_decode")
+from benchmarks.device_clock import CLOCK
 
 
 @pytest.mark.usefixtures("gpu")
-@pytest.mark.benchmark(timer=DeviceClock())
-@pytest.mark.parametrize(("name", "impl"), [(name, impl) for name in NAMES for impl in kernels.implementations(name)])
-def bench_attention(benchmark: Any, name: str, impl: str) -> None:
+@pytest.mark.benchmark(timer=CLOCK)
+@pytest.mark.parametrize(("name", "by"), kernels.pairs("attention", "attention_decode"))
+def bench_attention(benchmark: Any, name: str, by: str) -> None:
     """One operation by one implementation."""
-    kernels.measure(benchmark, name, impl)
+    kernels.measure(benchmark, name, by)

@@ -10,19 +10,15 @@ import pytest
 
 from benchmarks import common
 from benchmarks.engines import new_engine, train_step
-from fastft.batch import Batcher
 from fastft.engine import choose_device, choose_dtype
 from fastft.model import config_for
 
-BATCHERS = {
-    "padded": Batcher(packed=False),
-    "packed": Batcher(share_prefix=False),
-    "shared": Batcher(share_prefix=True),
-}
+BATCHINGS = {"padded": {"packed": False}, "packed": {"share_prefix": False}, "shared": {}}
+"""What each batching asks of `common.batcher_of`."""
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("batching", list(BATCHERS))
+@pytest.mark.parametrize("batching", list(BATCHINGS))
 def bench_train_step(benchmark: Callable[..., Any], size: str, device: str, batching: str, dtype: str) -> None:
     """A step, its batch made within it."""
     if dtype == "bf16" and choose_dtype("auto", choose_device(device)) != "bf16":  # type: ignore[arg-type]
@@ -30,12 +26,13 @@ def bench_train_step(benchmark: Callable[..., Any], size: str, device: str, batc
     encoded = common.encoded_records(common.records_in_order(common.BATCH_SIZE), config_for(size).n_ctx)
     engine = new_engine(size, dtype=dtype, device=device)
     examples = np.arange(len(encoded))
-    batch = BATCHERS[batching](encoded, examples)
+    batcher = common.batcher_of(engine, **BATCHINGS[batching])
+    batch = batcher(encoded, examples)
     benchmark.extra_info.update(
         size=size, examples=len(encoded), tokens_computed=batch.tokens.numel(), tokens_supervised=batch.count
     )
     benchmark.pedantic(
-        lambda: train_step(engine, [BATCHERS[batching](encoded, examples)]),
+        lambda: train_step(engine, [batcher(encoded, examples)]),
         rounds=10,
         warmup_rounds=common.WARMUP,
     )

@@ -7,19 +7,23 @@ workers in turn. The parent imports no torch: nothing runs beside the worker.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastft.batch import Batcher
     from fastft.encode import EncodedSet
+    from fastft.engine import Engine
     from fastft.records import Record
 
 ROOT = Path(__file__).parents[1]
@@ -100,6 +104,27 @@ def wait_for(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def batcher_of(engine: Engine, *, packed: bool = True, share_prefix: bool = True) -> Batcher:
+    """What makes an engine's batches, as the trainer does: with plans for its kernels, and on CUDA of few sizes."""
+    from fastft import ops
+    from fastft.batch import Batcher
+
+    round_sizes = engine.device.type == "cuda"
+    planner = ops.planner(engine.impl, round_sizes=round_sizes)
+    return Batcher(packed=packed, share_prefix=share_prefix, round_sizes=round_sizes, planner=planner)
+
+
+def seconds_of(work: Callable[[], object], device: str) -> float:
+    """How long a device works on something: a GPU by its own clock, without what the host needs to ask for it."""
+    if device == "cuda":
+        from fastft import gpu_clock
+
+        return gpu_clock.gpu_times(work, rounds=1).median / 1e3
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
 def peak_bytes(device: str) -> int | None:
     """The most memory that this process has held: on CUDA what torch's allocator handed out, else resident memory.
 
@@ -143,8 +168,15 @@ def in_words(described: dict[str, Any]) -> str:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """The installed version of each package."""
-    return {package: metadata.version(package) for package in packages}
+    """The version of each package; of one that runs from its checkout, what it says itself."""
+
+    def of(package: str) -> str:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return str(getattr(importlib.import_module(package.replace("-", "_")), "__version__", "unknown"))
+
+    return {package: of(package) for package in packages}
 
 
 def say(result: dict[str, Any]) -> None:

@@ -1,25 +1,34 @@
-"""A clock of events on the GPU, for pytest-benchmark."""
+"""pytest-benchmark's timer, for work of a GPU: it goes on by what the GPU's clock says, and by nothing else."""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
+
+from fastft import gpu_clock
 
 
 class DeviceClock:
-    """Seconds on the device since the first reading: `pytest.mark.benchmark(timer=DeviceClock())`.
+    """Seconds that the GPU has worked on what `timed` was given: `pytest.mark.benchmark(timer=CLOCK)`.
 
-    Each reading is an event in the current stream, so that the difference of two is the time of the work between
-    them, without what the host did before the device began.
+    pytest-benchmark reads its timer before and after a call, on the host. The function that `timed` makes has its work
+    timed by `fastft.gpu_clock` and sets the clock forward by the outcome, so that the difference is the GPU's time.
     """
 
     def __init__(self) -> None:
-        self._origin: torch.cuda.Event | None = None
+        self._seconds = 0.0
 
     def __call__(self) -> float:
-        """Waits for the device, and says how long it has been at work."""
-        now = torch.cuda.Event(enable_timing=True)
-        now.record()
-        now.synchronize()
-        if self._origin is None:
-            self._origin = now
-        return self._origin.elapsed_time(now) / 1e3
+        """What the timer shows."""
+        return self._seconds
+
+    def timed(self, run: gpu_clock.Run) -> Callable[[], None]:
+        """The function to benchmark in place of `run`, once a round."""
+
+        def once() -> None:
+            self._seconds += gpu_clock.gpu_times(run, rounds=1).median / 1e3
+
+        return once
+
+
+CLOCK = DeviceClock()
+"""The one that the suites' marks and `benchmarks.kernels` share."""

@@ -6,7 +6,7 @@ the size that is the best of several in the first round. Whether they say the sa
 are held against the book's, token for token, those places apart where the two best logits lie within 1e-4.
 
 `bare` is what a batch of all prompts costs in matrix products alone: those of one decoding step with a row for each
-prompt, as often as there are new tokens, and those of the prompts themselves, by `F.linear`.
+prompt, as often as there are new tokens, and those of the prompts themselves, by `F.linear`; on a GPU by its own clock.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def by_fastft(options: argparse.Namespace) -> dict[str, Any]:
     from fastft.decoding import NO_STOP, decode
     from fastft.inference import prepared
 
-    model, prompts = model_of(options).eval(), prompts_of(options)
+    device = common.chosen_device(options.device)
+    model, prompts = model_of(options).eval().to(device), prompts_of(options)
     begin = time.perf_counter()
     model = prepared(model, torch.bfloat16 if options.dtype == "bf16" else torch.float32, rows=options.batch_size)
     answers = decode(model, prompts, max_new_tokens=options.new_tokens, stop=NO_STOP, batch_size=options.batch_size)
@@ -76,18 +77,19 @@ def by_book(options: argparse.Namespace) -> dict[str, Any]:
 
     from benchmarks.peers import shared
 
+    device = common.chosen_device(options.device)
     ours, prompts = model_of(options), prompts_of(options)
     model = GPTModel({**shared.book_layout(ours.config), "drop_rate": 0.0, "qkv_bias": True})
     load_weights_into_gpt(model, _openai_layout(ours))
-    model.eval()
+    model.eval().to(device)
     few = list(range(0, len(prompts), -(-len(prompts) // options.book_prompts)))
     begin = time.perf_counter()
-    answers = [
-        generate(model, torch.tensor([prompts[index]]), options.new_tokens, ours.config.n_ctx)[0, len(prompts[index]) :]
-        for index in few
-    ]
-    seconds = time.perf_counter() - begin
-    return {"seconds": seconds, "indices": few, "answers": [answer.tolist() for answer in answers]}
+    answers = []
+    for index in few:
+        prompt = torch.tensor([prompts[index]], device=device)
+        answer = generate(model, prompt, options.new_tokens, ours.config.n_ctx)
+        answers.append(answer[0, prompt.shape[1] :].tolist())
+    return {"seconds": time.perf_counter() - begin, "indices": few, "answers": answers}
 
 
 def by_transformers(options: argparse.Namespace) -> dict[str, Any]:
@@ -97,19 +99,20 @@ def by_transformers(options: argparse.Namespace) -> dict[str, Any]:
 
     from benchmarks.peers import hf
 
+    device = common.chosen_device(options.device)
     ours, prompts = model_of(options), prompts_of(options)
     model = GPT2LMHeadModel._from_config(hf.hf_config(ours.config), attn_implementation="sdpa")
     weights = {name: value.t() if _is_linear(name) else value for name, value in ours.state_dict().items()}
     model.transformer.load_state_dict({name: value for name, value in weights.items() if name != "lm_head.weight"})
-    model = model.to(torch.bfloat16 if options.dtype == "bf16" else torch.float32).eval()
+    model = model.to(device, torch.bfloat16 if options.dtype == "bf16" else torch.float32).eval()
     answers: list[list[int]] = []
     begin = time.perf_counter()
     with torch.no_grad():
         for at in range(0, len(prompts), options.batch_size):
             some = prompts[at : at + options.batch_size]
             width = max(map(len, some))
-            ids = torch.tensor([[hf.PAD] * (width - len(prompt)) + prompt for prompt in some])
-            mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in some])
+            ids = torch.tensor([[hf.PAD] * (width - len(prompt)) + prompt for prompt in some], device=device)
+            mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in some], device=device)
             out = model.generate(
                 input_ids=ids, attention_mask=mask, max_new_tokens=options.new_tokens,
                 min_new_tokens=options.new_tokens, do_sample=False, pad_token_id=hf.PAD, eos_token_id=None,
@@ -125,23 +128,25 @@ def bare(options: argparse.Namespace) -> dict[str, Any]:
 
     from fastft.decoding import common_beginning
 
-    model, prompts = model_of(options), prompts_of(options)
+    device = common.chosen_device(options.device)
+    model, prompts = model_of(options).to(device), prompts_of(options)
     dtype = torch.bfloat16 if options.dtype == "bf16" else torch.float32
     weights = [p.detach().to(dtype) for name, p in model.named_parameters() if _is_linear(name)]
     head = model.head.detach().to(dtype)
 
     def products(rows: int) -> float:
-        inputs = {width: torch.randn(rows, width, dtype=dtype) for width in {weight.shape[1] for weight in weights}}
-        begin = time.perf_counter()
-        for weight in weights:
-            F.linear(inputs[weight.shape[1]], weight)
-        return time.perf_counter() - begin
+        widths = {weight.shape[1] for weight in weights}
+        inputs = {width: torch.randn(rows, width, dtype=dtype, device=device) for width in widths}
+
+        def all_layers() -> None:
+            for weight in weights:
+                F.linear(inputs[weight.shape[1]], weight)
+
+        return common.seconds_of(all_layers, device)
 
     def head_product() -> float:
-        hidden = torch.randn(len(prompts), head.shape[1], dtype=dtype)
-        begin = time.perf_counter()
-        F.linear(hidden, head)
-        return time.perf_counter() - begin
+        hidden = torch.randn(len(prompts), head.shape[1], dtype=dtype, device=device)
+        return common.seconds_of(lambda: F.linear(hidden, head), device)
 
     shared = common_beginning(prompts)
     own = shared + sum(len(prompt) - shared for prompt in prompts)
@@ -206,7 +211,7 @@ def same_text(fastft: dict[str, Any], other: dict[str, Any]) -> dict[str, int]:
 
 def _options(options: argparse.Namespace, peer: str, dtype: str, batch_size: int) -> list[object]:
     given = ["--peer", peer, "--dtype", dtype, "--batch_size", batch_size]
-    for name in ("size", "prompts", "new_tokens", "book_prompts"):
+    for name in ("size", "device", "prompts", "new_tokens", "book_prompts"):
         given += [f"--{name}", getattr(options, name)]
     return [*given, *(("--weights", options.weights) if options.weights else ())]
 

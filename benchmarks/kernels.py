@@ -7,27 +7,31 @@ from typing import Any
 import pytest
 import torch
 
-from fastft.kernel_checks import GPU_SIZES, inputs_of
-from fastft.kernel_speeds import CASE, PEERS, forward_backward, peak_bytes
+from benchmarks.device_clock import CLOCK
+from fastft import gpu_clock
+from fastft.kernel_checks import GPU_SIZES
+from fastft.kernel_speeds import OURS, implementations, work_of
 
-OURS = "triton"
-
-
-def implementations(name: str) -> list[str]:
-    """`triton`, and the peers of an operation."""
-    return [OURS, *PEERS[name]]
+ROUNDS = 20
 
 
-def measure(benchmark: Any, name: str, impl: str) -> None:
-    """Times forward and backward in bf16, and notes the memory that they add."""
-    case = CASE[name]
-    inputs = inputs_of(case, GPU_SIZES, torch.bfloat16, torch.device("cuda"))
-    if impl == OURS:
-        once = forward_backward(lambda x: case.run(x, OURS), inputs)
-    else:
-        try:
-            once = forward_backward(PEERS[name][impl](GPU_SIZES), inputs)
-        except ImportError as error:
-            pytest.skip(f"{impl}: {error}")
-    benchmark.extra_info.update(impl=impl, peak_bytes=peak_bytes(once), gpu=torch.cuda.get_device_name())
-    benchmark.pedantic(once, rounds=20, warmup_rounds=5)
+def pairs(*names: str) -> list[tuple[str, str]]:
+    """Each operation with each of its implementations."""
+    return [(name, by) for name in names for by in implementations(name)]
+
+
+def measure(benchmark: Any, name: str, by: str) -> None:
+    """Times forward and backward in bf16 by the GPU's clock, and notes the memory that they add.
+
+    A peer that cannot be timed here is skipped, with the reason.
+    """
+    try:
+        once = work_of(name, by, GPU_SIZES, torch.bfloat16).both_ways()
+        gpu_clock.gpu_times(once, rounds=1)
+    except Exception as error:
+        if by == OURS:
+            raise
+        pytest.skip(f"{by}: {error}")
+    gpu = torch.cuda.get_device_name()
+    benchmark.extra_info.update(by=by, peak_bytes=gpu_clock.peak_bytes(once), gpu=gpu, cache="cold")
+    benchmark.pedantic(CLOCK.timed(once), rounds=ROUNDS)

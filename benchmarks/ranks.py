@@ -1,8 +1,8 @@
 """Several ranks beside one process: examples/s of the same optimizer steps, and how evenly the plan loads the ranks.
 
-One process has all threads; each of N ranks has its share of them. On one machine's CPU that gains nothing, and costs
-what the ranks tell each other: the benchmark says how much. The runs are `fastft train` itself, in turn; a step's time
-is what `metrics.jsonl` says, the first `WARMUP` steps left out.
+One process has all threads; each of N ranks has its share of them, or a GPU of its own. On one machine's CPU that
+gains nothing, and costs what the ranks tell each other: the benchmark says how much. The runs are `fastft train`
+itself, in turn; a step's time is what `metrics.jsonl` says, the first `WARMUP` steps left out.
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ def run(options: argparse.Namespace, folder: Path, name: str, ranks: int, zero: 
         "data": os.environ.get("FASTFT_BOOK_DATA") or "sample", "model": options.size, "weights": "none", "out": out,
         "batch_size": options.examples, "steps": common.WARMUP + options.steps, "dtype": options.dtype,
         "eval_every": 0, "samples": 0, "keep_best": "false", "overwrite": "true", "eval_examples": 1,
-        "device": "cpu", "pack_tokens": options.pack_tokens,
+        "device": options.device, "pack_tokens": options.pack_tokens,
     }  # fmt: skip
     if zero is not None:
         arguments["deepspeed_config"] = common.ROOT / "launch" / f"{zero}.json"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
     command += ["--master-port", str(_free_port()), "-m", "fastft", "train"]
     command += [text for key, value in arguments.items() for text in (f"--{key}", str(value))]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads // ranks), "DS_ACCELERATOR": "cpu"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, options.threads // ranks))}
+    if options.device == "cpu":
+        environment["DS_ACCELERATOR"] = "cpu"
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{name} failed with {done.returncode}:\n{done.stderr[-3000:]}")
@@ -72,6 +74,21 @@ def balance(options: argparse.Namespace, ranks: int) -> dict[str, Any]:
     }
 
 
+def check_devices(options: argparse.Namespace) -> None:
+    """Each rank of a CUDA run has a GPU of its own.
+
+    Raises:
+        SystemExit: there are fewer GPUs than ranks.
+    """
+    import torch
+
+    if options.device == "cuda" and options.ranks > torch.cuda.device_count():
+        raise SystemExit(
+            f"got --ranks {options.ranks} and {torch.cuda.device_count()} GPUs, expected a GPU for each; "
+            "fewer ranks, or --device cpu"
+        )
+
+
 def _free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -90,6 +107,8 @@ def main() -> None:
     parser.add_argument("--pack_tokens", type=int, default=16384)
     parser.add_argument("--zero", nargs="*", default=["none", "zero1", "zero2", "zero3"], help="none: plain torch")
     options = parser.parse_args()
+    options.device = common.chosen_device(options.device)
+    check_devices(options)
     runs = {"one process": (1, None)}
     for zero in options.zero:
         runs[f"{options.ranks} ranks, {zero}"] = (options.ranks, None if zero == "none" else zero)

@@ -30,10 +30,9 @@ def visible_pairs(batch: Batch) -> int:
 
 
 def attention_seconds(batch: Batch, n_head: int, width: int, dtype: str, device: str) -> float:
-    """Seconds of one layer's attention, forward and backward."""
+    """Seconds of one layer's attention, forward and backward; of a GPU, by its own clock."""
     import torch
 
-    from benchmarks.engines import Stopwatch
     from fastft import ops
 
     torch.manual_seed(0)
@@ -41,10 +40,11 @@ def attention_seconds(batch: Batch, n_head: int, width: int, dtype: str, device:
     shape = (batch.tokens.numel(), n_head, width // n_head)
     q, k, v = (torch.randn(shape, dtype=kind, device=device, requires_grad=True) for _ in range(3))
     grad = torch.randn(shape, dtype=kind, device=device)
-    with Stopwatch() as watch:
-        ops.attention(q, k, v, batch, "auto").backward(grad)
-        common.wait_for(device)
-    return watch.seconds
+
+    def both_ways() -> None:
+        torch.autograd.grad(ops.attention(q, k, v, batch, "auto"), (q, k, v), grad)
+
+    return common.seconds_of(both_ways, device)
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
@@ -57,15 +57,15 @@ def measure(options: argparse.Namespace, device: str) -> dict[str, Any]:
     import numpy as np
 
     from benchmarks.engines import Stopwatch, new_engine, train_step
-    from fastft.batch import Batcher
 
     engine = new_engine(options.size, dtype=options.dtype, device=device)
     config = engine.model.config
     encoded = common.encoded_records(common.records_in_order(max(options.examples)), config.n_ctx)
-    batcher = Batcher()
+    batcher = common.batcher_of(engine)
     steps: dict[int, list[float]] = {n: [] for n in options.examples}
     attention: dict[int, list[float]] = {n: [] for n in options.examples}
-    batches = {n: batcher(encoded, np.arange(n)).to(device) for n in options.examples}
+    on_host = {n: batcher(encoded, np.arange(n)) for n in options.examples}
+    batches = {n: batch.to(device) for n, batch in on_host.items()}
     for turn in range(options.rounds + 1):  # the first round warms up
         for n in options.examples:
             for _ in range(common.WARMUP if turn == 0 else 1):
@@ -82,7 +82,7 @@ def measure(options: argparse.Namespace, device: str) -> dict[str, Any]:
             {
                 "examples": n,
                 "tokens": batches[n].tokens.numel(),
-                "visible_pairs": visible_pairs(batches[n]),
+                "visible_pairs": visible_pairs(on_host[n]),
                 "step_seconds": common.spread(steps[n]),
                 "attention_seconds": common.spread(attention[n]),
             }

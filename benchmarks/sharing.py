@@ -43,14 +43,13 @@ def measure(options: argparse.Namespace, device: str) -> dict[str, Any]:
     import numpy as np
 
     from benchmarks.engines import Stopwatch, new_engine, train_step
-    from fastft.batch import Batcher
 
     share = options.share == "true"
     encoded = made_examples(options.examples, options.prompt, options.answer)
-    batcher = Batcher(packed=True, share_prefix=share)
     own = max(1, options.pack_tokens // (options.prompt + options.answer - 1))
     packs = np.array_split(np.arange(options.examples), 1 if share else -(-options.examples // own))
     engine = new_engine(options.size, dtype=options.dtype, device=device)
+    batcher = common.batcher_of(engine, share_prefix=share)
     for _ in range(common.WARMUP):
         # One pack of the step has all its shapes; at a rate of 0 the weights stay what they are, so that the first
         # timed losses are those of the same weights.

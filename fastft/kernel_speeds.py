@@ -1,13 +1,15 @@
 """How fast the kernels are on a CUDA or ROCm GPU, beside what torch and others offer for the same work.
 
-Times come from events on the device, each run after a pass over a buffer larger than its caches. The work behind
-TFLOP/s and GB/s is `fastft_kernels.roofline`'s count of what each kernel does, tiles and all.
+Times are the GPU's own (`fastft.gpu_clock`), its caches emptied before each run. What the host finds out once a step, a
+plan or a mask, is made before. The work behind TFLOP/s and GB/s is `fastft_kernels.roofline`'s count of what each
+kernel does, tiles and all.
 """
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable
+import functools
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,90 +17,114 @@ from fastft_kernels import plan_attention, roofline
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastft.kernel_checks import CASES, Case, Inputs, Sizes, inputs_of
-
-_FLUSHED_BYTES = 256 << 20
-_WARMUP = 5
+from fastft import gpu_clock
+from fastft.kernel_checks import CASES, Inputs, Outputs, Sizes, inputs_of, learnt
 
 CASE = {case.name: case for case in CASES}
 """The cases by name."""
+OURS = "fastft"
+"""The name of our own kernels among the peers'."""
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Forward and backward of one operation by one implementation.
+    """One operation by one implementation: forward, and backward where something is learnt.
 
     Attributes:
         name: the operation.
-        impl: `triton`, or the peer's name.
-        milliseconds: the median; `spread` are the tenth and ninetieth percentile.
+        by: `fastft`, or the peer's name.
+        milliseconds: the GPU's median; `spread` are the tenth and ninetieth percentile.
+        host_milliseconds: what the host needs to ask for it, which a GPU that is behind hides.
         peak_mib: memory above what was there before, in MiB.
         tflops, gbytes: the kernel's own count of work by time; None for peers, whose count is not ours to make.
-        why_not: why it could not run; the rest is None then.
+        floor_milliseconds: what this card's peak rates allow for our count of the work; None where it is not known.
+        why_not: why there is no figure; the rest is None then.
     """
 
     name: str
-    impl: str
+    by: str
     milliseconds: float | None = None
     spread: tuple[float, float] | None = None
+    host_milliseconds: float | None = None
     peak_mib: float | None = None
     tflops: float | None = None
     gbytes: float | None = None
+    floor_milliseconds: float | None = None
     why_not: str | None = None
 
 
-def device_milliseconds(run: Callable[[], object], rounds: int = 20) -> list[float]:
-    """Times of `run` by events on the current CUDA device, the cache flushed before each."""
-    flushed = torch.empty(_FLUSHED_BYTES, dtype=torch.int8, device="cuda")
-    for _ in range(_WARMUP):
-        run()
-    events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(rounds)]
-    for begin, end in events:
-        flushed.zero_()
-        begin.record()
-        run()
-        end.record()
-    torch.cuda.synchronize()
-    return [begin.elapsed_time(end) for begin, end in events]
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is timed: a function of nothing, and the tensors whose gradients are asked for."""
+
+    run: Callable[[], Outputs]
+    learnt: Sequence[Tensor]
+
+    def both_ways(self) -> Callable[[], object]:
+        """A function that runs forward once, and backward where something is learnt."""
+        if not self.learnt:
+            return self.run
+        upstream = [torch.ones_like(x) for x in self._outputs()]
+
+        def once() -> None:
+            torch.autograd.grad(self._outputs(), self.learnt, upstream)
+
+        return once
+
+    def _outputs(self) -> tuple[Tensor, ...]:
+        out = self.run()
+        return out if isinstance(out, tuple) else (out,)
 
 
-def peak_bytes(run: Callable[[], object]) -> int:
-    """The most memory that `run` holds on the current CUDA device above what was held before."""
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    run()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+def implementations(name: str) -> list[str]:
+    """Ours, and the peers of an operation."""
+    return [OURS, *PEERS[name]]
 
 
-def forward_backward(run: Callable[[Inputs], Tensor], inputs: Inputs) -> Callable[[], object]:
-    """A function that runs forward once, and backward where an input has a gradient."""
-    learnt = [x for x in inputs.values() if x.requires_grad]
-    if not learnt:
-        return lambda: run(inputs)
-    upstream = torch.ones_like(run(inputs))
+def work_of(name: str, by: str, sizes: Sizes, dtype: torch.dtype, impl: str = "triton") -> Work:
+    """An operation on its case's inputs, on the current CUDA device.
 
-    def once() -> None:
-        torch.autograd.grad(run(inputs), learnt, upstream)
+    Args:
+        name: the operation.
+        by: one of its `implementations`.
+        sizes, dtype: of the case.
+        impl: what ours is computed by.
 
-    return once
+    Raises:
+        ImportError: the peer is not installed.
+    """
+    inputs = _inputs(name, sizes, dtype)
+    if by != OURS:
+        return PEERS[name][by](sizes, inputs)
+    return _on(inputs, lambda x: CASE[name].run(x, impl))
 
 
-def measure(case: Case, sizes: Sizes, dtype: torch.dtype, impl: str) -> list[Speed]:
-    """The case's speed by `impl` on the current CUDA device, and its peers'."""
-    inputs = inputs_of(case, sizes, dtype, torch.device("cuda"))
-    ours = _measured(case.name, impl, lambda x: case.run(x, impl), inputs)
-    cost = cost_of(case.name, sizes, dtype.itemsize)
-    seconds = (ours.milliseconds or 0) / 1e3
-    work = cost.matrix_flops + cost.other_flops
-    speeds = [replace(ours, tflops=work / seconds / 1e12, gbytes=cost.bytes / seconds / 1e9)]
-    for name, peer in PEERS[case.name].items():
-        try:
-            speeds.append(_measured(case.name, name, peer(sizes), inputs))
-        except Exception as error:  # a peer that does not run here is a finding, not an end
-            speeds.append(Speed(case.name, name, why_not=f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"))
-    return speeds
+def measure(name: str, by: str, sizes: Sizes, dtype: torch.dtype, impl: str = "triton") -> Speed:
+    """The speed of an operation by one of its `implementations`. A peer that does not run here is a finding."""
+    try:
+        once = work_of(name, by, sizes, dtype, impl).both_ways()
+        times, host = gpu_clock.gpu_times(once), gpu_clock.host_times(once)
+    except gpu_clock.HostNotAhead:
+        wall = gpu_clock.wall_times(once).median
+        return Speed(
+            name, by, why_not=f"no GPU time, as it waits for the GPU within; {wall:.3f} ms by the host's clock"
+        )
+    except Exception as error:
+        if by == OURS:
+            raise
+        return Speed(name, by, why_not=f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}")
+    peak = gpu_clock.peak_bytes(once) / 2**20
+    speed = Speed(name, by, times.median, times.spread, host.median, peak)
+    if by != OURS:
+        return speed
+    cost, seconds = cost_of(name, sizes, dtype.itemsize), times.median / 1e3
+    card = card_of(torch.cuda.get_device_name())
+    return replace(
+        speed,
+        tflops=(cost.matrix_flops + cost.other_flops) / seconds / 1e12,
+        gbytes=cost.bytes / seconds / 1e9,
+        floor_milliseconds=None if card is None else 1e3 * roofline.predicted_seconds(cost, card),
+    )
 
 
 def cost_of(name: str, sizes: Sizes, element: int) -> roofline.Cost:
@@ -123,19 +149,34 @@ def cost_of(name: str, sizes: Sizes, element: int) -> roofline.Cost:
 
 
 def card_of(name: str) -> roofline.Card | None:
-    """The peak rates of a GPU by the name that torch gives it; None where they are not known here."""
-    return next((card for key, card in roofline.CARDS.items() if key in name), None)
+    """The peak rates of a GPU by the name that torch gives it; None where they are not known here.
+
+    A whole word of the name decides: an L40S is no L4, and a GH200 no H200.
+    """
+    words = re.split(r"[^A-Za-z0-9]+", name)
+    return next((card for key, card in roofline.CARDS.items() if key in words), None)
 
 
-def _measured(name: str, impl: str, run: Callable[[Inputs], Tensor], inputs: Inputs) -> Speed:
-    once = forward_backward(run, inputs)
-    peak = peak_bytes(once)
-    times = sorted(device_milliseconds(once))
-    tenth = len(times) // 10
-    return Speed(name, impl, statistics.median(times), (times[tenth], times[-1 - tenth]), peak / 2**20)
+@functools.lru_cache(maxsize=1)  # of the case whose peers are asked for one after another
+def _inputs(name: str, sizes: Sizes, dtype: torch.dtype) -> Inputs:
+    return inputs_of(CASE[name], sizes, dtype, torch.device("cuda"))
 
 
-def _sdpa(sizes: Sizes) -> Callable[[Inputs], Tensor]:
+def _on(inputs: Inputs, run: Callable[[Inputs], Outputs]) -> Work:
+    return Work(lambda: run(inputs), list(learnt(inputs).values()))
+
+
+def _compiled(run: Callable[[Inputs], Outputs]) -> Peer:
+    """By torch's inductor."""
+    return lambda _sizes, inputs: _on(inputs, torch.compile(run, dynamic=False))
+
+
+def _plain(run: Callable[[Inputs], Outputs]) -> Peer:
+    """By torch, operation by operation."""
+    return lambda _sizes, inputs: _on(inputs, run)
+
+
+def _sdpa(sizes: Sizes, inputs: Inputs) -> Work:
     until = sizes.visible_until().cuda()
     token = torch.arange(sizes.T, device="cuda")
     mask = (token[None] <= token[:, None]) & (token[:, None] < until[None])
@@ -144,10 +185,10 @@ def _sdpa(sizes: Sizes) -> Callable[[Inputs], Tensor]:
         q, k, v = (x[name].transpose(0, 1)[None] for name in "qkv")
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)[0].transpose(0, 1)
 
-    return run
+    return _on(inputs, run)
 
 
-def _flex(sizes: Sizes) -> Callable[[Inputs], Tensor]:
+def _flex(sizes: Sizes, inputs: Inputs) -> Work:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     until = sizes.visible_until().cuda()
@@ -156,66 +197,101 @@ def _flex(sizes: Sizes) -> Callable[[Inputs], Tensor]:
         return (key <= query) & (query < until[key])
 
     mask = create_block_mask(visible, None, None, sizes.T, sizes.T, device="cuda")
-    compiled = torch.compile(flex_attention)
+    compiled = torch.compile(flex_attention, dynamic=False)
 
     def run(x: Inputs) -> Tensor:
         q, k, v = (x[name].transpose(0, 1)[None] for name in "qkv")
         out: Tensor = compiled(q, k, v, block_mask=mask)
         return out[0].transpose(0, 1)
 
-    return run
+    return _on(inputs, run)
 
 
-def _copied_prefix(_sizes: Sizes) -> Callable[[Inputs], Tensor]:
-    return lambda x: CASE["attention_decode"].run(x, "reference")
+def _varlen(sizes: Sizes, inputs: Inputs) -> Work:
+    """Every document with a copy of the prefix, as others pack: more tokens, the same attention."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    longest = sizes.prefix + sizes.length
+    ends = torch.arange(sizes.documents + 1, dtype=torch.int32, device="cuda") * longest
+    document = torch.arange(sizes.documents, device="cuda")[:, None] * sizes.length
+    token = torch.arange(longest, device="cuda")
+    tokens = torch.where(token < sizes.prefix, token, token + document).flatten()
+    q, k, v = copied = [inputs[name].detach()[tokens].requires_grad_() for name in "qkv"]
+
+    return Work(lambda: varlen_attn(q, k, v, ends, ends, longest, longest, window_size=(-1, 0)), copied)
 
 
-def _all_logits(_sizes: Sizes) -> Callable[[Inputs], Tensor]:
-    def run(x: Inputs) -> Tensor:
-        logits = F.linear(x["hidden"][x["rows"]], x["weight"])
-        return (F.cross_entropy(logits.float(), x["targets"], reduction="none") * x["row_weights"]).sum()
-
-    return run
+def _copied_prefix(x: Inputs) -> Outputs:
+    return CASE["attention_decode"].run(x, "reference")
 
 
-def _liger_linear(_sizes: Sizes) -> Callable[[Inputs], Tensor]:
+def _all_logits(x: Inputs) -> Tensor:
+    logits = F.linear(x["hidden"][x["rows"]], x["weight"])
+    losses = F.cross_entropy(logits.float(), x["targets"], reduction="none")
+    return torch.dot(losses, x["row_weights"])
+
+
+def _liger_linear(_sizes: Sizes, inputs: Inputs) -> Work:
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
     loss = LigerFusedLinearCrossEntropyLoss()
-    return lambda x: loss(x["weight"], x["hidden"][x["rows"]], x["targets"])
+    return _on(inputs, lambda x: loss(x["weight"], x["hidden"][x["rows"]], x["targets"]))
 
 
-def _liger_cross_entropy(_sizes: Sizes) -> Callable[[Inputs], Tensor]:
+def _liger_cross_entropy(_sizes: Sizes, inputs: Inputs) -> Work:
     from liger_kernel.transformers import LigerCrossEntropyLoss
 
     loss = LigerCrossEntropyLoss()
     # It writes the gradient over the logits that it is given.
-    return lambda x: loss(x["logits"].clone(), x["targets"])
+    return _on(inputs, lambda x: loss(x["logits"].clone(), x["targets"]))
 
 
-def _torch_cross_entropy(_sizes: Sizes) -> Callable[[Inputs], Tensor]:
-    return lambda x: F.cross_entropy(x["logits"].float(), x["targets"])
+def _torch_cross_entropy(x: Inputs) -> Tensor:
+    return F.cross_entropy(x["logits"].float(), x["targets"])
 
 
-def _torch_layer_norm(_sizes: Sizes) -> Callable[[Inputs], Tensor]:
-    def run(x: Inputs) -> Tensor:
+def _torch_layer_norm(x: Inputs) -> tuple[Tensor, Tensor]:
+    summed = x["x"] + x["residual"]
+    return F.layer_norm(summed, summed.shape[-1:], x["weight"], x["bias"]), summed
+
+
+def _liger_layer_norm(_sizes: Sizes, inputs: Inputs) -> Work:
+    from liger_kernel.ops.layer_norm import LigerLayerNormFunction
+
+    def run(x: Inputs) -> tuple[Tensor, Tensor]:
         summed = x["x"] + x["residual"]
-        return torch.cat([F.layer_norm(summed, summed.shape[-1:], x["weight"], x["bias"]), summed])
+        return LigerLayerNormFunction.apply(summed, x["weight"], x["bias"], 1e-5), summed
 
-    return run
-
-
-def _torch_gelu(_sizes: Sizes) -> Callable[[Inputs], Tensor]:
-    return lambda x: F.gelu(x["x"] + x["bias"], approximate="tanh")
+    return _on(inputs, run)
 
 
-PEERS: dict[str, dict[str, Callable[[Sizes], Callable[[Inputs], Tensor]]]] = {
-    "attention": {"torch SDPA, dense mask": _sdpa, "torch flex-attention": _flex},
-    "attention_decode": {"torch, the prefix copied": _copied_prefix},
-    "linear_cross_entropy": {"torch, all logits": _all_logits, "Liger": _liger_linear},
-    "cross_entropy": {"torch F.cross_entropy": _torch_cross_entropy, "Liger": _liger_cross_entropy},
-    "layer_norm": {"torch F.layer_norm": _torch_layer_norm},
-    "gelu": {"torch F.gelu": _torch_gelu},
+def _torch_gelu(x: Inputs) -> Tensor:
+    return F.gelu(x["x"] + x["bias"], approximate="tanh")
+
+
+Peer = Callable[[Sizes, Inputs], Work]
+PEERS: dict[str, dict[str, Peer]] = {
+    "attention": {
+        "torch SDPA, dense mask": _sdpa,
+        "torch flex-attention": _flex,
+        "torch varlen, prefix copied": _varlen,
+    },
+    "attention_decode": {"torch, prefix copied": _plain(_copied_prefix)},
+    "linear_cross_entropy": {
+        "torch, all logits": _plain(_all_logits),
+        "inductor, all logits": _compiled(_all_logits),
+        "Liger": _liger_linear,
+    },
+    "cross_entropy": {
+        "torch": _plain(_torch_cross_entropy),
+        "inductor": _compiled(_torch_cross_entropy),
+        "Liger": _liger_cross_entropy,
+    },
+    "layer_norm": {
+        "torch": _plain(_torch_layer_norm),
+        "inductor": _compiled(_torch_layer_norm),
+        "Liger": _liger_layer_norm,
+    },
+    "gelu": {"torch": _plain(_torch_gelu), "inductor": _compiled(_torch_gelu)},
 }
-"""What does the same work, by operation: a function of the sizes that makes a function of the case's inputs. It raises
-ImportError where the peer is not installed."""
+"""What does the same work, by operation. A peer raises ImportError where it is not installed."""

@@ -168,7 +168,7 @@ def test_suites(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import bench_batching, bench_plan, bench_train_step
 
     monkeypatch.delenv("FASTFT_BOOK_DATA", raising=False)
-    for batching in bench_train_step.BATCHERS:
+    for batching in bench_train_step.BATCHINGS:
         bench_train_step.bench_train_step(Benchmark(), "pico", "cpu", batching, "fp32")
         bench_batching.bench_batching(Benchmark(), batching, 8)
     encoded = sharing.made_examples(130, 30, 6)

@@ -22,6 +22,7 @@ PEERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "hf": ("hf", ("--kind", "padded")),
     "hf-masked": ("hf", ("--kind", "masked")),
     "hf-flat": ("hf", ("--kind", "flat")),
+    "hf-compiled": ("hf", ("--kind", "padded", "--compile")),
     "trl": ("trl_sft", ("--kind", "padded")),
     "trl-flat": ("trl_sft", ("--kind", "flat")),
     "trl-packed": ("trl_sft", ("--kind", "packed")),

@@ -2,7 +2,8 @@
 
 `padded` leaves the attention mask out: padding stands at the end of each row, behind everything that is asked for, so
 causal attention hides it already, and torch's faster causal path is open. `masked` passes it, as a collator does.
-`flat` is transformers' own DataCollatorWithFlattening: no padding, one row, positions that start again.
+`flat` is transformers' own DataCollatorWithFlattening: no padding, one row, positions that start again. `--compile` has
+torch compile the model, its sizes marked dynamic, so that batches of any length share what is compiled.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ def steps_of(options: argparse.Namespace) -> Iterator[Callable[[], float]]:
     device = common.chosen_device(options.device)
     model = new_model(config_for(options.size)).to(device)
     model.train()
+    if options.compile:
+        model.compile(dynamic=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=shared.RATE, weight_decay=shared.WEIGHT_DECAY, fused=True)
     narrow = options.dtype == "bf16"
 
@@ -90,13 +93,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Runs and times the steps."""
     torch.set_num_threads(options.threads)
     seconds, losses = shared.in_steps(steps_of(options))
-    name = f"transformers, {options.kind}, {options.dtype}"
+    name = f"transformers, {options.kind}{', compiled' if options.compile else ''}, {options.dtype}"
     return shared.report(options, name, seconds, losses, packages=("transformers",))
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    common.say(measure(shared.arguments(__doc__, KINDS).parse_args(argv)))
+    parser = shared.arguments(__doc__, KINDS)
+    parser.add_argument("--compile", action="store_true", help="torch.compile the model")
+    common.say(measure(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

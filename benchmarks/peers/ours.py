@@ -10,7 +10,6 @@ import numpy as np
 
 from benchmarks import common
 from benchmarks.peers import shared
-from fastft.batch import Batcher
 from fastft.config import TrainOptions
 from fastft.engine import Engine
 from fastft.model import GPT2, config_for
@@ -23,7 +22,7 @@ def steps_of(options: argparse.Namespace) -> Iterator[Callable[[], float]]:
     device = common.chosen_device(options.device)
     engine = Engine(model, TrainOptions(dtype=options.dtype, device=device, weight_decay=shared.WEIGHT_DECAY))
     encoded, n = shared.encoded_of(options), options.batch_size
-    batcher = Batcher(round_sizes=device == "cuda")
+    batcher = common.batcher_of(engine)
 
     def step(begin: int) -> float:
         batch = batcher(encoded, np.arange(begin, begin + n))
