@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import fastft_kernels
 import torch
@@ -104,12 +105,11 @@ def main() -> None:
         least, median = (time / repeated for time in measuring.microseconds(run, calls=calls))
         results[name] = {"us": round(median, 2), "least_us": round(least, 2)}
 
-    measure("the kernel alone", lambda: alone(x, bias), options.calls)
+    measure("the kernel alone", partial(alone, x, bias), options.calls)
     for name, operation in ways.items():
-        measure(name, lambda operation=operation: operation(x, bias), options.calls)
+        measure(name, partial(operation, x, bias), options.calls)
     for name, operation in ways.items() if options.compiled else ():
-        chain = compiled_chain(operation)
-        measure(f"{name}, compiled", lambda chain=chain: chain(x, bias), 20, CHAINED)
+        measure(f"{name}, compiled", partial(compiled_chain(operation), x, bias), 20, CHAINED)
     lines = [f"{name}: {each['us']:.1f} us a call (least {each['least_us']:.1f})" for name, each in results.items()]
     measuring.say_and_write(results, lines, options.json)
 

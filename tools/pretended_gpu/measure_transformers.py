@@ -23,7 +23,8 @@ STEPS_BEFORE = 4
 
 def measure(options: argparse.Namespace, examples: int, *, compiled: bool) -> dict[str, Any]:
     """Steps of the same examples: the parts of one."""
-    model = hf.new_model(config_for(options.size)).to("cuda").train()
+    model: torch.nn.Module = hf.new_model(config_for(options.size))
+    model.cuda().train()
     called = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=shared.RATE, weight_decay=shared.WEIGHT_DECAY, fused=True)
     encoded = training_set(options.data)
