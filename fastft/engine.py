@@ -148,7 +148,7 @@ class Engine(WholeModel):
             copies=self.copies,
         )
         if options.compile:
-            (self.model if self.copies is None else self.copies.computes).compile(fullgraph=True)
+            ops.compile_model(self.model if self.copies is None else self.copies.computes)
         # fp16's range is too small for raw gradients. Other dtypes need no scaling, and the scaler passes through.
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == "fp16")
 

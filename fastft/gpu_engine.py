@@ -58,7 +58,7 @@ class GpuEngine(WholeModel):
             decay_all=options.decay_all,
         )
         if options.compile:
-            self.flat.computes.compile(fullgraph=True)
+            ops.compile_model(self.flat.computes)
         captures = captures_graphs(options, self.impl, self.device)
         self.graphs = Graphs(self.device, enabled=captures)
         self.evaluation_graphs = Graphs(self.device, enabled=captures)

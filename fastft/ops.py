@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import fastft_kernels
 import torch
-from fastft_kernels import AttentionPlan, RowPlan, plan_rows
+from fastft_kernels import AttentionPlan, RowPlan, plan_rows, registry
 from fastft_kernels.support import Impl as KernelImpl
 from fastft_kernels.support import why_not_triton
 from torch import Tensor, nn
@@ -59,6 +59,12 @@ def planner(impl: str, *, round_sizes: bool = False) -> Planner:
     if impl == "triton":
         return functools.partial(fastft_kernels.plan_attention, round_sizes=round_sizes)
     return fastft_kernels.plan_tiles
+
+
+def compile_model(model: nn.Module) -> None:
+    """Has torch.compile compile a model when it is called."""
+    registry.prepare_compile()
+    model.compile(fullgraph=True)
 
 
 def batcher(impl: str, device: torch.device, *, packed: bool = True, share_prefix: bool = True) -> Batcher:

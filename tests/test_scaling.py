@@ -291,7 +291,7 @@ def advised(device_bytes: int | None, host_bytes: int = 1 << 50, **setup: Any) -
 
 def test_the_least_stage_that_fits_is_recommended() -> None:
     """The less memory, the higher the stage, and offload after all that do without; each has its size."""
-    ladder = [advised(gib * GIB) for gib in range(8, 42, 2)]
+    ladder = [advised(gib * GIB) for gib in range(8, 48, 2)]
     order = [None, "3 + offload", "2 + offload", "3", "2", "1", "0"]
     assert ladder == sorted(ladder, key=order.index)
     assert set(ladder) == set(order)

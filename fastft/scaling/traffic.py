@@ -10,6 +10,10 @@ from fastft.scaling.setup import FLOAT32, Layout, Setup, layout, rounded
 from fastft.scaling.states import FLOAT64, padded_groups, uses_bf16_optimizer
 
 
+_LOSS = FLOAT64
+"""Of a step, which all ranks are to know before its update."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
     """What the collectives of an optimizer step are given on each rank: bytes of whole tensors. The whole of an
@@ -18,7 +22,7 @@ class Traffic:
     Attributes:
         ranks: N.
         all_reduce, reduce_scatter, all_gather: by kind.
-        control: the sums of gradient norms and flags. The trainer's own, a few numbers in host memory, are not counted.
+        control: the sums of the loss, of gradient norms and flags. The trainer's own, a few numbers in host memory, are not counted.
     """
 
     ranks: int
@@ -56,19 +60,19 @@ def traffic(config: GPT2Config, setup: Setup) -> Traffic:
     if setup.ranks == 1:
         return Traffic(ranks=1)
     if setup.stage == 0:
-        return Traffic(ranks=setup.ranks, all_reduce=max(e, FLOAT32) * tensors.all)
+        return Traffic(ranks=setup.ranks, all_reduce=max(e, FLOAT32) * tensors.all, control=_LOSS)
     if setup.stage == 3:
         return _of_stage_3(tensors, setup)
     padded = e * sum(padded_groups(tensors, setup))
     if uses_bf16_optimizer(setup):  # it has all gradients, and computes their norm by itself
-        return Traffic(ranks=setup.ranks, all_reduce=padded, all_gather=padded)
+        return Traffic(ranks=setup.ranks, all_reduce=padded, all_gather=padded, control=_LOSS)
     packs = setup.packs if setup.stage == 2 else 1
     flag = 1 if e < FLOAT32 else 0  # whether a gradient is not finite
     return Traffic(
         ranks=setup.ranks,
         all_reduce=packs * e * tensors.all,
         all_gather=padded,
-        control=FLOAT32 * len(tensors.groups) + flag,
+        control=_LOSS + FLOAT32 * len(tensors.groups) + flag,
     )
 
 
@@ -80,5 +84,5 @@ def _of_stage_3(tensors: Layout, setup: Setup) -> Traffic:
         ranks=N,
         reduce_scatter=e * setup.packs * sum(rounded(size, N) for size in tensors.each()),
         all_gather=e * sum(rounded(size, N) for size in [*gathered * setup.packs, *persistent]),
-        control=len(tensors.groups) * (FLOAT32 if setup.offload else FLOAT64),
+        control=_LOSS + len(tensors.groups) * (FLOAT32 if setup.offload else FLOAT64),
     )

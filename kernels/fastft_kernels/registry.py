@@ -111,8 +111,8 @@ def prepare_compile() -> None:
     """Tells inductor of every operation here, before `torch.compile` meets it: called once, or any number of times.
 
     Inductor gives an operation that has no lowering one that calls it. In torch 2.11 it first writes the operation down
-    with all that its arguments are computed from, for a log that nobody reads: a text that doubles with every layer, so that
-    compiling a model of eight does not end.
+    with all that its arguments are computed from, for a log that nobody reads: a text that doubles with every layer, so
+    that compiling a model of eight does not end.
     """
     from torch._inductor import lowering
 
