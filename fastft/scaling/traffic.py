@@ -9,7 +9,6 @@ from fastft.scaling.fetches import fetches
 from fastft.scaling.setup import FLOAT32, Layout, Setup, layout, rounded
 from fastft.scaling.states import FLOAT64, padded_groups, uses_bf16_optimizer
 
-
 _LOSS = FLOAT64
 """Of a step, which all ranks are to know before its update."""
 
