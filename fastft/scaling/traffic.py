@@ -21,7 +21,8 @@ class Traffic:
     Attributes:
         ranks: N.
         all_reduce, reduce_scatter, all_gather: by kind.
-        control: the sums of the loss, of gradient norms and flags. The trainer's own, a few numbers in host memory, are not counted.
+        control: the sums of the loss, of gradient norms and flags. The trainer's own, a few numbers in host memory, are
+            not counted.
     """
 
     ranks: int
