@@ -6,7 +6,7 @@ tokens, `T = B W`, laid end to end.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TypeVar
 
@@ -77,6 +77,23 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The batch with every tensor on `device`."""
         return with_tensors(self, lambda tensor: tensor.to(device))
+
+    def tensors(self) -> list[Tensor]:
+        """Its tensors and those of its plans, in the order of `with_tensors`."""
+        found: list[Tensor] = []
+
+        def note(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        with_tensors(self, note)
+        return found
+
+    def sizes(self) -> Hashable:
+        """What the kernels that compute it depend on: shapes, and the numbers of its plans that they are given."""
+        plans = [tiles for tiles in (self.tiles, self.row_tiles) if isinstance(tiles, AttentionPlan)]
+        numbers = tuple((plan.BM, plan.BN, plan.BQ, plan.BK, plan.slots) for plan in plans)
+        return self.row_length, numbers, tuple(tuple(tensor.shape) for tensor in self.tensors())
 
     def with_row_plans(self, planner: RowPlanner) -> Batch:
         """The batch with its gathers planned."""

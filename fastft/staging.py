@@ -12,7 +12,6 @@ from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
 import torch
-from fastft_kernels import AttentionPlan
 from torch import Tensor
 
 from fastft.batch import Batch, with_tensors
@@ -47,12 +46,12 @@ class Staging:
     def put(self, batch: Batch) -> Staged:
         """The batch on the device; where batches are kept, the one before of equal sizes is overwritten."""
         batch = replace(batch, pair_rows=batch.pair_rows[:0], pair_examples=batch.pair_examples[:0])
-        tensors = _tensors(batch)
+        tensors = batch.tensors()
         begins, length = _layout(tensors)
         packed = torch.empty(length, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
         for tensor, begin in zip(tensors, begins, strict=True):
             _part(packed, tensor, begin).copy_(tensor)
-        sizes = _sizes(batch, tensors)
+        sizes = batch.sizes()
         place, there = self._kept.get(sizes, (None, None))
         if place is None:
             place = torch.empty(length, dtype=torch.uint8, device=self._device)
@@ -63,18 +62,6 @@ class Staging:
         if self._keep:
             self._kept[sizes] = place, there
         return Staged(there, sizes)
-
-
-def _tensors(batch: Batch) -> list[Tensor]:
-    """In the order of the fields."""
-    found: list[Tensor] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    with_tensors(batch, note)
-    return found
 
 
 def _layout(tensors: list[Tensor]) -> tuple[list[int], int]:
@@ -89,10 +76,3 @@ def _layout(tensors: list[Tensor]) -> tuple[list[int], int]:
 def _part(packed: Tensor, like: Tensor, begin: int) -> Tensor:
     """The part of the bytes `packed` that holds a tensor such as `like`."""
     return packed[begin : begin + like.nbytes].view(like.dtype).view(like.shape)
-
-
-def _sizes(batch: Batch, tensors: list[Tensor]) -> Hashable:
-    """What the kernels of a batch depend on: shapes, and the numbers of its plans that they are given."""
-    plans = [tiles for tiles in (batch.tiles, batch.row_tiles) if isinstance(tiles, AttentionPlan)]
-    numbers = tuple((plan.BM, plan.BN, plan.BQ, plan.BK, plan.slots) for plan in plans)
-    return batch.row_length, numbers, tuple(tuple(tensor.shape) for tensor in tensors)
