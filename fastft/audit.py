@@ -108,7 +108,7 @@ class Findings:
         ):
             yield f"{words}: {_rows(rows)}", bool(rows)
         repeated = sum(map(len, self.duplicate_prompts))
-        groups = [" = ".join(map(str, rows)) for rows in self.duplicate_prompts[:_ROWS_SHOWN]]
+        groups = [_equal(rows) for rows in self.duplicate_prompts[:_ROWS_SHOWN]]
         count = f"{len(self.duplicate_prompts)} ({repeated} rows)"
         words = "prompts that stand more than once"
         yield f"{words}: {_rows(groups, len(self.duplicate_prompts), count)}", repeated > 0
@@ -205,6 +205,12 @@ def _counted(words: str, counts: Mapping[str, int]) -> str:
     shown = ", ".join(f"{name} {count}" for name, count in list(counts.items())[:_KINDS_SHOWN])
     more = len(counts) - _KINDS_SHOWN
     return f"{words}: {shown or '0'}" + (f" and {more} more" if more > 0 else "")
+
+
+def _equal(rows: Sequence[int]) -> str:
+    """`2 = 9 = 36`."""
+    more = len(rows) - _ROWS_SHOWN
+    return " = ".join(map(str, rows[:_ROWS_SHOWN])) + (f" and {more} more" if more > 0 else "")
 
 
 def _rows(rows: Sequence[int | str], n: int | None = None, count: str | None = None) -> str:

@@ -162,6 +162,16 @@ def test_lines_are_bounded_and_json_holds_all(tmp_path: Path) -> None:
     assert "duplicates" not in found.as_json()
 
 
+def test_a_prompt_of_all_rows_is_a_line_of_some(tmp_path: Path) -> None:
+    found = found_in(written(tmp_path, dict.fromkeys(range(1, 41), made_records(1)[0])))
+    assert found.duplicate_prompts == [list(range(1, 41))]
+    assert (
+        "prompts that stand more than once: 1 (40 rows): rows 1 = 2 = 3 = 4 = 5 = 6 = 7 = 8 = 9 = 10 and 30 more"
+        in (found.lines())
+    )
+    assert max(map(len, found.lines())) < 160
+
+
 def test_what_train_warns_of_is_what_inspect_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = written(
         tmp_path, {1: {"system": None}, 2: {"input": "N/A"}, 36: made_records(40)[6], 5: {"output": f"a{MARK}"}}
