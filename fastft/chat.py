@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from fastft.console import say
+from fastft.console import printable, say
 from fastft.decoding import Answer, decode
 from fastft.generation import AnswerOptions
 from fastft.model import GPT2
@@ -91,7 +91,7 @@ def _printer(template: Template) -> Callable[[str, bool], None]:
 
     def show(generated: str, is_whole: bool) -> None:
         nonlocal shown
-        text = template.extract(generated if is_whole else _settled(generated, template))
+        text = printable(template.extract(generated if is_whole else _settled(generated, template)))
         if text.startswith(shown):
             print(text[len(shown) :], end="", flush=True)
             shown = text

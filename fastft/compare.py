@@ -16,12 +16,11 @@ from typing import Any, Literal
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from fastft import files, pairwise
-from fastft.console import meter, say
+from fastft.console import SafeConsole, meter, say
 from fastft.errors import JudgeUnavailable, UserError
 from fastft.judging.journal import Journal
 from fastft.judging.options import JudgeOptions, given
@@ -281,7 +280,7 @@ def matched(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], run_
 
 def show(result: Mapping[str, Any], path: Path) -> None:
     """Prints the comparison for people."""
-    out = Console(highlight=False, soft_wrap=True)
+    out = SafeConsole(highlight=False, soft_wrap=True)
     out.print(_table(result))
     for line in [*_left_out_lines(result), *_judge_lines(result["judge"]), *_pairwise_lines(result["pairwise"])]:
         out.print(line, markup=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastft import files
 from fastft.config import TrainOptions
-from fastft.console import say
+from fastft.console import printable, say
 from fastft.decoding import greedy
 from fastft.generation import GenerateOptions, generate
 from fastft.metrics import exact_match
@@ -71,7 +71,7 @@ def demo(options: DemoOptions) -> Outcome:
     print(f"took {time.perf_counter() - began:.0f} s; answers of the tuned model:")
     for entry in entries[:: max(1, len(entries) // ANSWERS_SHOWN)][:ANSWERS_SHOWN]:
         question = " ".join(f"{entry['instruction']} {entry['input']}".split())
-        print(f"  {question} -> {entry['model_response']}")
+        print(printable(f"  {question} -> {entry['model_response']}"))
 
     return outcome
 
@@ -81,7 +81,7 @@ def _exact_match_of(model: GPT2, options: TrainOptions) -> float:
     data = load_data(options)
     records = data.part("test")
     tokenizer = gpt2_tokenizer()
-    prompts = [data.template.prompt(record.instruction, record.input) for record in records]
+    prompts = [data.template.prompt_of(record) for record in records]
     model = model.to(choose_device(options.device))
     answers = greedy(model, tokenizer.encode_many(prompts), max_new_tokens=MAX_NEW_TOKENS)
     responses = [data.template.extract(tokenizer.decode(ids)) for ids in answers]

@@ -12,8 +12,9 @@ from typing import Any, Literal
 import torch
 
 from fastft.config import Device
-from fastft.console import meter, say
+from fastft.console import meter, say, warn
 from fastft.decoding import decode
+from fastft.encode import name_rows
 from fastft.errors import UserError
 from fastft.inference import prepared
 from fastft.model import GPT2
@@ -93,6 +94,9 @@ class GenerateOptions(AnswerOptions):
     """Answer only so many records."""
     batch_size: int = 64
     """The most prompts answered at a time: one that ends makes room for the next."""
+    too_long: Literal["leave_out", "raise"] = "leave_out"
+    """What happens where a prompt fills the context: its entry is kept with an empty response and the reason, or the
+    call stops."""
 
 
 def generate(options: GenerateOptions) -> list[dict[str, Any]]:
@@ -110,7 +114,7 @@ def generate(options: GenerateOptions) -> list[dict[str, Any]]:
     records = data.part(options.split)
     if not records:
         raise UserError(f"the {options.split} split holds no record; its data is too small")
-    prompts = [data.template.prompt(record.instruction, record.input) for record in records]
+    prompts = [data.template.prompt_of(record) for record in records]
     responses = Responses(run.responses_of(options.split), records, _made_from(run, options, records, prompts))
     asked = min(len(records), options.limit or len(records))
     missing = responses.missing(asked)
@@ -119,7 +123,11 @@ def generate(options: GenerateOptions) -> list[dict[str, Any]]:
     if missing:
         ids = gpt2_tokenizer().encode_many(prompts[:asked])
         model = options.model(rows=options.batch_size)
-        _check_room(ids, model.config.n_ctx, [record.row for record in records[:asked]])
+        without_room = _without_room(ids, model.config.n_ctx, records, options)
+        missing = [index for index in missing if index not in without_room]
+        responses.begin()
+        for index in without_room:
+            responses.leave_out(index, f"its prompt fills the context of {model.config.n_ctx} tokens")
         _answer(model, options, data, ids, missing, responses)
     return responses.write()[:asked]
 
@@ -135,7 +143,6 @@ def _answer(
     """Answers the missing prompts, the longest first: the short ones then fill the places that become free."""
     tokenizer = gpt2_tokenizer()
     missing = sorted(missing, key=lambda index: -len(prompts[index]))
-    responses.begin()
     ended = decode(
         model,
         [prompts[index] for index in missing],
@@ -175,10 +182,17 @@ def _check_model(run: Run) -> None:
         )
 
 
-def _check_room(prompt_ids: list[list[int]], n_ctx: int, rows: list[int]) -> None:
-    too_long = [row for row, ids in zip(rows, prompt_ids, strict=True) if len(ids) >= n_ctx]
+def _without_room(
+    prompts: list[list[int]], n_ctx: int, records: Sequence[Record], options: GenerateOptions
+) -> list[int]:
+    """Which prompts leave no room for a response, from 0; they are named, or refused where `--too_long` is `raise`."""
+    too_long = [index for index, ids in enumerate(prompts) if len(ids) >= n_ctx]
     if too_long:
-        raise UserError(
-            f"the prompts of {len(too_long)} records fill the model's context of {n_ctx} tokens and leave no room for "
-            f"a response (first: row {too_long[0]}); shorten them"
-        )
+        rows = name_rows([records[index].row for index in too_long])
+        found = f"the prompts of {len(too_long)} records fill the model's context of {n_ctx} tokens"
+        if options.too_long == "raise":
+            raise UserError(
+                f"{found} and leave no room for a response: {rows}; --too_long leave_out answers the others"
+            )
+        warn(f"{found} and are left without a response: {rows}")
+    return too_long

@@ -19,6 +19,7 @@ from fastft.errors import FastftError
 from fastft.judging.thoughts import spoken
 from fastft.metrics import bounds
 from fastft.prompts import ALPACA
+from fastft.records import choices_of
 from fastft.statistics import WinTieLoss, wilson
 
 Verdict = Literal["A", "B", "tie"]
@@ -102,7 +103,7 @@ def prompt_of(pair: Pair, order: str, ending: str = _LETTER_ALONE) -> str:
     The entry is in Alpaca style whatever template the models were trained with, as in `fastft.judge`.
     """
     first, second = (pair.a, pair.b) if order == "ab" else (pair.b, pair.a)
-    asked = ALPACA.prompt(pair.entry["instruction"], pair.entry.get("input") or "")
+    asked = ALPACA.prompt(pair.entry["instruction"], pair.entry.get("input") or "", choices_of(pair.entry))
     return (
         f"Given the input `{asked}` "
         f"and correct output `{pair.entry['output']}`, "

@@ -14,11 +14,11 @@ import numpy as np
 from fastft_kernels import AttentionPlan, roofline
 from fastft_kernels.roofline import CARDS, Cost
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
 from fastft import ops
 from fastft.batch import Batch, Batcher
+from fastft.console import SafeConsole
 from fastft.encode import EncodedSet, encode
 from fastft.model import GPT2Config, config_for, number_of_parameters
 from fastft.options import options_parser
@@ -143,7 +143,7 @@ def main() -> None:
             name, str(cost.launches), f"{cost.bytes / 1e9:.2f}", f"{(cost.matrix_flops + cost.other_flops) / 1e12:.2f}",
             *times,
         )  # fmt: skip
-    Console(highlight=False, width=140).print(table)
+    SafeConsole(highlight=False, width=140).print(table)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from fastft.ab import CHOICES, RATINGS_FORMAT, SCALE, AbOptions, Sheet, make_sheet
+from fastft.console import SafeConsole
 from fastft.errors import UserError
 from fastft.files import read_json, write_json
 from fastft.pages import chance
@@ -405,7 +405,7 @@ def _letter_rate(chose_a: Floats, first_is_a: npt.NDArray[np.bool_]) -> dict[str
 
 def print_summary(result: Mapping[str, Any]) -> None:
     """Prints the figures as tables, and what they rest on."""
-    out = Console(highlight=False, soft_wrap=True)
+    out = SafeConsole(highlight=False, soft_wrap=True)
     names = result["names"]
     out.print(_verdict_table(result, names), _scale_table(result, names), sep="\n")
     for line in _lines(result, names):

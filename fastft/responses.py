@@ -80,6 +80,13 @@ class Responses:
             self._written = now
             self.write()
 
+    def leave_out(self, index: int, reason: str) -> None:
+        """Keeps the entry of record `index` with an empty response and the reason why there is none."""
+        line = {"index": index, "response": "", "tokens": 0, "seconds": 0.0, "left_out": reason}
+        if index not in self._lines:
+            self._journal.append(line)
+            self._lines[index] = line
+
     def write(self) -> list[dict[str, Any]]:
         """Writes the answers that are there, in the order of the records, with what they are made from; returns them.
 
@@ -109,7 +116,9 @@ class Responses:
         ]
 
     def _entry(self, index: int) -> dict[str, Any]:
-        return {**self._records[index].as_entry(), "model_response": self._lines[index]["response"]}
+        line = self._lines[index]
+        why = {"left_out": line["left_out"]} if "left_out" in line else {}
+        return {**self._records[index].as_entry(), "model_response": line["response"], **why}
 
     def _read(self) -> None:
         first, *rest = [*self._journal.read()] or [{}]

@@ -45,13 +45,14 @@ from fastft.engine import AnyEngine, Engine, Update
 from fastft.errors import FastftError, TrainingError, UserError
 from fastft.evaluate import TokenMean
 from fastft.gpu_engine import GpuEngine
+from fastft.keywords import hidden_path
 from fastft.log import Log, summary_writer, writers
 from fastft.memory import peak_memory
 from fastft.model import GPT2, SIZES, config_for, number_of_parameters
 from fastft.optim import learning_rate
 from fastft.plan import Cost, Indices, Packing, Plan, Step, make_plan
 from fastft.precision import choose_device, choose_dtype
-from fastft.run import Data, MetricsFile, Run, load_data
+from fastft.run import Data, MetricsFile, Run, load_data, warn_of_data
 from fastft.stopping import StopRequest, save_is_asked, stop_requests
 from fastft.tokenizer import END_OF_TEXT, VOCAB_SIZE, gpt2_tokenizer
 from fastft.watch import Stragglers, Watchdog
@@ -103,6 +104,7 @@ def train(options: TrainOptions, *, stop_after: int | None = None) -> Outcome:
             model = initial_model(options)
         if data.bad:
             warn(f"left out, and listed in {run.data}: {data.describe_bad()}")
+        warn_of_data(options, data)
         with Watchdog(world, run.hangs, options.hang_timeout).watching() as watchdog:
             trainer = Trainer(run, options, data, make_engine(model, options, world), watchdog=watchdog)
             if options.dry_run:
@@ -192,6 +194,10 @@ class Trainer:
             n_ctx = engine.model.config.n_ctx
             self.train_set = data.encode("train", options, n_ctx)
             self.val_set = data.encode("val", options, n_ctx)
+            self._test_too_long = data.longer_than(n_ctx, options)
+            if self._test_too_long:
+                rows = name_rows(self._test_too_long)
+                warn(f"test: {len(self._test_too_long)} examples do not fit the context of {n_ctx} tokens: {rows}")
             for name, encoded in (("training", self.train_set), ("validation", self.val_set)):
                 for line in encoded.report.lines(options.max_length or n_ctx):
                     warn(f"{name}: {line}")
@@ -441,7 +447,7 @@ class Trainer:
         """
         book = self.options.recipe == "book"
         records = self.data.part("val", 1 if book else self.options.samples)
-        prompts = [self.data.template.prompt(record.instruction, record.input) for record in records]
+        prompts = [self.data.template.prompt_of(record) for record in records]
         if not prompts:
             return
         self._watchdog.beat("answering samples")
@@ -597,9 +603,12 @@ class Trainer:
             "source": self.data.source,
             "records": len(self.data.records),
             "split_sha256": self.data.fingerprint(),
+            "taken_for": self.data.taken_for,
             "left_out": [asdict(bad) for bad in self.data.bad],
+            "audit": self.data.audit().as_json(),
             "train": asdict(self.train_set.report),
             "val": asdict(self.val_set.report),
+            "test": {"longer_than_context": self._test_too_long},
             "seconds": self._data_seconds,  # reading, splitting, encoding and planning, at the last start
         }
 
@@ -721,6 +730,8 @@ def initial_model(options: TrainOptions) -> GPT2:
     named = config_for(options.model, tie_head=options.tie_head)
     published = options.model.startswith("gpt2")
     source = options.weights or (options.model if published else "none")
+    if both := hidden_path("weights", source):
+        say(both)
     if source == "none":
         model = GPT2(named)
     else:

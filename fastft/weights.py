@@ -26,6 +26,7 @@ from torch import Tensor
 
 from fastft import files
 from fastft.errors import UserError
+from fastft.keywords import is_keyword
 from fastft.model import GPT2, SIZES, GPT2Config
 from fastft.tokenizer import END_OF_TEXT, VOCAB_SIZE, carried_files
 
@@ -127,8 +128,9 @@ def load(source: str | Path, *, tie_head: bool | None = None, config: GPT2Config
 
     Args:
         source: a Hugging Face folder (`config.json`, and `model.safetensors` or its shards), a `.pth` or `.pt` file in
-            the book's layout, or a Hugging Face id: `gpt2-medium` means `openai-community/gpt2-medium`. What exists on
-            the disk comes before an id; a `Path` is never an id.
+            the book's layout, or a Hugging Face id: `gpt2-medium` means `openai-community/gpt2-medium`, also
+            beside a folder of that name, which is `./gpt2-medium`. Else what exists on the disk comes before an id; a
+            `Path` is never an id.
         tie_head: None keeps the head as the source has it; False gives a tied one weights of its own, a copy of the
             token embedding (the book); True ties a head that equals the token embedding.
         config: the shape of a `.pth` whose width is none of GPT-2's four, which would leave the number of heads open.
@@ -194,6 +196,8 @@ def save_hf(model: GPT2, folder: Path) -> None:
 
 def _located(source: str | Path) -> Path:
     """The folder or `.pth` file that `source` means, downloaded where it is an id."""
+    if isinstance(source, str) and is_keyword("weights", source):
+        return _downloaded(_HF_IDS[source])
     path = Path(source).expanduser()
     if path.is_dir():
         return path

@@ -609,8 +609,8 @@ RUNS = [
     ),
     Case(
         "test prompts that fill the context",
-        lambda p: (p.other_data(long_prompts(300)), p.on_run("generate"))[1],
-        ("3 records", "context of 256", "row 26"),
+        lambda p: (p.other_data(long_prompts(300)), p.on_run("generate", "--too_long", "raise"))[1],
+        ("3 records", "context of 256", "rows 26", "--too_long leave_out"),
     ),
     Case(
         "no test record",

@@ -424,7 +424,7 @@ def test_training_is_the_same_bit_for_bit(data: Path, tmp_path: Path) -> None:
     expected = lines("plain", token_cache="none")
     assert lines("cached", token_cache=folder) == expected
     assert lines("found", token_cache=folder) == expected
-    assert len(list(Path(folder).glob("tokens-*"))) == 2  # of training and of validation
+    assert len(list(Path(folder).glob("tokens-*"))) == 3  # of training, validation and test
     seen, expected_seen = (json.loads((tmp_path / out / "data.json").read_text()) for out in ("cached", "plain"))
     assert {**seen, "seconds": 0} == {**expected_seen, "seconds": 0}
     weights, expected_weights = ((tmp_path / out / "model/model.safetensors") for out in ("cached", "plain"))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fastft.prompts import ALPACA
+from fastft.records import choices_of
 from fastft.tokenizer import gpt2_tokenizer
 
 Style = Literal["book", "reason"]
@@ -93,7 +94,7 @@ def _prompt(entry: Mapping[str, Any], rubric: str, ending: str) -> str:
     The entry is always formatted in Alpaca style, whatever template the model was trained with: scores of different
     templates stay comparable, and equal to the book's.
     """
-    asked = ALPACA.prompt(entry["instruction"], entry.get("input") or "")
+    asked = ALPACA.prompt(entry["instruction"], entry.get("input") or "", choices_of(entry))
     return (
         f"Given the input `{asked}` "
         f"and correct output `{entry['output']}`, "
