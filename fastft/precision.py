@@ -22,7 +22,8 @@ _BY_PREFERENCE: tuple[Device, ...] = ("cuda", "mps", "cpu")
 def choose_device(device: Device, local_rank: int = 0) -> torch.device:
     """The device that `--device` names; `auto` takes CUDA, else MPS, else the CPU.
 
-    Of several GPUs that this process sees, each rank of a machine takes the one with its number.
+    Of several GPUs that this process sees, each rank of a machine takes the one with its number, and makes it torch's
+    current one: on that, and not on their tensors' own, kernels are launched and graphs captured.
 
     Raises:
         UserError: the device is not there, or there are fewer GPUs than ranks.
@@ -39,7 +40,10 @@ def choose_device(device: Device, local_rank: int = 0) -> torch.device:
         raise UserError(
             f"got {local_rank + 1} ranks or more on a machine with {count} GPUs; start one rank for each GPU"
         )
-    return torch.device("cuda", local_rank if count > 1 else 0)
+    chosen = torch.device("cuda", local_rank if count > 1 else 0)
+    if count > 1:
+        torch.cuda.set_device(chosen)
+    return chosen
 
 
 def choose_dtype(dtype: DType, device: torch.device) -> DType:
