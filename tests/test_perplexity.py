@@ -104,6 +104,20 @@ def test_no_choices_that_fit_are_no_figure(run: Path) -> None:
     assert choice_accuracy(run, ENTRIES[3:]) is None
 
 
+def test_perplexity_is_exp_of_the_mean_loss_of_all_response_tokens(run: Path, model: GPT2) -> None:
+    losses = []
+    for entry in ENTRIES[:3]:
+        prompt = ALPACA.prompt(entry["instruction"], entry["input"])
+        losses.append([-x for x in log_probabilities(model, prompt, ALPACA.response(entry["output"]))])
+    found = response_perplexities(run, ENTRIES)
+    assert set(found) == {None, "x", "y"}
+    assert found[None] == pytest.approx(math.exp(np.mean(losses[0] + losses[1] + losses[2])), rel=1e-4)
+    assert found["x"] == pytest.approx(math.exp(np.mean(losses[0] + losses[2])), rel=1e-4)
+    assert found["y"] == pytest.approx(math.exp(np.mean(losses[1])), rel=1e-4)
+    with pytest.raises(UserError, match="context of 256"):
+        response_perplexities(run, ENTRIES[3:])
+
+
 def test_no_batch_waits_for_the_one_before_it(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans are made from what the host has, and losses are read when the last batch has been asked for."""
     happened: list[str] = []
@@ -117,17 +131,3 @@ def test_no_batch_waits_for_the_one_before_it(run: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.Tensor, "cpu", noted("read", torch.Tensor.cpu))
     response_perplexities(run, ENTRIES)
     assert happened == ["planner", "asked", "asked", "asked", "read", "read", "read"]
-
-
-def test_perplexity_is_exp_of_the_mean_loss_of_all_response_tokens(run: Path, model: GPT2) -> None:
-    losses = []
-    for entry in ENTRIES[:3]:
-        prompt = ALPACA.prompt(entry["instruction"], entry["input"])
-        losses.append([-x for x in log_probabilities(model, prompt, ALPACA.response(entry["output"]))])
-    found = response_perplexities(run, ENTRIES)
-    assert set(found) == {None, "x", "y"}
-    assert found[None] == pytest.approx(math.exp(np.mean(losses[0] + losses[1] + losses[2])), rel=1e-4)
-    assert found["x"] == pytest.approx(math.exp(np.mean(losses[0] + losses[2])), rel=1e-4)
-    assert found["y"] == pytest.approx(math.exp(np.mean(losses[1])), rel=1e-4)
-    with pytest.raises(UserError, match="context of 256"):
-        response_perplexities(run, ENTRIES[3:])
