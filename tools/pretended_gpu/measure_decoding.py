@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tools.pretended_gpu.counters import counts
-from tools.pretended_gpu.measuring import arguments, say_and_write
 from torch import Tensor
 
 from fastft import ragged, sampling, slots
@@ -29,6 +27,8 @@ from fastft.inference import prepared
 from fastft.kv_cache import KVCache
 from fastft.model import GPT2, config_for
 from fastft.sampling import GREEDY, NO_OTHER, Choice, Chosen, Sampler, Sampling
+from tools.pretended_gpu.counters import counts
+from tools.pretended_gpu.measuring import arguments, say_and_write
 
 TOKEN = 464
 """Which all rows are told to have chosen."""
