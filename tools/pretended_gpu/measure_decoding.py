@@ -1,6 +1,6 @@
 """What a decoding step costs the host on the pretended GPU: `slots` as it is called, beside the steps of `ragged`.
 
-    python -m tools.pretended_gpu run --python PYTHON LIBRARY tools/pretended_gpu/measure_decoding.py --size gpt2-medium
+    python -m tools.pretended_gpu run FOLDER -m tools.pretended_gpu.measure_decoding --size gpt2-medium
 
 A step is one token of all rows. Kernels compute nothing here, so that the tokens would be whatever lies in memory: the
 host is told a fixed one in their place, after all that it does to read them. `slots` is measured from one token of the
@@ -27,7 +27,8 @@ from fastft.inference import prepared
 from fastft.kv_cache import KVCache
 from fastft.model import GPT2, config_for
 from fastft.sampling import GREEDY, NO_OTHER, Choice, Chosen, Sampler, Sampling
-from tools.pretended_gpu import counts
+from tools.pretended_gpu.counters import counts
+from tools.pretended_gpu.measuring import arguments, say_and_write
 
 TOKEN = 464
 """Which all rows are told to have chosen."""
@@ -138,7 +139,7 @@ def _tell_fixed_tokens() -> None:
         setattr(owner, name, value)
 
 
-def _rows(model: GPT2, options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Figures]]]:
+def _ways(model: GPT2, options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Figures]]]:
     for name, chosen in SAMPLINGS.items():
         if chosen == GREEDY:  # the others look up what is not there
             yield f"ragged, {name}", lambda chosen=chosen: by_ragged(model, options.rows, chosen)
@@ -148,8 +149,8 @@ def _rows(model: GPT2, options: argparse.Namespace) -> Iterator[tuple[str, Calla
 
 
 def main() -> None:
-    """Prints a line for each way of decoding: the median of the host's time, and counts of the last round."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """A line for each way of decoding: the median of the host's time, and counts of the last round."""
+    parser = arguments(__doc__)
     parser.add_argument("--size", default="gpt2-medium")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
@@ -158,16 +159,19 @@ def main() -> None:
     torch.backends.cuda.enable_cudnn_sdp(False)  # the pretended GPU has no cuDNN
     model = prepared(GPT2(config_for(options.size)).cuda().eval(), torch.bfloat16, rows=options.rows)
     _tell_fixed_tokens()
-    print(f"{options.size}, bf16, {options.rows} rows, a step of all rows, median of {options.rounds} rounds")
-    print(f"{'':34}{'host ms':>9}" + "".join(f"{name:>13}" for name in SHOWN))
+    results: dict[str, dict[str, float]] = {}
     with torch.no_grad():
-        for name, measure in _rows(model, options):
+        for name, measure in _ways(model, options):
             if options.only in name:
                 rounds = [measure() for _ in range(options.rounds)]
                 middle = statistics.median(one.milliseconds for one in rounds)
-                print(
-                    f"{name:34}{middle:9.3f}" + "".join(f"{n:13.3f}" for n in rounds[-1].counted.values()), flush=True
-                )
+                results[name] = {"host ms": round(middle, 3), **rounds[-1].counted}
+    lines = [
+        f"{options.size}, bf16, {options.rows} rows, a step of all rows, median of {options.rounds} rounds",
+        f"{'':34}" + "".join(f"{name:>13}" for name in ("host ms", *SHOWN)),
+        *(f"{name:34}" + "".join(f"{n:13.3f}" for n in row.values()) for name, row in results.items()),
+    ]
+    say_and_write(results, lines, options.json)
 
 
 if __name__ == "__main__":
