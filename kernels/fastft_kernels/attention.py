@@ -35,21 +35,24 @@ HEAD_DIMS = (16, 32, 64, 128)
 SMALL_TILES: dict[str, Any] = {"BM": 16, "BN": 32, "BQ": 16, "BK": 32}
 """A plan's tiles for float32 heads of 128, for which the usual ones leave too few registers."""
 
-_FOUR, _EIGHT = ({"num_warps": warps, "num_stages": 1} for warps in (4, 8))
+_FOUR, _EIGHT, _SIXTEEN = ({"num_warps": warps, "num_stages": 1} for warps in (4, 8, 16))
 _BY_HEAD = {(4, 16): _FOUR, (4, 32): _FOUR, (4, 64): _EIGHT, (4, 128): _EIGHT}
-"""By (bytes of an element, head dim): float32 products without tensor cores want many registers."""
+"""By (bytes of an element, head dim): float32 products without tensor cores want many registers. What departs from it
+below would spill under Triton 3.6."""
 tables.TABLE["attention_forward"] = {
-    "default": {None: {"num_warps": 4, "num_stages": 3}, **_BY_HEAD},
+    "default": {None: {"num_warps": 4, "num_stages": 3}, **_BY_HEAD, (4, 32): _EIGHT},
     "sm_100": {(2, 64): {"num_warps": 4, "num_stages": 2}},
 }
 tables.TABLE["attention_dq"] = {
     "default": {
         None: {"num_warps": 4, "num_stages": 2, "PART": 32, "TURNED": False},
-        **{size: {**config, "PART": 16, "TURNED": size == (4, 128)} for size, config in _BY_HEAD.items()},
+        **{size: {**config, "PART": 16, "TURNED": False} for size, config in _BY_HEAD.items()},
+        (4, 128): {**_EIGHT, "PART": 32, "TURNED": True},
     },
-    "sm_80": {(4, 128): {**_EIGHT, "PART": 32, "TURNED": True}},
 }
-tables.TABLE["attention_dkv"] = {"default": {None: {"num_warps": 4, "num_stages": 2}, **_BY_HEAD}}
+tables.TABLE["attention_dkv"] = {
+    "default": {None: {"num_warps": 4, "num_stages": 2}, **_BY_HEAD, (4, 32): _EIGHT, (4, 64): _SIXTEEN}
+}
 tables.TABLE["attention_sum"] = {"default": {None: _FOUR}}
 
 
