@@ -37,8 +37,8 @@ SMALL_TILES: dict[str, Any] = {"BM": 16, "BN": 32, "BQ": 16, "BK": 32}
 
 _FOUR, _EIGHT = ({"num_warps": warps, "num_stages": 1} for warps in (4, 8))
 _BY_HEAD = {(4, 16): _FOUR, (4, 32): _FOUR, (4, 64): _EIGHT, (4, 128): _EIGHT}
-"""By (bytes of an element, head dim): float32 products without tensor cores want many registers. Where other entries stand
-below, these would spill under Triton 3.6; BQ there is in place of the plan's."""
+"""By (bytes of an element, head dim): float32 products without tensor cores want many registers. Where other entries
+stand below, these would spill under Triton 3.6; a BQ there is in place of the plan's."""
 tables.TABLE["attention_forward"] = {
     "default": {None: {"num_warps": 4, "num_stages": 3}, **_BY_HEAD, (4, 32): _EIGHT},
     "sm_100": {(2, 64): {"num_warps": 4, "num_stages": 2}},
