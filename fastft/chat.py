@@ -80,7 +80,13 @@ def _answer(model: GPT2, options: ChatOptions, template: Template, prompt: str, 
         show(tokenizer.decode(answer.ids), False)
 
     for answer in decode(
-        model, [ids], max_new_tokens=options.max_new_tokens, sampling=options.sampling, streams=[turn], heard=heard
+        model,
+        [ids],
+        max_new_tokens=options.max_new_tokens,
+        sampling=options.sampling,
+        streams=[turn],
+        heard=heard,
+        graphs=True,
     ):
         show(tokenizer.decode(answer.ids), True)
 

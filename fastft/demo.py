@@ -83,6 +83,6 @@ def _exact_match_of(model: GPT2, options: TrainOptions) -> float:
     tokenizer = gpt2_tokenizer()
     prompts = [data.template.prompt_of(record) for record in records]
     model = model.to(choose_device(options.device))
-    answers = greedy(model, tokenizer.encode_many(prompts), max_new_tokens=MAX_NEW_TOKENS)
+    answers = greedy(model, tokenizer.encode_many(prompts), max_new_tokens=MAX_NEW_TOKENS, graphs=True)
     responses = [data.template.extract(tokenizer.decode(ids)) for ids in answers]
     return exact_match(responses, [record.output for record in records])

@@ -28,6 +28,7 @@ from fastft.flat import Bucket, FlatWeights
 from fastft.model import GPT2
 from fastft.precision import NARROW, choose_device, choose_dtype
 from fastft.staging import Staging
+from fastft.transfers import Reading, on_the_way, pinned
 from fastft.weights import load_weights
 from fastft.world import ALONE, World
 
@@ -94,15 +95,15 @@ class GpuEngine(WholeModel):
         exchanges = last and self.world.size > 1
         key = (staged.sizes, self._adds, exchanges)
         self.graphs.run(key, lambda: self._forward_backward(staged.batch, rows))
-        return self._pack_loss.clone(), _on_host(rows)
+        return self._pack_loss.clone(), on_the_way(rows)
 
     def update(self, lr: float, loss: Tensor) -> Callable[[], Update]:
         """See `fastft.engine.AnyEngine`."""
         self._packs = 0
         self._loss.copy_(loss)
-        self._lr.copy_(_pinned(torch.tensor(lr), self.device), non_blocking=True)
+        self._lr.copy_(pinned(torch.tensor(lr), self.device), non_blocking=True)
         self.graphs.run("update", self._update)
-        return partial(self._read, _on_host(self._report), _recorded(self.device))
+        return partial(self._read, Reading(self._report))
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Tensor:
@@ -191,10 +192,8 @@ class GpuEngine(WholeModel):
         if self.dtype == "fp16":
             torch._amp_update_scale_(self._scale, self._good_steps, left_out, _GROWTH, _BACKOFF, _GROWTH_STEPS)
 
-    def _read(self, report: Tensor, done: torch.cuda.Event | None) -> Update:
-        if done is not None and not done.query():
-            done.synchronize()
-        loss, norm, scale, applied = report.tolist()
+    def _read(self, report: Reading) -> Update:
+        loss, norm, scale, applied = report.get().tolist()
         rescaled = self.dtype == "fp16" and not applied and math.isfinite(loss) and scale > 1
         return Update(loss, norm, bool(applied), rescaled)
 
@@ -212,22 +211,3 @@ def captures_graphs(options: TrainOptions, impl: str, device: torch.device) -> b
             "the Triton kernels; leave it out"
         )
     return can and options.batching == "packed" if options.cuda_graphs is None else options.cuda_graphs
-
-
-def _on_host(tensor: Tensor) -> Tensor:
-    """A copy in host memory, which is there when the device has done what it has been asked for so far."""
-    there = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.device.type == "cuda")
-    return there.copy_(tensor, non_blocking=True)
-
-
-def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor.pin_memory() if device.type == "cuda" else tensor
-
-
-def _recorded(device: torch.device) -> torch.cuda.Event | None:
-    """An event behind all that the device has been asked for; None on a CPU, where all of it is done."""
-    if device.type != "cuda":
-        return None
-    event = torch.cuda.Event()
-    event.record()
-    return event

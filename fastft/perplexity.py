@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from fastft import ops
-from fastft.batch import Batcher
 from fastft.encode import EncodedSet, EncodingRules, encoded_set, texts_of
 from fastft.errors import UserError
 from fastft.metrics import accuracy
@@ -136,14 +135,17 @@ def _example_losses(model: GPT2, encoded: EncodedSet) -> tuple[Floats, Floats]:
     """The sum of each example's supervised losses, and their count, `[n]` each."""
     device = model.wte.weight.device
     impl = ops.resolve("auto", device)
-    batcher = Batcher(planner=ops.planner(impl))
+    batcher, staging = ops.batcher(impl, device), Staging(device, keep=False)
     batches, row_losses = [], []
     for begin in range(0, len(encoded), _BATCH_SIZE):
         batch = batcher(encoded, np.arange(begin, min(begin + _BATCH_SIZE, len(encoded))))
         batches.append(batch)
-        row_losses.append(model(batch.to(device), impl=impl)[1])
+        row_losses.append(model(staging.put(batch).batch, impl=impl)[1])
     # Read when all have been asked for: a GPU is not waited for between them.
-    losses = [batch.example_losses(rows.cpu().double()) for batch, rows in zip(batches, row_losses, strict=True)]
+    losses = [
+        batch.example_losses(rows[: batch.rows.numel()].cpu().double())
+        for batch, rows in zip(batches, row_losses, strict=True)
+    ]
     counts = np.diff(encoded.offsets) - encoded.first_target
     return np.concatenate([np.zeros(0), *losses]), counts.astype(np.float64)
 

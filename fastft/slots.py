@@ -27,6 +27,7 @@ from fastft.cuda_graphs import Graphs
 from fastft.kv_cache import FixedCache
 from fastft.prefix import Prefix, common_beginning, padded
 from fastft.sampling import Chosen, Uniforms, choose_there
+from fastft.transfers import Reading, pinned
 
 LOOK_EVERY = 8
 """Steps from one look at the tokens to the next. When a sequence ends its row idles for 1.5 times as many, on average;
@@ -47,35 +48,9 @@ def answers(request: Request) -> Iterator[Answer]:
 def _sent(device: torch.device, *arrays: Sequence[int] | Ints) -> tuple[Tensor, ...]:
     """Each of the arrays on the device, int64: all in one copy, which is not waited for."""
     parts = [np.asarray(array, dtype=np.int64) for array in arrays]
-    whole = _for_copying(np.concatenate(parts), device).to(device, non_blocking=True)
+    whole = pinned(torch.from_numpy(np.concatenate(parts)), device).to(device, non_blocking=True)
     views: tuple[Tensor, ...] = whole.split([len(part) for part in parts])
     return views
-
-
-def _for_copying(array: npt.NDArray[np.generic], device: torch.device) -> Tensor:
-    """The array where a copy to the device starts from that is not waited for: a GPU's in pinned memory."""
-    x = torch.from_numpy(array)
-    return x.pin_memory() if device.type == "cuda" else x
-
-
-class _Reading:
-    """A copy of a tensor for the host, on its way from when it is made."""
-
-    def __init__(self, x: Tensor) -> None:
-        self._event: torch.cuda.Event | None = None
-        if x.device.type == "cuda":
-            self._copy = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
-            self._copy.copy_(x, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record(torch.cuda.current_stream(x.device))
-        else:
-            self._copy = x.clone()
-
-    def get(self) -> Tensor:
-        """The values, in host memory; waits until they are there."""
-        if self._event is not None:
-            self._event.synchronize()
-        return self._copy
 
 
 @dataclass(slots=True)
@@ -96,7 +71,7 @@ class _Sequence:
 class _Look:
     """Tokens that were asked for: `steps` for each of `answers`; None for a row that has no prompt."""
 
-    reading: _Reading
+    reading: Reading
     steps: int
     answers: list[Answer | None]
 
@@ -237,7 +212,7 @@ class _Decoder:
             self._row_of[answer.index] = row
         self._make_room()
         chosen = self._compute_prompts(indices, free)
-        self._looks.append(_Look(_Reading(chosen[None]), 1, [*answers]))
+        self._looks.append(_Look(Reading(chosen[None]), 1, [*answers]))
 
     def _compute_prompts(self, indices: Sequence[int], free: Sequence[int]) -> Tensor:
         """Puts prompts into the rows `free`, `[n]` both: what was chosen behind them, `[n, 3]` of `choose_there`."""
@@ -304,7 +279,7 @@ class _Decoder:
         self._state.step.zero_()
         for _ in range(steps):
             self._graphs.run(self._cache.places, self._step)
-        self._looks.append(_Look(_Reading(self._state.chosen), steps, answers))
+        self._looks.append(_Look(Reading(self._state.chosen), steps, answers))
         return True
 
     def _make_room(self) -> None:
@@ -333,7 +308,7 @@ class _Decoder:
         for column, prompt in enumerate(prompts):
             if prompt is not None:
                 numbers[:, column] = self._uniforms.draw(prompt, steps)
-        return _for_copying(numbers, self._device)
+        return pinned(torch.from_numpy(numbers), self._device)
 
     def _take(self, look: _Look) -> Iterator[Answer]:
         """Gives the answers their tokens; yields those that end."""

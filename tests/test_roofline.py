@@ -14,6 +14,7 @@ from fastft_kernels.roofline import (
     Cost,
     adamw_cost,
     attention_cost,
+    card_named,
     cross_entropy_cost,
     gelu_cost,
     layer_norm_cost,
@@ -323,6 +324,21 @@ def test_compulsory_traffic_is_the_least() -> None:
     for cost in costs:
         assert 0 < cost.bytes <= cost.tile_bytes
         assert cost.other_flops > 0
+
+
+@pytest.mark.parametrize(
+    ("device", "card"),
+    [("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA H200", "H200"), ("NVIDIA L40S", "L40S"), ("NVIDIA L4", "L4")],
+)
+def test_a_card_is_known_by_its_name(device: str, card: str) -> None:
+    assert card_named(device) is CARDS[card]
+
+
+@pytest.mark.parametrize(
+    "device", ["NVIDIA L40", "NVIDIA H100 PCIe", "NVIDIA A100-SXM4-40GB", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", ""]
+)
+def test_a_card_of_other_rates_is_not_taken_for_it(device: str) -> None:
+    assert card_named(device) is None
 
 
 def test_seconds_are_those_of_the_scarcest() -> None:

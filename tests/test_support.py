@@ -69,3 +69,34 @@ def test_tiles_are_those_of_the_architecture_then_of_its_family_then_the_default
     assert tables.tiles("logit_gradient", "sm_90", 4) == tables.tiles("logit_gradient", "sm_80", 4)
     with pytest.raises(KeyError):
         tables.tiles("no such kernel", "sm_80")
+
+
+@pytest.fixture
+def matmul() -> Any:
+    """torch's settings of float32 products, put back afterwards."""
+    yield torch.backends.cuda.matmul
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def test_precision_follows_either_of_torchs_settings(matmul: Any) -> None:
+    assert support.precision() == "ieee"
+    matmul.allow_tf32 = True
+    assert support.precision() == "tf32"
+    matmul.allow_tf32 = False
+    assert support.precision() == "ieee"
+    torch.set_float32_matmul_precision("high")
+    assert support.precision() == "tf32"
+    torch.set_float32_matmul_precision("highest")
+    assert support.precision() == "ieee"
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="from torch 2.9 on")
+def test_precision_follows_the_newer_setting_where_the_older_one_raises(matmul: Any) -> None:
+    matmul.fp32_precision = "tf32"
+    with pytest.raises(RuntimeError, match="mix of the legacy and new APIs"):
+        assert matmul.allow_tf32
+    assert support.precision() == "tf32"
+    matmul.fp32_precision = "ieee"
+    assert support.precision() == "ieee"
+    matmul.allow_tf32 = True  # whoever sets the older one is heard too
+    assert support.precision() == "tf32"

@@ -37,19 +37,23 @@ SMALL_TILES: dict[str, Any] = {"BM": 16, "BN": 32, "BQ": 16, "BK": 32}
 
 _FOUR, _EIGHT = ({"num_warps": warps, "num_stages": 1} for warps in (4, 8))
 _BY_HEAD = {(4, 16): _FOUR, (4, 32): _FOUR, (4, 64): _EIGHT, (4, 128): _EIGHT}
-"""By (bytes of an element, head dim): float32 products without tensor cores want many registers."""
+"""By (bytes of an element, head dim): float32 products without tensor cores want many registers. Where other entries
+stand below, these would spill under Triton 3.6; a BQ there is in place of the plan's."""
 tables.TABLE["attention_forward"] = {
-    "default": {None: {"num_warps": 4, "num_stages": 3}, **_BY_HEAD},
+    "default": {None: {"num_warps": 4, "num_stages": 3}, **_BY_HEAD, (4, 32): _EIGHT},
     "sm_100": {(2, 64): {"num_warps": 4, "num_stages": 2}},
 }
 tables.TABLE["attention_dq"] = {
     "default": {
         None: {"num_warps": 4, "num_stages": 2, "PART": 32, "TURNED": False},
-        **{size: {**config, "PART": 16, "TURNED": size == (4, 128)} for size, config in _BY_HEAD.items()},
+        **{size: {**config, "PART": 16, "TURNED": False} for size, config in _BY_HEAD.items()},
+        (4, 128): {**_EIGHT, "PART": 32, "TURNED": True},
     },
-    "sm_80": {(4, 128): {**_EIGHT, "PART": 32, "TURNED": True}},
+    "sm_86": {(4, 128): {**_EIGHT, "PART": 16, "TURNED": True}},
 }
-tables.TABLE["attention_dkv"] = {"default": {None: {"num_warps": 4, "num_stages": 2}, **_BY_HEAD}}
+tables.TABLE["attention_dkv"] = {
+    "default": {None: {"num_warps": 4, "num_stages": 2}, **_BY_HEAD, (4, 32): _EIGHT, (4, 64): {**_EIGHT, "BQ": 16}}
+}
 tables.TABLE["attention_sum"] = {"default": {None: _FOUR}}
 
 
@@ -349,7 +353,7 @@ def _backward(
     )  # fmt: skip
     attention_dkv[(items.shape[0], H)](
         q, k, v, do, until, which, items, lse, delta, dk, dv, partial, T, R, scale,
-        *_strides(q, k, v, do), BQ=BQ, BK=BK, **shared, **_config("attention_dkv", q),
+        *_strides(q, k, v, do), BK=BK, **shared, **{"BQ": BQ, **_config("attention_dkv", q)},
     )  # fmt: skip
     if slots:
         attention_sum[(sums.shape[0], H)](partial, sums, dk, dv, T, H=H, D=D, BK=BK, **_config("attention_sum", q))

@@ -23,7 +23,7 @@ from fastft_kernels.support import Impl, tl, triton
 
 WIDEST = 8192
 """The widest row: a program holds it in registers, and wider ones spill."""
-KEPT = tl.constexpr(4096)
+KEPT = tl.constexpr(2048)
 """The widest row whose weights the backward pass keeps in registers too; wider ones read them again for each row."""
 
 _WARPS = {None: 1, 512: 2, 1024: 4, 2048: 8, 4096: 8, 8192: 16}  # loads of 16 bytes from 256 elements a warp on

@@ -1,9 +1,9 @@
 """Operations registered with torch: how a function that launches kernels becomes one that autograd and `torch.compile`
 know.
 
-`torch.library.custom_op` does the same in several layers of Python, which cost more than a launch does, and over the 200
-calls of a step more than the GPU needs for the step. Here the dispatcher calls the body itself, and autograd a single
-function of ours.
+`torch.library.custom_op` does the same in several layers of Python, which cost more than a launch does: over the calls
+of a whole step, more than the GPU needs for it. Here the dispatcher calls the body itself, and autograd a function of
+ours.
 """
 
 from collections.abc import Callable, Sequence
@@ -111,8 +111,8 @@ def prepare_compile() -> None:
     """Tells inductor of every operation here, before `torch.compile` meets it: called once, or any number of times.
 
     Inductor gives an operation that has no lowering one that calls it. In torch 2.11 it first writes the operation down
-    with all that its arguments are computed from, for a log that nobody reads: a text that doubles with every layer, so
-    that compiling a model of eight does not end.
+    with all that its arguments are computed from, for a log that nobody reads. That text doubles with every layer: the
+    compilation of a model of eight does not end.
     """
     from torch._inductor import lowering
 

@@ -80,12 +80,14 @@ class Card:
 
     Attributes:
         name: as its maker calls it.
+        device: as its driver, and so torch, names it.
         bandwidth: of its memory, bytes a second.
         matrix_flops: of dense bf16 and fp16 products on tensor cores, operations a second.
         other_flops: of float32 outside tensor cores.
     """
 
     name: str
+    device: str
     bandwidth: float
     matrix_flops: float
     other_flops: float
@@ -94,15 +96,29 @@ class Card:
 CARDS = {
     # NVIDIA A100 Tensor Core GPU datasheet (2021), column "A100 80GB SXM": 312 TFLOPS bf16, 19.5 TFLOPS FP32,
     # 2,039 GB/s
-    "A100": Card("A100 80GB SXM", 2039e9, 312e12, 19.5e12),
+    "A100": Card("A100 80GB SXM", "NVIDIA A100-SXM4-80GB", 2039e9, 312e12, 19.5e12),
     # NVIDIA H100 Tensor Core GPU datasheet (2023), column "H100 SXM": 1,979 TFLOPS bf16 "with sparsity", so 989 dense;
     # 67 TFLOPS FP32; 3.35 TB/s
-    "H100": Card("H100 SXM", 3350e9, 989e12, 67e12),
+    "H100": Card("H100 SXM", "NVIDIA H100 80GB HBM3", 3350e9, 989e12, 67e12),
+    # NVIDIA H200 Tensor Core GPU datasheet (2024), column "H200 SXM": 1,979 TFLOPS bf16 "with sparsity", so 989 dense;
+    # 67 TFLOPS FP32; 4.8 TB/s
+    "H200": Card("H200 SXM", "NVIDIA H200", 4800e9, 989e12, 67e12),
+    # NVIDIA Blackwell Architecture Technical Brief (2024), HGX B200: 4.5 PFLOPS bf16 "with sparsity" a GPU, so 2.25
+    # dense; 80 TFLOPS FP32; 8 TB/s
+    "B200": Card("B200 SXM", "NVIDIA B200", 8000e9, 2250e12, 80e12),
+    # NVIDIA L40S datasheet (2023): 362.05 TFLOPS bf16 (733 "with sparsity"); 91.6 TFLOPS FP32; 864 GB/s
+    "L40S": Card("L40S", "NVIDIA L40S", 864e9, 362.05e12, 91.6e12),
     # NVIDIA L4 Tensor Core GPU datasheet (2023): 242 TFLOPS bf16 "with sparsity", so 121 dense; 30.3 TFLOPS FP32;
     # 300 GB/s
-    "L4": Card("L4", 300e9, 121e12, 30.3e12),
+    "L4": Card("L4", "NVIDIA L4", 300e9, 121e12, 30.3e12),
 }
 """Cards that times are predicted for."""
+
+
+def card_named(device: str) -> Card | None:
+    """The card that torch names so (`torch.cuda.get_device_name`); None where its rates are not known here: other forms
+    of a card (PCIe, NVL, 40 GB) have other rates, and a part of one (MIG) has a part of them."""
+    return next((card for card in CARDS.values() if card.device == device), None)
 
 
 def predicted_seconds(

@@ -11,13 +11,10 @@ their order.
 Letters: N rows of x, C width, R places, S segments: places of one row, next to each other once they are sorted.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastft_kernels import registry, support, tables
 from fastft_kernels.support import Impl, tl, triton
@@ -216,23 +213,37 @@ def _dense(dy: Tensor) -> Tensor:
     return dy if dy.stride(1) == 1 else dy.contiguous()
 
 
-class _Taken(torch.autograd.Function):
-    """`x[rows]` by torch, so that a compiler sees it and fuses it; its gradient by the operation above."""
+@registry.operation("take_rows")
+def _take(
+    x: Tensor, rows: Tensor, order: Tensor, starts: Tensor, ids: Tensor, whole: Tensor, dtype: torch.dtype,
+    by_triton: bool,
+) -> Tensor:  # fmt: skip
+    """x `[N, C]`, rows `[R]` and their plan's tensors, which are for the gradient -> `[R, C]` in `dtype`.
 
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, rows: Tensor, order: Tensor, starts: Tensor, ids: Tensor, whole: Tensor,
-        out_dtype: torch.dtype, by_triton: bool,
-    ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(order, starts, ids, whole)
-        ctx.N, ctx.dtype, ctx.by_triton = x.shape[0], x.dtype, by_triton
-        return x.index_select(0, rows).to(out_dtype)
+    By torch, which sees to it that every row is there.
+    """
+    return x.index_select(0, rows).to(dtype)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        dx = _gradient(grads[0], *ctx.saved_tensors, ctx.N, ctx.dtype, ctx.by_triton)
-        return dx, *[None] * 7
+
+@registry.fake(_take)
+def _(
+    x: Tensor, rows: Tensor, order: Tensor, starts: Tensor, ids: Tensor, whole: Tensor, dtype: torch.dtype,
+    by_triton: bool,
+) -> Tensor:  # fmt: skip
+    return torch.empty(rows.shape[0], x.shape[1], dtype=dtype, device=x.device)
+
+
+def _save(ctx, inputs, output):
+    x, _, order, starts, ids, whole, _, ctx.by_triton = inputs
+    ctx.save_for_backward(order, starts, ids, whole)
+    ctx.N, ctx.dtype = x.shape[0], x.dtype
+
+
+def _differentiate(ctx, dy):
+    return _gradient(dy, *ctx.saved_tensors, ctx.N, ctx.dtype, ctx.by_triton), *[None] * 7
+
+
+registry.differentiable(_take, save=_save, gradient=_differentiate)
 
 
 def take_rows(
@@ -273,8 +284,8 @@ def take_rows(
     if not (torch.is_grad_enabled() and x.requires_grad):
         return x.index_select(0, rows).to(out_dtype)
     plan = plan_rows(rows, round_sizes=True) if plan is None else plan
-    apply: Callable[..., Tensor] = _Taken.apply
-    return apply(x, rows, plan.order, plan.starts, plan.ids, plan.whole, out_dtype, impl == "triton")
+    y: Tensor = _take(x, rows, plan.order, plan.starts, plan.ids, plan.whole, out_dtype, impl == "triton")
+    return y
 
 
 def add_rows_(total: Tensor, grad: Tensor, plan: RowPlan, impl: Impl = "auto") -> Tensor:

@@ -147,6 +147,7 @@ def _cases() -> Iterator[tuple[str, Callable[[], None]]]:
     for C in WIDTHS:
         yield f"layer_norm C={C} bf16", partial(_layer_norm, C, None, fp32, bf16)
         yield f"layer_norm C={C} bf16, added", partial(_layer_norm, C, bf16, fp32, bf16)
+    yield "layer_norm C=4096 bf16, added", partial(_layer_norm, 4096, bf16, fp32, bf16)
     yield "layer_norm C=1024 fp16, added", partial(_layer_norm, 1024, fp16, fp32, fp16)
     yield "layer_norm C=1024 fp32, added", partial(_layer_norm, 1024, fp32, fp32, fp32)
     for name, dtype in (("bf16", bf16), ("fp16", fp16), ("fp32", fp32)):

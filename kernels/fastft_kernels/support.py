@@ -134,4 +134,8 @@ def check_dtype(*given: Tensor | torch.dtype | None) -> None:
 
 def precision() -> str:
     """How float32 matrix products are computed: IEEE, or in TF32 where torch's own are allowed to be."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    matmul = torch.backends.cuda.matmul
+    # From torch 2.9 on `allow_tf32` raises once `fp32_precision` was set, which follows both.
+    if (named := getattr(matmul, "fp32_precision", None)) is not None:
+        return "tf32" if named == "tf32" else "ieee"
+    return "tf32" if matmul.allow_tf32 else "ieee"

@@ -179,6 +179,7 @@ def test_the_registered_operations() -> None:
     plan, grad = plan_rows(rows), drawn(60, 8, grad=False)
     tensors = (plan.order, plan.starts, plan.ids, plan.whole)
     for by_triton in (True, False):
+        opcheck(kernels._take, drawn(12, 8), rows, *tensors, torch.bfloat16, by_triton)
         opcheck(kernels._gradient, grad, *tensors, 12, torch.bfloat16, by_triton)
         opcheck(kernels._add, drawn(12, 8, grad=False), grad, *tensors, by_triton)
 
