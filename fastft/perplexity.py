@@ -18,6 +18,7 @@ from fastft.model import GPT2
 from fastft.prompts import TEMPLATES, Template
 from fastft.records import Record, answers_of, category_of, right_choice
 from fastft.run import Run
+from fastft.staging import Staging
 from fastft.statistics import Floats
 from fastft.tokenizer import gpt2_tokenizer
 from fastft.weights import load

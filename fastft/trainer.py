@@ -170,7 +170,7 @@ class _Begun:
     def example_losses(self) -> list[Tensor]:
         """Of each batch the sum of each example's losses, `[examples]`."""
         return [
-            batch.example_losses(losses[: batch.rows.numel()].cpu())
+            batch.example_losses(losses.cpu())
             for batch, losses in zip(self.built.batches, self.row_losses, strict=True)
         ]
 

@@ -1,4 +1,4 @@
-"""Copies between the host and a GPU that neither of them waits for: on the host's side they begin or end in pinned memory.
+"""Copies between the host and a GPU that neither of them waits for: they begin or end in pinned memory.
 
 On a CPU they are copies as any other.
 """
