@@ -1,4 +1,7 @@
-"""Answering 64 of the book's prompts with 32 tokens each: by fastft, and by transformers' batched `generate`."""
+"""Answering 64 of the book's prompts with 32 tokens each: by fastft, and by transformers' batched `generate`.
+
+On a pretended GPU there are no logits, so what is answered there, if anything, is no answer.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from fastft.decoding import NO_STOP, decode
 from fastft.inference import prepared
 from tools.gpu_day import models
 
-_PROMPTS, _NEW = 64, 32
+_PROMPTS, _NEW = (4, 2) if models.PRETENDED else (64, 32)
 
 
 def tasks() -> list[str]:
