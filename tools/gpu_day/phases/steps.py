@@ -240,7 +240,8 @@ _STEPS: dict[str, Callable[[int], Step]] = {
     "fastft eager": functools.partial(_fastft, **_EAGER),
     "transformers padded": functools.partial(_transformers, kind="padded"),
     "transformers flat": functools.partial(_transformers, kind="flat"),
-    "transformers compiled": functools.partial(_transformers, kind="padded", compiled=True),
 }
+if not models.PRETENDED:  # there it would compile for a minute, and say nothing of ours
+    _STEPS["transformers compiled"] = functools.partial(_transformers, kind="padded", compiled=True)
 if "cuda_graphs" in {field.name for field in fields(TrainOptions)}:
     _STEPS = {"fastft captured": functools.partial(_fastft, compile=False, cuda_graphs=True), **_STEPS}
