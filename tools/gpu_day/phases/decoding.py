@@ -1,4 +1,8 @@
-"""Answering 64 of the book's prompts with 32 tokens each: by fastft, and by transformers' batched `generate`."""
+"""Answering 64 of the book's prompts with 32 tokens each: by fastft, and by transformers' batched `generate`.
+
+On a pretended GPU there are no logits: what is answered there, if anything, is no answer, and transformers' loop, which
+ends by what has been computed, does not.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +17,12 @@ from fastft.decoding import NO_STOP, decode
 from fastft.inference import prepared
 from tools.gpu_day import models
 
-_PROMPTS, _NEW = 64, 32
+_PROMPTS, _NEW = (4, 2) if models.PRETENDED else (64, 32)
 
 
 def tasks() -> list[str]:
     """Ours, and the peer's."""
-    return ["fastft", "transformers"]
+    return ["fastft"] if models.PRETENDED else ["fastft", "transformers"]
 
 
 def do(task: str) -> Found:
