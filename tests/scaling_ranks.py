@@ -208,12 +208,22 @@ def run_ranks(cases: list[Case], ranks: int, *, timeout: float = 1800) -> list[l
 
 
 class Wire:
-    """The collectives of torch, wrapped: what they are given is added up by kind."""
+    """The collectives of torch, wrapped: what they are given is added up by kind, but for the numbers of `World.sum`."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         for name in (*KINDS, *OTHERS):
             setattr(dist, name, self._wrapped(name, getattr(dist, name)))
+        World.sum = self._uncounted(World.sum)
+
+    def _uncounted(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            before = Counter(self.counts)
+            result = function(*args)
+            self.counts = before
+            return result
+
+        return call
 
     def _wrapped(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:

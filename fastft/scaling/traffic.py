@@ -9,9 +9,6 @@ from fastft.scaling.fetches import fetches
 from fastft.scaling.setup import FLOAT32, Layout, Setup, layout, rounded
 from fastft.scaling.states import FLOAT64, padded_groups, uses_bf16_optimizer
 
-_LOSS = FLOAT64
-"""Of a step, which all ranks are to know before its update."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traffic:
@@ -21,8 +18,8 @@ class Traffic:
     Attributes:
         ranks: N.
         all_reduce, reduce_scatter, all_gather: by kind.
-        control: the sums of the loss, of gradient norms and flags. The trainer's own, a few numbers in host memory, are
-            not counted.
+        control: the sums of gradient norms and flags. What `World.sum` adds up, a few numbers in host memory, is not
+            counted.
     """
 
     ranks: int
@@ -60,19 +57,19 @@ def traffic(config: GPT2Config, setup: Setup) -> Traffic:
     if setup.ranks == 1:
         return Traffic(ranks=1)
     if setup.stage == 0:
-        return Traffic(ranks=setup.ranks, all_reduce=max(e, FLOAT32) * tensors.all, control=_LOSS)
+        return Traffic(ranks=setup.ranks, all_reduce=max(e, FLOAT32) * tensors.all)
     if setup.stage == 3:
         return _of_stage_3(tensors, setup)
     padded = e * sum(padded_groups(tensors, setup))
     if uses_bf16_optimizer(setup):  # it has all gradients, and computes their norm by itself
-        return Traffic(ranks=setup.ranks, all_reduce=padded, all_gather=padded, control=_LOSS)
+        return Traffic(ranks=setup.ranks, all_reduce=padded, all_gather=padded)
     packs = setup.packs if setup.stage == 2 else 1
     flag = 1 if e < FLOAT32 else 0  # whether a gradient is not finite
     return Traffic(
         ranks=setup.ranks,
         all_reduce=packs * e * tensors.all,
         all_gather=padded,
-        control=_LOSS + FLOAT32 * len(tensors.groups) + flag,
+        control=FLOAT32 * len(tensors.groups) + flag,
     )
 
 
@@ -84,5 +81,5 @@ def _of_stage_3(tensors: Layout, setup: Setup) -> Traffic:
         ranks=N,
         reduce_scatter=e * setup.packs * sum(rounded(size, N) for size in tensors.each()),
         all_gather=e * sum(rounded(size, N) for size in [*gathered * setup.packs, *persistent]),
-        control=_LOSS + len(tensors.groups) * (FLOAT32 if setup.offload else FLOAT64),
+        control=len(tensors.groups) * (FLOAT32 if setup.offload else FLOAT64),
     )
