@@ -208,7 +208,7 @@ def run_ranks(cases: list[Case], ranks: int, *, timeout: float = 1800) -> list[l
 
 
 class Wire:
-    """The collectives of torch, wrapped: what they are given is added up by kind, but for the numbers of `World.sum`."""
+    """The collectives of torch, wrapped: what they are given is added up by kind, but for those of `World.sum`."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
