@@ -18,7 +18,7 @@ BENCH_THREADS ?= 2
 BENCH_RESULTS ?= benchmarks/results
 BENCH_SHARED := --size $(BENCH_SIZE) --threads $(BENCH_THREADS) --results $(BENCH_RESULTS)
 
-.PHONY: demo test test-long judge-test lint format bench bench-gpu gpu-kit gpu-day clean
+.PHONY: demo test test-long test-matrix judge-test lint format bench bench-gpu gpu-kit gpu-day clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastft demo
@@ -31,6 +31,11 @@ test: lint
 test-long: $(VENV)/.installed-dev
 	$(PYTEST) -m long
 	TRITON_INTERPRET=1 $(PYTEST) tests/interpreted -m long
+
+# The kernels under other versions of Python, torch, Triton and numpy: hours and many GB, a venv for each cell.
+# MATRIX: "--cell NAME" for some of them, "--use NAME=PYTHON" for an interpreter that is there, "--quick".
+test-matrix:
+	$(PYTHON) tools/test_matrix.py $(MATRIX)
 
 # A real language model as a judge, on the CPU: minutes, most of them the model's.
 judge-test: $(VENV)/.installed-judge
@@ -72,7 +77,7 @@ gpu-day:
 	$(PYTHON) -m tools.gpu_day $(if $(PHASES),--phases $(PHASES))
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) .kit out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) .venv-matrix .kit out .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

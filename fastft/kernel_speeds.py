@@ -8,7 +8,6 @@ kernel does, tiles and all.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -118,7 +117,7 @@ def measure(name: str, by: str, sizes: Sizes, dtype: torch.dtype, impl: str = "t
     if by != OURS:
         return speed
     cost, seconds = cost_of(name, sizes, dtype.itemsize), times.median / 1e3
-    card = card_of(torch.cuda.get_device_name())
+    card = roofline.card_named(torch.cuda.get_device_name())
     return replace(
         speed,
         tflops=(cost.matrix_flops + cost.other_flops) / seconds / 1e12,
@@ -146,15 +145,6 @@ def cost_of(name: str, sizes: Sizes, element: int) -> roofline.Cost:
         "gelu": lambda back: roofline.gelu_cost(T, 4 * C, element, bias=element, backward=back),
     }
     return costs[name](False) + costs[name](True)
-
-
-def card_of(name: str) -> roofline.Card | None:
-    """The peak rates of a GPU by the name that torch gives it; None where they are not known here.
-
-    A whole word of the name decides: an L40S is no L4, and a GH200 no H200.
-    """
-    words = re.split(r"[^A-Za-z0-9]+", name)
-    return next((card for key, card in roofline.CARDS.items() if key in words), None)
 
 
 @functools.lru_cache(maxsize=1)  # of the case whose peers are asked for one after another

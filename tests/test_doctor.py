@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from fastft_kernels import roofline
 from torch import Tensor
 
 from fastft import child_tasks, doctor, kernel_checks, kernel_speeds
@@ -160,21 +159,6 @@ def test_what_is_printed_fits_into_80_columns(capsys: pytest.CaptureFixture[str]
         report.take("check", {"checks": [{**check, "ok": False}]})
         report.take("bits", {"error": "RuntimeError: " + "word " * 60})
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
-
-
-@pytest.mark.parametrize(
-    ("name", "card"),
-    [
-        ("NVIDIA H100 80GB HBM3", "H100"),
-        ("NVIDIA A100-SXM4-80GB", "A100"),
-        ("NVIDIA L4", "L4"),
-        ("NVIDIA L40S", None),
-        ("NVIDIA L40", None),
-        ("NVIDIA GeForce RTX 4090", None),
-    ],
-)
-def test_a_card_is_known_by_a_whole_word(name: str, card: str | None) -> None:
-    assert kernel_speeds.card_of(name) == (roofline.CARDS[card] if card else None)
 
 
 def test_varlen_is_given_each_document_with_its_prefix(monkeypatch: pytest.MonkeyPatch) -> None:

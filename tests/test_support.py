@@ -90,7 +90,6 @@ def test_precision_follows_either_of_torchs_settings(matmul: Any) -> None:
     assert support.precision() == "ieee"
 
 
-@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="from torch 2.9 on")
 def test_precision_follows_the_newer_setting_where_the_older_one_raises(matmul: Any) -> None:
     matmul.fp32_precision = "tf32"
     with pytest.raises(RuntimeError, match="mix of the legacy and new APIs"):

@@ -37,8 +37,8 @@ def operation(name: str, *, mutates: Sequence[str] = ()) -> Callable[[Body], Any
 
     def register(body: Body) -> Any:
         # Compiled code hands the body tensors with the strides that they would have without compilation.
-        strides = getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order)
-        _library.define(name + infer_schema(body, mutates_args=mutates), tags=(torch.Tag.pt2_compliant_tag, strides))
+        tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+        _library.define(name + infer_schema(body, mutates_args=mutates), tags=tags)
         for key in DEVICES:
             _library.impl(name, body, key)
         made = getattr(getattr(torch.ops, NAMESPACE), name).default

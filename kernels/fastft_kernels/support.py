@@ -133,9 +133,8 @@ def check_dtype(*given: Tensor | torch.dtype | None) -> None:
 
 
 def precision() -> str:
-    """How float32 matrix products are computed: IEEE, or in TF32 where torch's own are allowed to be."""
-    matmul = torch.backends.cuda.matmul
-    # From torch 2.9 on `allow_tf32` raises once `fp32_precision` was set, which follows both.
-    if (named := getattr(matmul, "fp32_precision", None)) is not None:
-        return "tf32" if named == "tf32" else "ieee"
-    return "tf32" if matmul.allow_tf32 else "ieee"
+    """How float32 matrix products are computed: IEEE, or in TF32 where torch's own are allowed to be.
+
+    `fp32_precision` follows `allow_tf32` and `set_float32_matmul_precision` too; reading those raises once it was set.
+    """
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"

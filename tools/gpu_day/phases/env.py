@@ -10,11 +10,11 @@ import subprocess
 from collections.abc import Callable
 
 import torch
+from fastft_kernels.roofline import card_named
 from torch import Tensor
 
 from fastft import gpu_clock
 from fastft.child_tasks import Found
-from fastft.kernel_speeds import card_of
 from tools.gpu_day import models
 
 _COPIED = 1 << 30
@@ -77,7 +77,7 @@ def _asked_of_the_driver() -> str | None:
 def _copy() -> Found:
     a, b = (torch.empty(_COPIED, dtype=torch.int8, device="cuda") for _ in range(2))
     ms = gpu_clock.gpu_times(lambda: b.copy_(a)).median
-    card = card_of(torch.cuda.get_device_name())
+    card = card_named(torch.cuda.get_device_name())
     peak = None if card is None else card.bandwidth / 1e12
     return {"tb_per_s": 2 * _COPIED / ms / 1e9, "peak": peak}
 
@@ -85,7 +85,7 @@ def _copy() -> Found:
 def _product(n: int) -> Found:
     x, y = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     ms = gpu_clock.gpu_times(lambda: x @ y).median
-    card = card_of(torch.cuda.get_device_name())
+    card = card_named(torch.cuda.get_device_name())
     peak = None if card is None else card.matrix_flops / 1e12
     return {"tflops": 2 * n**3 / ms / 1e9, "peak": peak}
 

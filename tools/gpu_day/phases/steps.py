@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from fastft_kernels import roofline
+from fastft_kernels.roofline import card_named
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -23,7 +24,6 @@ from fastft import gpu_clock, ops
 from fastft.batch import Batch, Batcher
 from fastft.child_tasks import Found
 from fastft.config import TrainOptions
-from fastft.kernel_speeds import card_of
 from fastft.model import GPT2
 from fastft.optim import adamw
 from fastft.predict import EFFICIENCY, packed_batch, step_costs
@@ -168,7 +168,7 @@ def _whole_step(model: GPT2, optimizer: torch.optim.Optimizer, batch: Batch, wei
 
 def _predicted_ms(n: int) -> float | None:
     """What the roofline predicts for this card; None for a card that it does not know."""
-    card = card_of(torch.cuda.get_device_name())
+    card = card_named(torch.cuda.get_device_name())
     if card is None:
         return None
     costs = step_costs(models.config(), packed_batch(models.examples(), n)).values()
@@ -182,7 +182,7 @@ def _adamw() -> Found:
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     times = gpu_clock.gpu_times(optimizer.step, rounds=5)
-    card = card_of(torch.cuda.get_device_name())
+    card = card_named(torch.cuda.get_device_name())
     moved = 28 * sum(parameter.numel() for parameter in model.parameters())
     return {"gpu_ms": times.median, "predicted_ms": None if card is None else 1e3 * moved / card.bandwidth / EFFICIENCY}
 
