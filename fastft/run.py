@@ -229,17 +229,34 @@ def data_of(run: Run) -> Data:
     """The data that a run was trained on.
 
     Raises:
-        UserError: it has changed since: its split would no longer keep test records out of training.
+        UserError: it has changed since, or nothing tells whether it has.
     """
     data = load_data(run.options())
-    known = files.object_or_empty(run.data)
-    fingerprint = data.fingerprint()
-    if known.get("split_sha256", fingerprint) != fingerprint:
+    if not check_same_data(run, data):
         raise UserError(
-            f"{data.source} is not what {run.folder} was trained on: its records or their order have changed, so that "
-            "its test split may hold training records; put the file back, or train again"
+            f"{run.data} does not say what {run.folder} was trained on, so that its test split may hold training "
+            f"records; write it again with `fastft train --resume --out {run.folder}`"
         )
     return data
+
+
+def check_same_data(run: Run, data: Data) -> bool:
+    """Holds data against what the run was trained on; False where the run's folder does not say.
+
+    Raises:
+        UserError: it has changed: its split would no longer keep test records out of training.
+    """
+    known = files.object_or_empty(run.data).get("split_sha256")
+    if known is None or known == data.fingerprint():
+        return known is not None
+    raise UserError(
+        f"{data.source} is not what {run.folder} was trained on: its records or their order have changed, so that its "
+        "test split may hold training records; put the file back, or train again with --overwrite"
+    )
+
+
+def _of_an_update(line: dict[str, Any]) -> bool:
+    return "lr" in line or "losses" in line
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
@@ -271,9 +288,15 @@ def _finite_or_none(value: Any) -> Any:
 class MetricsFile:
     """Appends lines to `metrics.jsonl`, each flushed, so that a killed run keeps all but the line being written."""
 
-    def __init__(self, path: Path, *, resume_at: int) -> None:
-        """Keeps the lines up to step `resume_at`: those behind it will be computed again."""
-        kept = [line for line in read_metrics(path) if line.get("step", 0) <= resume_at] if resume_at else []
+    def __init__(self, path: Path, *, resume_at: int, evaluated: bool = True) -> None:
+        """Keeps the lines up to step `resume_at`, and where it is not `evaluated` of this step the line of its update
+        alone: what is behind will be computed again."""
+
+        def is_kept(line: dict[str, Any]) -> bool:
+            step = line.get("step", 0)
+            return bool(step < resume_at or (step == resume_at and (evaluated or _of_an_update(line))))
+
+        kept = [line for line in read_metrics(path) if is_kept(line)] if resume_at else []
         files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._path = path
         try:

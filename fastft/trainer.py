@@ -8,6 +8,7 @@ and the metrics file. Several ranks run the same loop: what depends on one of th
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import os
 import shutil
@@ -52,7 +53,7 @@ from fastft.model import GPT2, SIZES, config_for, number_of_parameters
 from fastft.optim import learning_rate
 from fastft.plan import Cost, Indices, Packing, Plan, Step, make_plan
 from fastft.precision import choose_device, choose_dtype
-from fastft.run import Data, MetricsFile, Run, load_data, warn_of_data
+from fastft.run import Data, MetricsFile, Run, check_same_data, load_data, warn_of_data
 from fastft.stopping import StopRequest, save_is_asked, stop_requests
 from fastft.tokenizer import END_OF_TEXT, VOCAB_SIZE, gpt2_tokenizer
 from fastft.watch import Stragglers, Watchdog
@@ -217,13 +218,14 @@ class Trainer:
         self._ended_at = 0.0
         """When the last step ended, or what was done behind it."""
         self._ahead = _STEPS_AHEAD if engine.device.type == "cuda" else 0
-        self.progress = Progress(data_fingerprint=self.train_set.fingerprint())
+        with self.world.together():
+            self.progress = Progress(data_fingerprint=self._fingerprint())
         with self.world.together():
             odd = self.world.differing(self.progress.data_fingerprint)
             if odd is not None:
                 raise UserError(
-                    f"got other training examples on {odd} than on rank 0: --data {options.data} is not the same file "
-                    "on all machines; copy it, or put it on a file system that they share"
+                    f"got other examples on {odd} than on rank 0: --data {options.data} is not the same file on all "
+                    "machines; copy it, or put it on a file system that they share"
                 )
 
     def run_all(self, stop_after: int | None = None) -> Outcome:
@@ -253,7 +255,7 @@ class Trainer:
         """The files that the first rank writes while training."""
         files.write_text(self.run.config, to_yaml(replace(self.options, dtype=self.engine.dtype)))
         files.write_json(self.run.data, self._data_seen())
-        metrics = MetricsFile(self.run.metrics, resume_at=self.progress.step)
+        metrics = MetricsFile(self.run.metrics, resume_at=self.progress.step, evaluated=self._is_evaluated())
         if self.options.ledger:
             self._ledger = MetricsFile(self.run.ledger, resume_at=self.progress.step)
         with writers(self.run, metrics, tensorboard=self.options.tensorboard) as log:
@@ -265,8 +267,7 @@ class Trainer:
         On a GPU the line of a step is read when the next one is under way, so that the GPU never waits for the host.
         """
         progress, total = self.progress, self.plan.total_steps
-        if progress.step == 0:
-            self._evaluate(log)
+        self._evaluate(log)
         begun: deque[_Begun] = deque()
         steps = ahead(self._build, range(progress.step, total), depth=self._ahead)
         with meter("training", total, done=progress.step) as shown, steps as built:
@@ -284,10 +285,13 @@ class Trainer:
                     if self._meet(stop) or self._went_too_far(line):
                         in_flight = 0  # what is under way is ended first: weights and progress are then of one step
                 if not begun:
-                    self._evaluate(log)
-                    self._save_where_due()
-                    self._ended_at = time.perf_counter()
                     self._check_skipped()
+                    if stop.signal is None or self._finished():  # else it is saved at once, and evaluated on resuming
+                        self._save_where_due()  # first: neither an evaluation nor a sample can cost it
+                        self._evaluate(log)
+                        if self._is_out_of_patience():
+                            self._save(whole=True)
+                    self._ended_at = time.perf_counter()
 
     def _build(self, index: int) -> _Built:
         """The step of that index, with this rank's batches; in a thread beside a GPU's steps."""
@@ -412,16 +416,22 @@ class Trainer:
         error.common = True
         raise error
 
+    def _is_evaluated(self) -> bool:
+        """Whether the evaluation of the step at which the run stands is behind it."""
+        return self.progress.evaluated == self.progress.step
+
     def _evaluate(self, log: Log | None) -> None:
-        """Validation loss, samples and the best weights, where they are due."""
+        """Validation loss, samples and the best weights, where they are due and not yet behind the run."""
         step, total = self.progress.step, self.plan.total_steps
+        if self._is_evaluated():
+            return
         if len(self.val_set) and self.evaluation.due(step, total):
             began = time.perf_counter()
             losses = self.evaluation.losses(self._evaluate_batch, step)
             self._write(log, {"step": step, **losses, "eval_seconds": time.perf_counter() - began})
             say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
-            if step:
-                self._note_best(losses["val_loss"])
+            self._note_best(losses["val_loss"])
+        self.progress.evaluated = step
         if len(self.val_set) and self.evaluation.sample_due(step, total):
             self._sample(log)
 
@@ -433,7 +443,7 @@ class Trainer:
         progress = self.progress
         best = math.inf if progress.best_val_loss is None else progress.best_val_loss
         if not val_loss < best:  # a loss that is not a number is no better than any
-            progress.evaluations_since_best += 1
+            progress.evaluations_since_best += progress.step > 0
             return
         progress.best_val_loss, progress.best_step, progress.evaluations_since_best = val_loss, progress.step, 0
         if self.options.keep_best:
@@ -507,10 +517,11 @@ class Trainer:
         shared = self.train_set.common_prefix() if self.options.share_prefix else 0
         return Packing(pack_tokens=self.options.pack_tokens, shared=shared, ranks=self.world.size, cost=cost)
 
+    def _is_out_of_patience(self) -> bool:
+        return 0 < self.options.patience <= self.progress.evaluations_since_best
+
     def _finished(self) -> bool:
-        patience = self.options.patience
-        out_of_patience = patience > 0 and self.progress.evaluations_since_best >= patience
-        return out_of_patience or self.progress.step >= self.plan.total_steps
+        return self._is_out_of_patience() or self.progress.step >= self.plan.total_steps
 
     def _meet(self, stop: StopRequest) -> bool:
         """Where the ranks agree: whether to stop, or to save though it is not due, and whether one is in trouble.
@@ -569,6 +580,9 @@ class Trainer:
     def _resume(self) -> None:
         if not self.options.resume:
             return
+        with self.world.together():
+            if self.world.is_first:
+                check_same_data(self.run, self.data)
         path = resumable(self.run.checkpoints, self.engine)
         if path is None:
             say(f"no checkpoint in {self.run.checkpoints} yet: starting at step 0")
@@ -577,25 +591,33 @@ class Trainer:
             progress = load_checkpoint(path, self.engine)
             if progress.data_fingerprint != self.progress.data_fingerprint:
                 raise UserError(
-                    f"the training examples are not those of {path}: the data file, the template or the mask has "
-                    "changed; start again with --overwrite, or put the data back"
+                    f"the examples are not those of {path}: the records of the data file, or their order, have changed "
+                    "in one of its splits; start again with --overwrite, or put the data back"
                 )
             self.progress = progress
             if self.world.is_first:
-                prune(self.run.checkpoints, progress.step, keep=self.options.keep)
+                prune(self.run.checkpoints, progress, keep=self.options.keep)
         say(f"resuming at step {progress.step} of {self.plan.total_steps} ({path})")
 
     def _finish(self) -> None:
         """Exports the result: the last weights, or the best ones where early stopping was asked for."""
         self._watchdog.beat("writing the model")
         if self.options.patience:
-            best = load_best(self.run.checkpoints, self.engine)
-            say("exporting the last weights" if best is None else f"exporting the weights of step {best}, the best")
+            found, best = load_best(self.run.checkpoints, self.engine, self.progress), self.progress.best_step
+            if found and best == 0:
+                warn("no evaluation was better than the one before training: exporting the weights it started from")
+            else:
+                say(f"exporting the weights of step {best}, the best" if found else "exporting the last weights")
         model = self.engine.whole_model()
         with self.world.together():
             if model is not None:
                 save_hf(model, files.make_folder(self.run.model))
         say(f"trained {self.progress.step} steps; the model is in {self.run.model}")
+
+    def _fingerprint(self) -> str:
+        """SHA-256 over what the run's data is: the records of all its splits, and the examples made of them."""
+        parts = (self.data.fingerprint(), self.train_set.fingerprint(), self.val_set.fingerprint())
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def _data_seen(self) -> dict[str, Any]:
         """What the run's data is, and all rows that something happened to, for `data.json`."""

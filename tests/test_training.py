@@ -174,7 +174,7 @@ class TestRun:
         assert all("loss" not in line and "seconds" not in line for line in evaluations)
         assert [line["step"] for line in lines if "sample" in line] == [4, 8, 9]
         assert evaluations[-1]["val_loss"] < evaluations[0]["val_loss"]
-        assert {path.name for path in run.checkpoints.iterdir()} == {"step-7", "step-9", "best-9"}
+        assert {path.name for path in run.checkpoints.iterdir()} == {"step-7", "step-9", "best-4", "best-8", "best-9"}
         assert (run.model / "model.safetensors").is_file()
         assert from_yaml(run.config) == replace(options, steps=9, eval_every=4, samples=1, keep_best=True)
 
