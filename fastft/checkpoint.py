@@ -35,6 +35,7 @@ from fastft import files
 from fastft.console import warn
 from fastft.engine import AnyEngine
 from fastft.errors import UserError
+from fastft.model import GPT2Config
 from fastft.weights import save_weights
 from fastft.world import World
 from fastft.zero import ZeroEngine
@@ -81,7 +82,8 @@ def save_checkpoint(folder: Path, engine: AnyEngine, progress: Progress, *, keep
             save_weights(model, into / _MODEL)
             _save_tensors(moments, into / _OPTIMIZER)
             _save_tensors(_random_states(), into / _RNG)
-            files.write_json(into / _STATE, {**asdict(progress), "scaler": engine.loss_scale()})
+            shape = asdict(engine.model.config)
+            files.write_json(into / _STATE, {**asdict(progress), "model": shape, "scaler": engine.loss_scale()})
 
         _write_whole(folder / f"{_WHOLE}-{progress.step}", write)
         _prune(folder, _WHOLE, progress.step, keep)
@@ -169,7 +171,7 @@ class Shards:
         try:
             _save_tensors(self._random, beside / _RNG)
             ranks = {"ranks": engine.world.size, "stage": engine.stage, "dtype": engine.dtype}
-            files.write_json(beside / _STATE, {**asdict(progress), **ranks})
+            files.write_json(beside / _STATE, {**asdict(progress), "model": asdict(engine.model.config), **ranks})
             for file in beside.iterdir():
                 if file.is_file():
                     manifest[file.name] = files.identity(file)
@@ -228,7 +230,17 @@ def load_checkpoint(path: Path, engine: AnyEngine) -> Progress:
         engine.load(path / _MODEL, load_tensors(path / _OPTIMIZER))
         engine.load_loss_scale(state.pop("scaler"))
     _restore_random_states(load_tensors(path / _RNG))
+    del state["model"]
     return Progress(**state)
+
+
+def shape_of(folder: Path) -> GPT2Config | None:
+    """The shape of the model whose checkpoints a folder holds; None where none says it. A run that goes on needs no
+    other file to make the model that it puts its weights into."""
+    for path in _newest_first(folder, _SHARDS, _WHOLE):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # torn: an older one has the same shape
+            return GPT2Config(**json.loads((path / _STATE).read_text(encoding="utf-8"))["model"])
+    return None
 
 
 def load_best(folder: Path, engine: AnyEngine, progress: Progress) -> bool:
@@ -387,6 +399,9 @@ def _best_named_by(path: Path) -> int | None:
 
 
 def _remove(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()
+        return
     with contextlib.suppress(FileNotFoundError):
         (path / _DONE).unlink()  # first: a half-removed checkpoint must not look whole
     shutil.rmtree(path, ignore_errors=True)

@@ -6,10 +6,11 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,28 @@ from fastft.prompts import TEMPLATES, Template
 from fastft.records import Record, Split, check_usable, data_path, describe_bad, digest_of, load_records, split
 from fastft.token_cache import RecordFile, cache_for, pick
 from fastft.tokenizer import gpt2_tokenizer
+
+_RESULTS = (
+    *("responses.json", "responses.val.json", "responses.train.json", "scores.json", "judge-replies.jsonl"),
+    *("report.html", "report.json", "ab.html", "ab.json", "compare-*.json"),
+)
+_CHECKPOINTS = ("step", "best", "shards")
+_IN_CHECKPOINTS = ("*.safetensors", "state.json", "DONE", "zero/*.pt", "zero_to_fp32.py", ".*.tmp")
+_IN_FOLDERS = {
+    "checkpoints": tuple(
+        f"{folder}/{file}"
+        for kind in _CHECKPOINTS
+        for folder in (f"{kind}-*", f".{kind}-*.tmp")
+        for file in _IN_CHECKPOINTS
+    ),
+    "hangs": ("rank-*.txt",),
+    "model": (
+        *("model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+        *("vocab.json", "merges.txt", "special_tokens_map.json", ".*.tmp"),
+    ),
+    "tensorboard": ("events.out.tfevents.*",),
+}
+"""What fastft writes into the folders of a run's folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,41 +100,49 @@ class Run:
         """The entries of `train`, `val` or `test` with `model_response`; what is scored is the test's."""
         return self.folder / ("responses.json" if part == "test" else f"responses.{part}.json")
 
-    def files(self) -> list[Path]:
-        """Everything that fastft writes into the folder."""
-        names = [
-            "config.yaml",
-            "data.json",
-            "metrics.jsonl",
-            "ledger.jsonl",
-            "checkpoints",
-            "hangs",
-            "model",
-            "tensorboard",
-            "demo.json",
-        ]
-        for part in ("test", "val", "train"):
-            responses = self.responses_of(part)
-            names += [responses.with_suffix(end).name for end in (".json", ".made-from.json", ".journal.jsonl")]
-        names += ["scores.json", "judge-replies.jsonl", "report.html", "report.json", "ab.html", "ab.json"]
-        return [*(self.folder / name for name in names), *sorted(self.folder.glob("compare-*.json"))]
+    def written(self) -> list[Path]:
+        """The files that fastft has written into the folder, what tells that it holds a run last. What is a link stands
+        for itself: nothing behind it is named."""
+        names = ["demo.json", *_RESULTS, "responses*.made-from.json", "responses*.journal.jsonl", "ledger.jsonl"]
+        found = [path for name in names for path in sorted(self.folder.glob(name))]
+        for name, patterns in _IN_FOLDERS.items():
+            if (folder := self.folder / name).is_symlink():
+                found.append(folder)
+            else:
+                found += [path for pattern in patterns for path in sorted(_within(folder, pattern))]
+        found += [self.metrics, self.data, self.config]
+        return [path for path in found if path.is_symlink() or path.exists()]
+
+    def clear(self) -> None:
+        """Removes what fastft has written into the folder, and nothing else; folders that are then empty too.
+
+        Raises:
+            UserError: something of it cannot be removed; then nothing has been.
+        """
+        paths = self.written()
+        for path in paths:
+            if path.is_dir() and not path.is_symlink():
+                raise UserError(f"--overwrite: {path} is a folder, expected a file of fastft's; move it away")
+            if not os.access(path.parent, os.W_OK | os.X_OK):
+                raise UserError(f"--overwrite: {path} cannot be removed; check the permissions of {path.parent}")
+        for path in paths:
+            path.unlink(missing_ok=True)
+        parents = {parent for path in paths for parent in path.parents if self.folder in parent.parents}
+        for folder in sorted(parents, key=lambda parent: -len(parent.parts)):
+            with contextlib.suppress(OSError):  # somebody else's files are in it
+                folder.rmdir()
 
     def holds_something(self) -> bool:
         """Whether a run has left something in the folder that another one would replace."""
-        left = (self.config, self.metrics, self.model, self.responses, *self.checkpoints.glob("*-*"))
+        left = (self.config, self.metrics, self.model, self.responses, *self.checkpoints.glob("*-*/DONE"))
         return any(path.exists() for path in left)
 
     def remove_leftovers(self) -> None:
         """Removes what a killed training had half written: hidden files and folders beside their places."""
-        for pattern in (
-            ".config.yaml.*.tmp",
-            ".data.json.*.tmp",
-            ".metrics.jsonl.*.tmp",
-            "checkpoints/.*.tmp",
-            "model/.*.tmp",
-        ):
+        names = [".config.yaml.*.tmp", ".data.json.*.tmp", ".metrics.jsonl.*.tmp", ".ledger.jsonl.*.tmp"]
+        for pattern in (*names, *(f"checkpoints/.{kind}-*.tmp" for kind in _CHECKPOINTS), "model/.*.tmp"):
             for path in list(self.folder.glob(pattern)):
-                if path.is_dir():
+                if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path, ignore_errors=True)
                 else:
                     path.unlink(missing_ok=True)
@@ -121,6 +152,16 @@ class Run:
         if not self.folder.is_dir():
             raise UserError(f"run folder not found: {self.folder}; --run takes the folder that train wrote")
         return from_yaml(self.config)
+
+
+def _within(folder: Path, pattern: str) -> Iterator[Path]:
+    """The paths of a pattern such as `step-*/DONE`; where a link comes on the way, the link."""
+    first, _, rest = pattern.partition("/")
+    for path in folder.glob(first):
+        if not rest or path.is_symlink():
+            yield path
+        else:
+            yield from _within(path, rest)
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
@@ -225,13 +266,14 @@ def warn_of_data(options: TrainOptions, data: Data) -> Findings:
     return findings
 
 
-def data_of(run: Run) -> Data:
-    """The data that a run was trained on.
+def data_of(run: Run, moved_to: str | None = None) -> Data:
+    """The data that a run was trained on, from the file that it was read from, or that this one is now.
 
     Raises:
         UserError: it has changed since, or nothing tells whether it has.
     """
-    data = load_data(run.options())
+    options = run.options()
+    data = load_data(options if moved_to is None else replace(options, data=moved_to))
     if not check_same_data(run, data):
         raise UserError(
             f"{run.data} does not say what {run.folder} was trained on, so that its test split may hold training "

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import math
 import os
-import shutil
 import signal
 import time
 from collections import deque
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from fastft import files, ops, scaling
@@ -37,16 +37,19 @@ from fastft.checkpoint import (
     resumable,
     save_best,
     save_checkpoint,
+    shape_of,
 )
 from fastft.config import TrainOptions, changed_settings, to_yaml
 from fastft.console import meter, say, show, silenced, warn
 from fastft.decoding import NO_STOP, greedy
+from fastft.effects import Facts, check_effects
 from fastft.encode import name_rows
 from fastft.engine import AnyEngine, Engine, Update
 from fastft.errors import FastftError, TrainingError, UserError
 from fastft.evaluate import TokenMean
 from fastft.gpu_engine import GpuEngine
 from fastft.keywords import hidden_path
+from fastft.lock import refuse_if_held, writing
 from fastft.log import Log, summary_writer, writers
 from fastft.memory import peak_memory
 from fastft.model import GPT2, SIZES, config_for, number_of_parameters
@@ -101,8 +104,10 @@ def train(options: TrainOptions, *, stop_after: int | None = None) -> Outcome:
         run = Run(options.out)
         with world.together():
             options = _settled(options, run)
+            if world.is_first and not options.dry_run:
+                refuse_if_held(run.folder)  # before anything is loaded beside a run that trains; it is taken later
             data = load_data(options)
-            model = initial_model(options)
+            model = _model_to_go_on(options, run) or initial_model(options)
         if data.bad:
             warn(f"left out, and listed in {run.data}: {data.describe_bad()}")
         warn_of_data(options, data)
@@ -209,6 +214,8 @@ class Trainer:
                 share_prefix=options.share_prefix,
             )
             self.plan, self.evaluation = self._plan()
+            facts = Facts(self.plan.total_steps, len(self.val_set), self.world.size, engine.device.type)
+            check_effects(options, facts)
         self._data_seconds = data.seconds + time.perf_counter() - began
         self._ledger: MetricsFile | None = None
         self._trouble: FastftError | None = None
@@ -230,25 +237,39 @@ class Trainer:
 
     def run_all(self, stop_after: int | None = None) -> Outcome:
         """Resumes or begins, trains, and exports the result; stops early when `stop_after` steps are done."""
-        with self.world.together():
-            if self.world.is_first:
-                files.make_folder(self.run.checkpoints)
-                if self.options.overwrite:
-                    _clear(self.run)
-                self.run.remove_leftovers()
-        self._resume()
+        with contextlib.ExitStack() as stack:
+            with self.world.together():
+                if self.world.is_first:
+                    stack.enter_context(writing(files.make_folder(self.run.folder)))
+                    self._prepare()
+            self._resume()
+            stop = self._train(stop_after)
+            if stop is not None:
+                return Outcome(self.run, self.progress, stop)
+            self._finish()
+        return Outcome(self.run, self.progress)
+
+    def _prepare(self) -> None:
+        """Makes the folder ready for this run's files."""
+        _check_folder(self.run, self.options)  # again: another process may have been here in the meantime
+        if self.options.overwrite:
+            self.run.clear()
+        self.run.remove_leftovers()
+        files.make_folder(self.run.checkpoints)
+
+    def _train(self, stop_after: int | None) -> signal.Signals | None:
+        """Trains to the end, or to a signal that asks to stop, which is given back when all is saved."""
         with contextlib.ExitStack() as stack:
             with self.world.together():
                 log = stack.enter_context(self._opened()) if self.world.is_first else None
             self._say_hello()
             stop = stack.enter_context(stop_requests(self.world))
             self._loop(log, stop, stop_after)
-            if stop.signal is not None and not self._finished():
-                self._save_to_stop()  # here, where a launcher's second SIGTERM does nothing
-                say(f"stopped by {stop.signal.name} at step {self.progress.step}, saved; go on with --resume")
-                return Outcome(self.run, self.progress, stop.signal)
-        self._finish()
-        return Outcome(self.run, self.progress)
+            if stop.signal is None or self._finished():
+                return None
+            self._save_to_stop()  # here, where a launcher's second SIGTERM does nothing
+            say(f"stopped by {stop.signal.name} at step {self.progress.step}, saved; go on with --resume")
+            return stop.signal
 
     @contextmanager
     def _opened(self) -> Iterator[Log]:
@@ -276,7 +297,7 @@ class Trainer:
                 in_flight = 0 if self._something_is_due(begun[-1].built.step, stop_after) else self.engine.in_flight
                 while len(begun) > in_flight:
                     line = self._end(begun.popleft())
-                    self._write(log, line)
+                    self._append(log, line)
                     shown.advance(f"loss {line['loss']:.3f}, {line['tokens_real'] / line['seconds']:,.0f} tokens/s")
                     for slow in self._stragglers.look(progress.step, line["seconds"]):
                         warn(f"step {progress.step}: {slow}")
@@ -383,16 +404,15 @@ class Trainer:
         means = np.concatenate(in_order) / self.plan.supervised[step.examples]
         rows = self.train_set.rows[step.examples].tolist()
         entry = {"step": step.index + 1, "epoch": step.epoch + 1, "rows": rows, "losses": means.round(6).tolist()}
-        self._ledger.append(entry)
+        self._append(self._ledger, entry)
 
-    def _write(self, log: Log | None, line: dict[str, Any]) -> None:
-        """Writes a line of the metrics. An error waits until all ranks hear of it."""
-        if log is None:
-            return
+    def _append(self, file: Log | MetricsFile | None, line: dict[str, Any]) -> None:
+        """Writes a line of the metrics or of the ledger. An error waits until all ranks hear of it."""
         try:
-            log.write(line)
+            if file is not None:
+                file.append(line)
         except UserError as error:
-            self._trouble = error
+            self._trouble = self._trouble or error
 
     def _suspects(self, step: Step, sums: list[Tensor]) -> list[int]:
         """The rows whose own losses are not finite; where all are, all rows of the step: a gradient does not say whose
@@ -428,12 +448,19 @@ class Trainer:
         if len(self.val_set) and self.evaluation.due(step, total):
             began = time.perf_counter()
             losses = self.evaluation.losses(self._evaluate_batch, step)
-            self._write(log, {"step": step, **losses, "eval_seconds": time.perf_counter() - began})
+            self._append(log, {"step": step, **losses, "eval_seconds": time.perf_counter() - began})
             say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
             self._note_best(losses["val_loss"])
         self.progress.evaluated = step
         if len(self.val_set) and self.evaluation.sample_due(step, total):
-            self._sample(log)
+            self._watchdog.beat("answering samples")
+            try:
+                self._sample(log)
+            except (RuntimeError, ValueError, LookupError) as error:  # of texts alone: training does not read them
+                if isinstance(error, FastftError | dist.DistError):
+                    raise
+                reason = " ".join(str(error).split())[:200]
+                warn(f"no samples at step {step} ({type(error).__name__}: {reason}); training goes on")
 
     def _evaluate_batch(self, batch: Batch) -> Tensor:
         self._watchdog.beat(f"evaluation when {self.progress.step} steps are done")
@@ -456,11 +483,10 @@ class Trainer:
         With several ranks the answers go on past their end, and are cut: so all run the same number of forwards.
         """
         book = self.options.recipe == "book"
-        records = self.data.part("val", 1 if book else self.options.samples)
+        records = self.data.part("val", min(self.options.samples, 1) if book else self.options.samples)
         prompts = [self.data.template.prompt_of(record) for record in records]
         if not prompts:
             return
-        self._watchdog.beat("answering samples")
         tokenizer = gpt2_tokenizer()
         room = self.engine.model.config.n_ctx
         stop = NO_STOP if book or self.world.size > 1 else END_OF_TEXT
@@ -475,7 +501,7 @@ class Trainer:
             if not book and END_OF_TEXT in ids:
                 ids = ids[: ids.index(END_OF_TEXT)]
             response = self.data.template.extract(tokenizer.decode(ids))
-            self._write(log, {"step": self.progress.step, "sample": {**record.as_entry(), "model_response": response}})
+            self._append(log, {"step": self.progress.step, "sample": {**record.as_entry(), "model_response": response}})
             say(f"  {' '.join(f'{record.instruction} {record.input}'.split())} -> {' '.join(response.split())}")
 
     def _plan(self) -> tuple[Plan, TokenMean | BookMeans]:
@@ -505,8 +531,16 @@ class Trainer:
         )
         if order is not None:
             return plan, BookMeans(self.train_set, self.val_set, self.batcher, options.batch_size, order)
+        packs = options.batching == "packed"
         return plan, TokenMean(
-            self.val_set, self.batcher, options.batch_size, options.eval_every, options.eval_examples, self.world
+            self.val_set,
+            self.batcher,
+            options.batch_size,
+            options.eval_every,
+            options.eval_examples,
+            self.world,
+            pack_tokens=options.pack_tokens if packs else None,
+            shares_prefix=packs and options.share_prefix,
         )
 
     def _packing(self) -> Packing:
@@ -585,6 +619,7 @@ class Trainer:
                 check_same_data(self.run, self.data)
         path = resumable(self.run.checkpoints, self.engine)
         if path is None:
+            self._check_unfinished()
             say(f"no checkpoint in {self.run.checkpoints} yet: starting at step 0")
             return
         with self.world.together():
@@ -594,10 +629,24 @@ class Trainer:
                     f"the examples are not those of {path}: the records of the data file, or their order, have changed "
                     "in one of its splits; start again with --overwrite, or put the data back"
                 )
+            if progress.step > self.plan.total_steps:
+                raise UserError(
+                    f"{path} has {progress.step} steps behind it, and the run is to have {self.plan.total_steps}: it "
+                    "cannot go back; give more --steps or --epochs, or start again with --overwrite"
+                )
             self.progress = progress
             if self.world.is_first:
                 prune(self.run.checkpoints, progress, keep=self.options.keep)
         say(f"resuming at step {progress.step} of {self.plan.total_steps} ({path})")
+
+    def _check_unfinished(self) -> None:
+        """Refuses to begin again where a run has come to its end, and has left no checkpoint to go on from."""
+        with self.world.together():
+            if self.world.is_first and (model := self.run.model / "model.safetensors").exists():
+                raise UserError(
+                    f"{self.run.folder} holds a finished run, {model}, and no checkpoint to go on from; --overwrite "
+                    "trains it again, and another run takes its model by --weights"
+                )
 
     def _finish(self) -> None:
         """Exports the result: the last weights, or the best ones where early stopping was asked for."""
@@ -664,6 +713,10 @@ class Trainer:
         losses = [self._accumulate(_Built(largest, batches, 0.0), number)[0] for number in range(len(batches))]
         float(losses[-1])  # waits for a GPU
         seconds = time.perf_counter() - began
+        if isinstance(self.evaluation, TokenMean) and len(self.val_set):
+            validated = self.evaluation.largest_batch()
+            float(engine.evaluate(validated))
+            say(f"largest evaluation batch: {validated.tokens.numel():,} tokens computed")
         peak = peak_memory(engine.device)
         rows = name_rows(self.train_set.rows[largest.examples].tolist())
         say(f"largest step: {len(largest.examples)} examples ({rows}), {seconds:.2f} s forward and backward")
@@ -718,6 +771,7 @@ def _settled(options: TrainOptions, run: Run) -> TrainOptions:
     """The options with what a resumed run's own say; refuses what cannot be done before anything is changed."""
     if options.resume and options.dtype == "auto" and run.config.is_file():
         options = replace(options, dtype=run.options().dtype)  # another machine may find another one fast
+    check_effects(options)
     _check_folder(run, options)
     if options.tensorboard:
         summary_writer()  # that it is missing is said before anything is changed
@@ -736,14 +790,15 @@ def _check_folder(run: Run, options: TrainOptions) -> None:
         raise UserError(f"{run.folder} already holds a run; go on with --resume, replace it with --overwrite")
 
 
-def _clear(run: Run) -> None:
-    """Removes what fastft wrote to a run's folder, and nothing else; what tells that it holds a run goes last."""
-    for path in reversed(run.files()):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    files.make_folder(run.checkpoints)
+def _model_to_go_on(options: TrainOptions, run: Run) -> GPT2 | None:
+    """A model to put a checkpoint's weights into: what the run started from is not read again. None where it begins
+    anew."""
+    shape = shape_of(run.checkpoints) if options.resume else None
+    if shape is None:
+        return None
+    model = GPT2(shape)
+    model.checkpoint_activations = options.activation_checkpointing
+    return model
 
 
 def initial_model(options: TrainOptions) -> GPT2:

@@ -33,6 +33,7 @@ from small_records import made_records
 from fastft import trainer
 from fastft.cli import main
 from fastft.errors import EXIT_NO_JUDGE, UserError
+from fastft.lock import LOCK_FILE
 from fastft.run import Run, load_data
 
 resource = pytest.importorskip("resource", reason="full disks are played by RLIMIT_FSIZE, which POSIX alone has")
@@ -875,7 +876,7 @@ def snapshot(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != LOCK_FILE
     }
 
 
