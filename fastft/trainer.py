@@ -265,7 +265,7 @@ class Trainer:
             self._say_hello()
             stop = stack.enter_context(stop_requests(self.world))
             self._loop(log, stop, stop_after)
-            if stop.signal is None or self._finished():
+            if stop.signal is None or not self._leaves(stop):
                 return None
             self._save_to_stop()  # here, where a launcher's second SIGTERM does nothing
             say(f"stopped by {stop.signal.name} at step {self.progress.step}, saved; go on with --resume")
@@ -307,7 +307,7 @@ class Trainer:
                         in_flight = 0  # what is under way is ended first: weights and progress are then of one step
                 if not begun:
                     self._check_skipped()
-                    if stop.signal is None or self._finished():  # else it is saved at once, and evaluated on resuming
+                    if not self._leaves(stop):  # else it is saved at once, and evaluated on resuming
                         self._save_where_due()  # first: neither an evaluation nor a sample can cost it
                         self._evaluate(log)
                         if self._is_out_of_patience():
@@ -556,6 +556,10 @@ class Trainer:
 
     def _finished(self) -> bool:
         return self._is_out_of_patience() or self.progress.step >= self.plan.total_steps
+
+    def _leaves(self, stop: StopRequest) -> bool:
+        """Whether a signal ends the run before its end."""
+        return stop.signal is not None and not self._finished()
 
     def _meet(self, stop: StopRequest) -> bool:
         """Where the ranks agree: whether to stop, or to save though it is not due, and whether one is in trouble.
