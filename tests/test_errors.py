@@ -578,7 +578,17 @@ RUNS = [
     Case("overwrite with bad data", lambda p: p.train("--overwrite", "--out", p.run(), data="no.json"), ("not found",)),
     Case("overwrite without tensorboard", no_tensorboard, ("--tensorboard", "pip install")),
     Case("resume at another rate", lambda p: p.resume("--lr", "0.5"), ("lr: 5e-05 then, 0.5 now", "--out")),
-    Case("resume with another file", lambda p: p.resume("--data", "sample"), ("data: ", "sample now")),
+    Case("resume with another file", lambda p: p.resume("--data", "sample"), ("sample is not what", "--overwrite")),
+    Case("resume to fewer steps", lambda p: p.resume("--steps", "1"), ("has 2 steps behind it", "--steps")),
+    Case("a warm-up that never ends", lambda p: p.train("--warmup", "1000"), ("--warmup 1000", "more steps")),
+    Case(
+        "patience without the best",
+        lambda p: p.train("--patience", "2", "--eval_every", "0"),
+        ("--patience 2", "--eval_every"),
+    ),
+    Case(
+        "pack_tokens of no pack", lambda p: p.train("--pack_tokens", "9", "--batching", "padded"), ("--pack_tokens 9",)
+    ),
     Case("resume with a changed file", other_content, ("its records or their order have changed", "--overwrite")),
     Case(
         "resume, config of another kind", lambda p: (p.run(), p.configure(lr="fast"))[0] and p.resume(), ("--lr fast",)
