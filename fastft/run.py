@@ -134,7 +134,13 @@ class Run:
 
     def holds_something(self) -> bool:
         """Whether a run has left something in the folder that another one would replace."""
-        left = (self.config, self.metrics, self.model, self.responses, *self.checkpoints.glob("*-*/DONE"))
+        left = (
+            self.config,
+            self.metrics,
+            self.model / "model.safetensors",
+            self.responses,
+            *self.checkpoints.glob("*-*/DONE"),
+        )
         return any(path.exists() for path in left)
 
     def remove_leftovers(self) -> None:

@@ -276,7 +276,8 @@ class Trainer:
         """The files that the first rank writes while training."""
         files.write_text(self.run.config, to_yaml(replace(self.options, dtype=self.engine.dtype)))
         files.write_json(self.run.data, self._data_seen())
-        metrics = MetricsFile(self.run.metrics, resume_at=self.progress.step, evaluated=self._is_evaluated())
+        keeps = self._is_evaluated() or not self._evaluates(self.progress.step)  # else it is done, and written, again
+        metrics = MetricsFile(self.run.metrics, resume_at=self.progress.step, evaluated=keeps)
         if self.options.ledger:
             self._ledger = MetricsFile(self.run.ledger, resume_at=self.progress.step)
         with writers(self.run, metrics, tensorboard=self.options.tensorboard) as log:
@@ -376,8 +377,7 @@ class Trainer:
     def _something_is_due(self, step: Step, stop_after: int | None) -> bool:
         """Whether something is to be done with the weights as they are behind this step."""
         done, total = step.index + 1, self.plan.total_steps
-        evaluates = self.evaluation.due(done, total) or self.evaluation.sample_due(done, total)
-        return done in (stop_after, total) or evaluates or self._save_is_due(done) is not None
+        return done in (stop_after, total) or self._evaluates(done) or self._save_is_due(done) is not None
 
     def _went_too_far(self, line: dict[str, Any]) -> bool:
         """Whether too many steps were skipped; the first such line is kept."""
@@ -435,6 +435,11 @@ class Trainer:
         )
         error.common = True
         raise error
+
+    def _evaluates(self, step: int) -> bool:
+        """Whether an evaluation or samples are due when `step` steps are done."""
+        total = self.plan.total_steps
+        return self.evaluation.due(step, total) or self.evaluation.sample_due(step, total)
 
     def _is_evaluated(self) -> bool:
         """Whether the evaluation of the step at which the run stands is behind it."""
