@@ -4,7 +4,8 @@ A checkpoint is a folder, written beside its place under a hidden name and renam
 last and holds the size and the SHA-256 of every other file, so a torn or corrupted checkpoint is never resumed.
 
     step-N/     model.safetensors, optimizer.safetensors, rng.safetensors, state.json, DONE
-    best-N/     model.safetensors, state.json, DONE: the weights with the best validation loss
+    best-N/     model.safetensors, state.json, DONE: the weights with the best validation loss. A state names its own
+                best, which stays as long as a checkpoint is there that names it
     shards-N/   zero/*.pt of DeepSpeed, rng.safetensors, state.json, DONE: of a ZeRO run, each rank's part by itself
 
 step-N does not depend on ranks: weights and moments are whole and in float32, whichever engine wrote them, and any
@@ -16,6 +17,7 @@ Nothing that is read back is executed: tensors are safetensors, the rest is JSON
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -33,6 +35,7 @@ from fastft import files
 from fastft.console import warn
 from fastft.engine import AnyEngine
 from fastft.errors import UserError
+from fastft.model import GPT2Config
 from fastft.weights import save_weights
 from fastft.world import World
 from fastft.zero import ZeroEngine
@@ -53,11 +56,15 @@ class Progress:
     """Steps skipped for a non-finite loss or gradient."""
     tokens_seen: int = 0
     """Positions computed so far, padding included, as the book counts them."""
+    evaluated: int | None = None
+    """The last step whose evaluation is behind it. A checkpoint is saved before its step's own evaluation, which a run
+    that goes on from it does again."""
     best_val_loss: float | None = None
-    best_step: int = 0
+    best_step: int | None = None
     evaluations_since_best: int = 0
     data_fingerprint: str = ""
-    """SHA-256 of the training examples' ids and masks: a position in other data would mean nothing."""
+    """SHA-256 over the records of all splits and the ids and masks of the training and validation examples: a position,
+    or a best loss, in other data would mean nothing."""
 
 
 def save_checkpoint(folder: Path, engine: AnyEngine, progress: Progress, *, keep: int) -> None:
@@ -75,21 +82,24 @@ def save_checkpoint(folder: Path, engine: AnyEngine, progress: Progress, *, keep
             save_weights(model, into / _MODEL)
             _save_tensors(moments, into / _OPTIMIZER)
             _save_tensors(_random_states(), into / _RNG)
-            files.write_json(into / _STATE, {**asdict(progress), "scaler": engine.loss_scale()})
+            shape = asdict(engine.model.config)
+            files.write_json(into / _STATE, {**asdict(progress), "model": shape, "scaler": engine.loss_scale()})
 
         _write_whole(folder / f"{_WHOLE}-{progress.step}", write)
         _prune(folder, _WHOLE, progress.step, keep)
+        _prune_best(folder, progress)
 
 
-def prune(folder: Path, step: int, *, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints of each kind up to `step`: what a killed run was about to remove,
-    too."""
+def prune(folder: Path, progress: Progress, *, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints of each kind up to the progress: what a killed run was about to
+    remove, too; and best weights that none of them names."""
     for kind in (_WHOLE, _SHARDS):
-        _prune(folder, kind, step, keep)
+        _prune(folder, kind, progress.step, keep)
+    _prune_best(folder, progress)
 
 
 def save_best(folder: Path, engine: AnyEngine, progress: Progress) -> None:
-    """Writes the weights to `folder/best-N` in place of an earlier best. All ranks call it."""
+    """Writes the weights to `folder/best-N`, and removes earlier ones that no checkpoint names. All ranks call it."""
     model = engine.whole_model()
     with engine.world.together():
         if model is None:
@@ -100,7 +110,7 @@ def save_best(folder: Path, engine: AnyEngine, progress: Progress) -> None:
             files.write_json(into / _STATE, asdict(progress))
 
         _write_whole(folder / f"{_BEST}-{progress.step}", write)
-        _prune(folder, _BEST, progress.step, 1)
+        _prune_best(folder, progress)
 
 
 class Shards:
@@ -161,7 +171,7 @@ class Shards:
         try:
             _save_tensors(self._random, beside / _RNG)
             ranks = {"ranks": engine.world.size, "stage": engine.stage, "dtype": engine.dtype}
-            files.write_json(beside / _STATE, {**asdict(progress), **ranks})
+            files.write_json(beside / _STATE, {**asdict(progress), "model": asdict(engine.model.config), **ranks})
             for file in beside.iterdir():
                 if file.is_file():
                     manifest[file.name] = files.identity(file)
@@ -169,6 +179,7 @@ class Shards:
         except OSError as error:
             raise _cannot_write(path, error) from error
         _prune(self._folder, _SHARDS, progress.step, self._keep)
+        _prune_best(self._folder, progress)
 
     def _path(self, progress: Progress) -> Path:
         return self._folder / f"{_SHARDS}-{progress.step}"
@@ -219,17 +230,26 @@ def load_checkpoint(path: Path, engine: AnyEngine) -> Progress:
         engine.load(path / _MODEL, load_tensors(path / _OPTIMIZER))
         engine.load_loss_scale(state.pop("scaler"))
     _restore_random_states(load_tensors(path / _RNG))
+    del state["model"]
     return Progress(**state)
 
 
-def load_best(folder: Path, engine: AnyEngine) -> int | None:
-    """Puts the best weights into the engine's model; returns their step, None where there are none. All ranks call
-    it."""
-    path = _from_first(engine.world, lambda: _newest_best(folder))
-    if path is None:
-        return None
-    engine.load(path / _MODEL, {})
-    return _step_of(path)
+def shape_of(folder: Path) -> GPT2Config | None:
+    """The shape of the model whose checkpoints a folder holds; None where none says it. A run that goes on needs no
+    other file to make the model that it puts its weights into."""
+    for path in _newest_first(folder, _SHARDS, _WHOLE):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # torn: an older one has the same shape
+            return GPT2Config(**json.loads((path / _STATE).read_text(encoding="utf-8"))["model"])
+    return None
+
+
+def load_best(folder: Path, engine: AnyEngine, progress: Progress) -> bool:
+    """Puts the weights that the progress names as its best into the engine's model; returns whether they are there. All
+    ranks call it."""
+    path = _from_first(engine.world, lambda: _best_of(folder, progress))
+    if path is not None:
+        engine.load(path / _MODEL, {})
+    return path is not None
 
 
 def resumable(folder: Path, engine: AnyEngine) -> Path | None:
@@ -253,13 +273,14 @@ def _from_first(world: World, find: Callable[[], Path | None]) -> Path | None:
     return world.gather(found)[0]
 
 
-def _newest_best(folder: Path) -> Path | None:
-    for path in _newest_first(folder, _BEST):
-        fault = _fault(path)
-        if fault is None:
-            return path
+def _best_of(folder: Path, progress: Progress) -> Path | None:
+    if progress.best_step is None:
+        return None
+    path = folder / f"{_BEST}-{progress.best_step}"
+    if fault := _fault(path):
         warn(f"the best weights in {path} are passed over: {fault}")
-    return None
+        return None
+    return path
 
 
 def _misfit(path: Path, engine: AnyEngine | None) -> str | None:
@@ -356,10 +377,34 @@ def _prune(folder: Path, kind: str, step: int, keep: int) -> None:
         paths = [path for path in paths if _step_of(path) <= step]
     kept = [path for path in paths if _step_of(path) <= step][:keep]
     for path in paths:
-        if path in kept:
-            continue
-        (path / _DONE).unlink(missing_ok=True)  # first: a half-removed checkpoint must not look whole
-        shutil.rmtree(path, ignore_errors=True)
+        if path not in kept:
+            _remove(path)
+
+
+def _prune_best(folder: Path, progress: Progress) -> None:
+    """Removes the best weights that neither the progress nor a checkpoint names: a run may go on from any of those, and
+    end before it finds a better one."""
+    named = {progress.best_step, *map(_best_named_by, _newest_first(folder, _SHARDS, _WHOLE))}
+    for path in list(_newest_first(folder, _BEST)):
+        if _step_of(path) not in named:
+            _remove(path)
+
+
+def _best_named_by(path: Path) -> int | None:
+    try:
+        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # torn: nothing goes on from it
+        return None
+    return state.get("best_step") if isinstance(state, dict) else None
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink():
+        path.unlink()
+        return
+    with contextlib.suppress(FileNotFoundError):
+        (path / _DONE).unlink()  # first: a half-removed checkpoint must not look whole
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _fsync(path: Path) -> None:

@@ -203,24 +203,43 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
 
 def _with_saved_config(parser: jsonargparse.ArgumentParser, arguments: list[str]) -> list[str]:
     """Puts the defaults of a recipe and the saved options of a resumed run in front of the options given."""
-    recipe = _value_of("recipe", arguments) or _recipe_of_config(_value_of("config", arguments))
+    config = _read_config(_value_of("config", arguments))
+
+    def given(option: str) -> str | None:
+        in_config = None if config.get(option) is None else str(config[option])
+        return _value_of(option, arguments) or in_config
+
+    recipe = given("recipe")
     if recipe in RECIPES:
         parser.set_defaults(RECIPES[recipe])
-    if _value_of("resume", arguments) == "true":
-        out = Path(_value_of("out", arguments) or TrainOptions().out)
-        if (saved := out / "config.yaml").is_file():
-            return ["--config", str(saved), *arguments]
-    return arguments
+    if not _means_true(given("resume")):
+        return arguments
+    saved = Path(given("out") or TrainOptions().out) / "config.yaml"
+    return ["--config", str(saved), *_length_anew(given), *arguments] if saved.is_file() else arguments
 
 
-def _recipe_of_config(path: str | None) -> str | None:
-    """The recipe that a `--config` file names. What is wrong with the file, the parser will say."""
+def _length_anew(given: Callable[[str], str | None]) -> list[str]:
+    """Of `--steps` and `--epochs`, which say the same thing, the one that is given takes the place of the saved one."""
+    if given("steps") is None and given("epochs") is not None:
+        return ["--steps", "null"]
+    if given("steps") not in (None, "null") and given("epochs") is None:
+        return ["--epochs", str(TrainOptions().epochs)]
+    return []
+
+
+def _means_true(value: str | None) -> bool:
+    """Whether the parser takes a value of a flag for true: `True` and `yes` too."""
+    return value is not None and value.lower() in ("true", "yes", "on")
+
+
+def _read_config(path: str | None) -> dict[str, Any]:
+    """The options that a `--config` file gives. What is wrong with the file, the parser will say."""
     if path is None:
-        return None
+        return {}
     with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        return str(values.get("recipe")) if isinstance(values, dict) else None
-    return None
+        return values if isinstance(values, dict) else {}
+    return {}
 
 
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:

@@ -24,6 +24,7 @@ from fastft.console import SafeConsole, meter, say
 from fastft.errors import JudgeUnavailable, UserError
 from fastft.judging.journal import Journal
 from fastft.judging.options import JudgeOptions, given
+from fastft.lock import writing
 from fastft.metrics import NAMES, Measure, bounds, measures, multiple_choice_measure, words_of
 from fastft.pages import chance
 from fastft.pairwise import Pair, judge_pairs
@@ -110,6 +111,11 @@ def compare(options: CompareOptions) -> dict[str, Any]:
         UserError: a run has no responses, they answer other entries, or a file is malformed.
         JudgeUnavailable: `require_judge`, and the judge cannot be used; the figures are written all the same.
     """
+    with writing(options.run_a):
+        return _compare(options)
+
+
+def _compare(options: CompareOptions) -> dict[str, Any]:
     # Made first: a mistyped address is to be heard of at once, not after the figures.
     server = options.server() if options.pairwise else None
     for run in (options.run_a, options.run_b):

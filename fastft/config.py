@@ -135,7 +135,8 @@ class TrainOptions:
     samples: int = 1
     """Validation prompts answered at each evaluation."""
     patience: int = 0
-    """Stop after this many evaluations without a better validation loss, and export the best weights; 0: never."""
+    """Stop after this many evaluations without a better validation loss, and export the best weights, which may be
+    those before training; 0: never."""
     save_every: int = 0
     """Steps between checkpoints; 0: one at each epoch's end. The last step always has one."""
     keep: int = 2
@@ -185,8 +186,6 @@ class TrainOptions:
             raise UserError("got an empty --out, expected a folder for the run")
         if not 0 < self.lr < float("inf"):
             raise UserError(f"got --lr {self.lr}, expected a positive number")
-        if self.patience and not self.keep_best:
-            raise UserError(f"got --patience {self.patience} and --keep_best false; early stopping exports the best")
         if self.resume and self.overwrite:
             raise UserError("got --resume and --overwrite; expected one of them")
         if self.recipe == "book" and not (self.drop_last and self.eval_every):
@@ -223,11 +222,12 @@ BOOK_RECIPE: dict[str, Any] = {
 }
 """What `--recipe book` sets where an option does not say otherwise (reference: chapter 7's scripts)."""
 
-RECIPES = {"book": BOOK_RECIPE}
+RECIPES: dict[str, dict[str, Any]] = {"book": BOOK_RECIPE}
 
-# What a resumed run may change: how far and how it runs, never what it computes.
+# What a resumed run may change: how far and how it runs, never what it computes. Data may lie elsewhere: its content is
+# held against what the run was trained on.
 _MAY_CHANGE = {
-    "out", "epochs", "steps", "resume", "overwrite", "dry_run", "device", "threads", "save_every", "keep",
+    "out", "data", "epochs", "steps", "resume", "overwrite", "dry_run", "device", "threads", "save_every", "keep",
     "tensorboard", "max_skipped", "samples", "ledger", "token_cache", "compile", "cuda_graphs", "deepspeed_config",
     "whole_every", "hang_timeout",
 }  # fmt: skip

@@ -17,6 +17,7 @@ from fastft.decoding import decode
 from fastft.encode import name_rows
 from fastft.errors import UserError
 from fastft.inference import prepared
+from fastft.lock import writing
 from fastft.model import GPT2
 from fastft.options import check_choices
 from fastft.precision import choose_device
@@ -92,6 +93,8 @@ class GenerateOptions(AnswerOptions):
     """Which records to answer."""
     limit: int | None = None
     """Answer only so many records."""
+    data: str | None = None
+    """Where the run's data file is now, if it has been moved or renamed: its records must be the same."""
     batch_size: int = 64
     """The most prompts answered at a time: one that ends makes room for the next."""
     too_long: Literal["leave_out", "raise"] = "leave_out"
@@ -110,7 +113,12 @@ def generate(options: GenerateOptions) -> list[dict[str, Any]]:
     run = Run(options.run)
     run.options()  # that there is a run is said first
     _check_model(run)
-    data = data_of(run)
+    with writing(run.folder):
+        return _generate(run, options)
+
+
+def _generate(run: Run, options: GenerateOptions) -> list[dict[str, Any]]:
+    data = data_of(run, options.data)
     records = data.part(options.split)
     if not records:
         raise UserError(f"the {options.split} split holds no record; its data is too small")

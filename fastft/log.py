@@ -17,7 +17,7 @@ class Log:
         self._metrics = metrics
         self._board = board
 
-    def write(self, line: dict[str, Any]) -> None:
+    def append(self, line: dict[str, Any]) -> None:
         """Writes one line; its numbers go to TensorBoard too."""
         self._metrics.append(line)
         if self._board is not None:

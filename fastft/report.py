@@ -26,6 +26,7 @@ from fastft.figures import (
     side_by_side,
 )
 from fastft.files import write_json
+from fastft.lock import writing
 from fastft.pages import write_page
 from fastft.run import names_of
 from fastft.score import rungs_in_words
@@ -78,21 +79,22 @@ def report(options: ReportOptions) -> Path:
     run, *others = map(read_run, folders)
     differences = side_by_side(run, others)
     settings = differing_settings([run, *others]) if others else {}
-    write_page(
-        options.run / REPORT,
-        "report.html.j2",
-        styles=("base.css", "report.css"),
-        scripts=("report.js",),
-        **_context(run, others, differences, settings),
-    )
-    write_json(
-        options.run / REPORT_NUMBERS,
-        {
-            "runs": [one.as_json() for one in (run, *others)],
-            "differences": differences,
-            "differing_settings": settings,
-        },
-    )
+    with writing(options.run):
+        write_page(
+            options.run / REPORT,
+            "report.html.j2",
+            styles=("base.css", "report.css"),
+            scripts=("report.js",),
+            **_context(run, others, differences, settings),
+        )
+        write_json(
+            options.run / REPORT_NUMBERS,
+            {
+                "runs": [one.as_json() for one in (run, *others)],
+                "differences": differences,
+                "differing_settings": settings,
+            },
+        )
     return options.run / REPORT
 
 

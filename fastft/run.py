@@ -6,10 +6,11 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,28 @@ from fastft.prompts import TEMPLATES, Template
 from fastft.records import Record, Split, check_usable, data_path, describe_bad, digest_of, load_records, split
 from fastft.token_cache import RecordFile, cache_for, pick
 from fastft.tokenizer import gpt2_tokenizer
+
+_RESULTS = (
+    *("responses.json", "responses.val.json", "responses.train.json", "scores.json", "judge-replies.jsonl"),
+    *("report.html", "report.json", "ab.html", "ab.json", "compare-*.json"),
+)
+_CHECKPOINTS = ("step", "best", "shards")
+_IN_CHECKPOINTS = ("*.safetensors", "state.json", "DONE", "zero/*.pt", "zero_to_fp32.py", ".*.tmp")
+_IN_FOLDERS = {
+    "checkpoints": tuple(
+        f"{folder}/{file}"
+        for kind in _CHECKPOINTS
+        for folder in (f"{kind}-*", f".{kind}-*.tmp")
+        for file in _IN_CHECKPOINTS
+    ),
+    "hangs": ("rank-*.txt",),
+    "model": (
+        *("model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
+        *("vocab.json", "merges.txt", "special_tokens_map.json", ".*.tmp"),
+    ),
+    "tensorboard": ("events.out.tfevents.*",),
+}
+"""What fastft writes into the folders of a run's folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,41 +100,55 @@ class Run:
         """The entries of `train`, `val` or `test` with `model_response`; what is scored is the test's."""
         return self.folder / ("responses.json" if part == "test" else f"responses.{part}.json")
 
-    def files(self) -> list[Path]:
-        """Everything that fastft writes into the folder."""
-        names = [
-            "config.yaml",
-            "data.json",
-            "metrics.jsonl",
-            "ledger.jsonl",
-            "checkpoints",
-            "hangs",
-            "model",
-            "tensorboard",
-            "demo.json",
-        ]
-        for part in ("test", "val", "train"):
-            responses = self.responses_of(part)
-            names += [responses.with_suffix(end).name for end in (".json", ".made-from.json", ".journal.jsonl")]
-        names += ["scores.json", "judge-replies.jsonl", "report.html", "report.json", "ab.html", "ab.json"]
-        return [*(self.folder / name for name in names), *sorted(self.folder.glob("compare-*.json"))]
+    def written(self) -> list[Path]:
+        """The files that fastft has written into the folder, what tells that it holds a run last. What is a link stands
+        for itself: nothing behind it is named."""
+        names = ["demo.json", *_RESULTS, "responses*.made-from.json", "responses*.journal.jsonl", "ledger.jsonl"]
+        found = [path for name in names for path in sorted(self.folder.glob(name))]
+        for name, patterns in _IN_FOLDERS.items():
+            if (folder := self.folder / name).is_symlink():
+                found.append(folder)
+            else:
+                found += [path for pattern in patterns for path in sorted(_within(folder, pattern))]
+        found += [self.metrics, self.data, self.config]
+        return [path for path in found if path.is_symlink() or path.exists()]
+
+    def clear(self) -> None:
+        """Removes what fastft has written into the folder, and nothing else; folders that are then empty too.
+
+        Raises:
+            UserError: something of it cannot be removed; then nothing has been.
+        """
+        paths = self.written()
+        for path in paths:
+            if path.is_dir() and not path.is_symlink():
+                raise UserError(f"--overwrite: {path} is a folder, expected a file of fastft's; move it away")
+            if not os.access(path.parent, os.W_OK | os.X_OK):
+                raise UserError(f"--overwrite: {path} cannot be removed; check the permissions of {path.parent}")
+        for path in paths:
+            path.unlink(missing_ok=True)
+        parents = {parent for path in paths for parent in path.parents if self.folder in parent.parents}
+        for folder in sorted(parents, key=lambda parent: -len(parent.parts)):
+            with contextlib.suppress(OSError):  # somebody else's files are in it
+                folder.rmdir()
 
     def holds_something(self) -> bool:
         """Whether a run has left something in the folder that another one would replace."""
-        left = (self.config, self.metrics, self.model, self.responses, *self.checkpoints.glob("*-*"))
+        left = (
+            self.config,
+            self.metrics,
+            self.model / "model.safetensors",
+            self.responses,
+            *self.checkpoints.glob("*-*/DONE"),
+        )
         return any(path.exists() for path in left)
 
     def remove_leftovers(self) -> None:
         """Removes what a killed training had half written: hidden files and folders beside their places."""
-        for pattern in (
-            ".config.yaml.*.tmp",
-            ".data.json.*.tmp",
-            ".metrics.jsonl.*.tmp",
-            "checkpoints/.*.tmp",
-            "model/.*.tmp",
-        ):
+        names = [".config.yaml.*.tmp", ".data.json.*.tmp", ".metrics.jsonl.*.tmp", ".ledger.jsonl.*.tmp"]
+        for pattern in (*names, *(f"checkpoints/.{kind}-*.tmp" for kind in _CHECKPOINTS), "model/.*.tmp"):
             for path in list(self.folder.glob(pattern)):
-                if path.is_dir():
+                if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path, ignore_errors=True)
                 else:
                     path.unlink(missing_ok=True)
@@ -121,6 +158,16 @@ class Run:
         if not self.folder.is_dir():
             raise UserError(f"run folder not found: {self.folder}; --run takes the folder that train wrote")
         return from_yaml(self.config)
+
+
+def _within(folder: Path, pattern: str) -> Iterator[Path]:
+    """The paths of a pattern such as `step-*/DONE`; where a link comes on the way, the link."""
+    first, _, rest = pattern.partition("/")
+    for path in folder.glob(first):
+        if not rest or path.is_symlink():
+            yield path
+        else:
+            yield from _within(path, rest)
 
 
 def names_of(folders: Sequence[Path]) -> list[str]:
@@ -225,21 +272,39 @@ def warn_of_data(options: TrainOptions, data: Data) -> Findings:
     return findings
 
 
-def data_of(run: Run) -> Data:
-    """The data that a run was trained on.
+def data_of(run: Run, moved_to: str | None = None) -> Data:
+    """The data that a run was trained on, from the file that it was read from, or that this one is now.
 
     Raises:
-        UserError: it has changed since: its split would no longer keep test records out of training.
+        UserError: it has changed since, or nothing tells whether it has.
     """
-    data = load_data(run.options())
-    known = files.object_or_empty(run.data)
-    fingerprint = data.fingerprint()
-    if known.get("split_sha256", fingerprint) != fingerprint:
+    options = run.options()
+    data = load_data(options if moved_to is None else replace(options, data=moved_to))
+    if not check_same_data(run, data):
         raise UserError(
-            f"{data.source} is not what {run.folder} was trained on: its records or their order have changed, so that "
-            "its test split may hold training records; put the file back, or train again"
+            f"{run.data} does not say what {run.folder} was trained on, so that its test split may hold training "
+            f"records; write it again with `fastft train --resume --out {run.folder}`"
         )
     return data
+
+
+def check_same_data(run: Run, data: Data) -> bool:
+    """Holds data against what the run was trained on; False where the run's folder does not say.
+
+    Raises:
+        UserError: it has changed: its split would no longer keep test records out of training.
+    """
+    known = files.object_or_empty(run.data).get("split_sha256")
+    if known is None or known == data.fingerprint():
+        return known is not None
+    raise UserError(
+        f"{data.source} is not what {run.folder} was trained on: its records or their order have changed, so that its "
+        "test split may hold training records; put the file back, or train again with --overwrite"
+    )
+
+
+def _of_an_update(line: dict[str, Any]) -> bool:
+    return "lr" in line or "losses" in line
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
@@ -271,9 +336,15 @@ def _finite_or_none(value: Any) -> Any:
 class MetricsFile:
     """Appends lines to `metrics.jsonl`, each flushed, so that a killed run keeps all but the line being written."""
 
-    def __init__(self, path: Path, *, resume_at: int) -> None:
-        """Keeps the lines up to step `resume_at`: those behind it will be computed again."""
-        kept = [line for line in read_metrics(path) if line.get("step", 0) <= resume_at] if resume_at else []
+    def __init__(self, path: Path, *, resume_at: int, evaluated: bool = True) -> None:
+        """Keeps the lines up to step `resume_at`, and where it is not `evaluated` of this step the line of its update
+        alone: what is behind will be computed again."""
+
+        def is_kept(line: dict[str, Any]) -> bool:
+            step = line.get("step", 0)
+            return bool(step < resume_at or (step == resume_at and (evaluated or _of_an_update(line))))
+
+        kept = [line for line in read_metrics(path) if is_kept(line)] if resume_at else []
         files.write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._path = path
         try:

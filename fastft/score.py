@@ -25,6 +25,7 @@ from fastft.judging.ollama import DEFAULT_URL, OllamaServer
 from fastft.judging.openai import OpenAIServer
 from fastft.judging.options import JudgeOptions, given, server_of
 from fastft.judging.questions import Style
+from fastft.lock import writing
 from fastft.records import category_of, choices_of, fault_of_category, fault_of_choices
 
 RESPONSES = "responses.json"
@@ -84,6 +85,11 @@ def score(options: ScoreOptions) -> dict[str, Any]:
         UserError: responses.json is missing or malformed, or the judge's address is no address.
         JudgeUnavailable: `require_judge`, and the judge cannot be used; scores.json is written all the same.
     """
+    with writing(options.run):
+        return _score(options)
+
+
+def _score(options: ScoreOptions) -> dict[str, Any]:
     # Made first: a mistyped address is to be heard of at once, not after the metrics.
     asked = _Asking(
         options.server(),

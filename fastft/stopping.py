@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from fastft.console import say
+from fastft.console import discard, say
 from fastft.world import World
 
 SAVE_FILE = "save"
-_CAUGHT = (signal.SIGTERM, signal.SIGINT)
+_CAUGHT = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name))
+"""Where ranks were asked by several, the first of them counts. A terminal that is closed sends SIGHUP."""
+_HANGUP = getattr(signal, "SIGHUP", None)
 _SAME_REQUEST_S = 5.0
 """A launcher passes a signal on to its ranks, which may have had it themselves: twice at once means once."""
 
@@ -48,14 +51,20 @@ class StopRequest:
 
 @contextmanager
 def stop_requests(world: World) -> Iterator[StopRequest]:
-    """Turns the first Ctrl-C or SIGTERM into a request; a second one ends the process.
+    """Turns the first Ctrl-C, SIGTERM or SIGHUP into a request; a second one ends the process.
 
-    With several ranks a second SIGTERM does nothing: launchers send it more than once.
+    With several ranks a second SIGTERM does nothing: launchers send it more than once. Nor does a second SIGHUP:
+    a closed terminal and its shell both send one. Where SIGHUP is ignored, as under nohup, it stays so.
     """
     request = StopRequest()
 
     def ask(number: int, _frame: FrameType | None) -> None:
+        if number == _HANGUP:
+            for stream in terminals:  # they are gone, and an error of a write would cost the checkpoint
+                discard(stream)
         if request.asked is not None or request.signal is not None:
+            if number == _HANGUP:
+                return
             if time.monotonic() - request.came < _SAME_REQUEST_S or number == signal.SIGTERM:
                 return
             signal.signal(number, signal.SIG_DFL)
@@ -63,13 +72,15 @@ def stop_requests(world: World) -> Iterator[StopRequest]:
             return
         request.asked, request.came = signal.Signals(number), time.monotonic()
         if world.size == 1:
-            for one in _CAUGHT:
-                signal.signal(one, signal.SIG_DFL)
+            for one in caught:
+                signal.signal(one, ask if one == _HANGUP else signal.SIG_DFL)
         with contextlib.suppress(RuntimeError):  # the signal came in the middle of printing
             say(f"{request.asked.name}: saving after this step")
 
+    terminals = [stream for stream in (sys.stdout, sys.stderr) if stream.isatty()]
+    caught = [one for one in _CAUGHT if one != _HANGUP or signal.getsignal(one) != signal.SIG_IGN]
     try:
-        before = {one: signal.signal(one, ask) for one in _CAUGHT}
+        before = {one: signal.signal(one, ask) for one in caught}
     except ValueError:  # not the main thread: signals are the host program's affair
         yield request
         return

@@ -8,9 +8,9 @@ and the metrics file. Several ranks run the same loop: what depends on one of th
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import os
-import shutil
 import signal
 import time
 from collections import deque
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from fastft import files, ops, scaling
@@ -36,23 +37,26 @@ from fastft.checkpoint import (
     resumable,
     save_best,
     save_checkpoint,
+    shape_of,
 )
 from fastft.config import TrainOptions, changed_settings, to_yaml
 from fastft.console import meter, say, show, silenced, warn
 from fastft.decoding import NO_STOP, greedy
+from fastft.effects import Facts, check_effects
 from fastft.encode import name_rows
 from fastft.engine import AnyEngine, Engine, Update
 from fastft.errors import FastftError, TrainingError, UserError
 from fastft.evaluate import TokenMean
 from fastft.gpu_engine import GpuEngine
 from fastft.keywords import hidden_path
+from fastft.lock import refuse_if_held, writing
 from fastft.log import Log, summary_writer, writers
 from fastft.memory import peak_memory
 from fastft.model import GPT2, SIZES, config_for, number_of_parameters
 from fastft.optim import learning_rate
 from fastft.plan import Cost, Indices, Packing, Plan, Step, make_plan
 from fastft.precision import choose_device, choose_dtype
-from fastft.run import Data, MetricsFile, Run, load_data, warn_of_data
+from fastft.run import Data, MetricsFile, Run, check_same_data, load_data, warn_of_data
 from fastft.stopping import StopRequest, save_is_asked, stop_requests
 from fastft.tokenizer import END_OF_TEXT, VOCAB_SIZE, gpt2_tokenizer
 from fastft.watch import Stragglers, Watchdog
@@ -100,8 +104,10 @@ def train(options: TrainOptions, *, stop_after: int | None = None) -> Outcome:
         run = Run(options.out)
         with world.together():
             options = _settled(options, run)
+            if world.is_first and not options.dry_run:
+                refuse_if_held(run.folder)  # before anything is loaded beside a run that trains; it is taken later
             data = load_data(options)
-            model = initial_model(options)
+            model = _model_to_go_on(options, run) or initial_model(options)
         if data.bad:
             warn(f"left out, and listed in {run.data}: {data.describe_bad()}")
         warn_of_data(options, data)
@@ -208,6 +214,8 @@ class Trainer:
                 share_prefix=options.share_prefix,
             )
             self.plan, self.evaluation = self._plan()
+            facts = Facts(self.plan.total_steps, len(self.val_set), self.world.size, engine.device.type)
+            check_effects(options, facts)
         self._data_seconds = data.seconds + time.perf_counter() - began
         self._ledger: MetricsFile | None = None
         self._trouble: FastftError | None = None
@@ -217,43 +225,59 @@ class Trainer:
         self._ended_at = 0.0
         """When the last step ended, or what was done behind it."""
         self._ahead = _STEPS_AHEAD if engine.device.type == "cuda" else 0
-        self.progress = Progress(data_fingerprint=self.train_set.fingerprint())
+        with self.world.together():
+            self.progress = Progress(data_fingerprint=self._fingerprint())
         with self.world.together():
             odd = self.world.differing(self.progress.data_fingerprint)
             if odd is not None:
                 raise UserError(
-                    f"got other training examples on {odd} than on rank 0: --data {options.data} is not the same file "
-                    "on all machines; copy it, or put it on a file system that they share"
+                    f"got other examples on {odd} than on rank 0: --data {options.data} is not the same file on all "
+                    "machines; copy it, or put it on a file system that they share"
                 )
 
     def run_all(self, stop_after: int | None = None) -> Outcome:
         """Resumes or begins, trains, and exports the result; stops early when `stop_after` steps are done."""
-        with self.world.together():
-            if self.world.is_first:
-                files.make_folder(self.run.checkpoints)
-                if self.options.overwrite:
-                    _clear(self.run)
-                self.run.remove_leftovers()
-        self._resume()
+        with contextlib.ExitStack() as stack:
+            with self.world.together():
+                if self.world.is_first:
+                    stack.enter_context(writing(files.make_folder(self.run.folder)))
+                    self._prepare()
+            self._resume()
+            stop = self._train(stop_after)
+            if stop is not None:
+                return Outcome(self.run, self.progress, stop)
+            self._finish()
+        return Outcome(self.run, self.progress)
+
+    def _prepare(self) -> None:
+        """Makes the folder ready for this run's files."""
+        _check_folder(self.run, self.options)  # again: another process may have been here in the meantime
+        if self.options.overwrite:
+            self.run.clear()
+        self.run.remove_leftovers()
+        files.make_folder(self.run.checkpoints)
+
+    def _train(self, stop_after: int | None) -> signal.Signals | None:
+        """Trains to the end, or to a signal that asks to stop, which is given back when all is saved."""
         with contextlib.ExitStack() as stack:
             with self.world.together():
                 log = stack.enter_context(self._opened()) if self.world.is_first else None
             self._say_hello()
             stop = stack.enter_context(stop_requests(self.world))
             self._loop(log, stop, stop_after)
-            if stop.signal is not None and not self._finished():
-                self._save_to_stop()  # here, where a launcher's second SIGTERM does nothing
-                say(f"stopped by {stop.signal.name} at step {self.progress.step}, saved; go on with --resume")
-                return Outcome(self.run, self.progress, stop.signal)
-        self._finish()
-        return Outcome(self.run, self.progress)
+            if stop.signal is None or not self._leaves(stop):
+                return None
+            self._save_to_stop()  # here, where a launcher's second SIGTERM does nothing
+            say(f"stopped by {stop.signal.name} at step {self.progress.step}, saved; go on with --resume")
+            return stop.signal
 
     @contextmanager
     def _opened(self) -> Iterator[Log]:
         """The files that the first rank writes while training."""
         files.write_text(self.run.config, to_yaml(replace(self.options, dtype=self.engine.dtype)))
         files.write_json(self.run.data, self._data_seen())
-        metrics = MetricsFile(self.run.metrics, resume_at=self.progress.step)
+        keeps = self._is_evaluated() or not self._evaluates(self.progress.step)  # else it is done, and written, again
+        metrics = MetricsFile(self.run.metrics, resume_at=self.progress.step, evaluated=keeps)
         if self.options.ledger:
             self._ledger = MetricsFile(self.run.ledger, resume_at=self.progress.step)
         with writers(self.run, metrics, tensorboard=self.options.tensorboard) as log:
@@ -265,8 +289,7 @@ class Trainer:
         On a GPU the line of a step is read when the next one is under way, so that the GPU never waits for the host.
         """
         progress, total = self.progress, self.plan.total_steps
-        if progress.step == 0:
-            self._evaluate(log)
+        self._evaluate(log)
         begun: deque[_Begun] = deque()
         steps = ahead(self._build, range(progress.step, total), depth=self._ahead)
         with meter("training", total, done=progress.step) as shown, steps as built:
@@ -275,7 +298,7 @@ class Trainer:
                 in_flight = 0 if self._something_is_due(begun[-1].built.step, stop_after) else self.engine.in_flight
                 while len(begun) > in_flight:
                     line = self._end(begun.popleft())
-                    self._write(log, line)
+                    self._append(log, line)
                     shown.advance(f"loss {line['loss']:.3f}, {line['tokens_real'] / line['seconds']:,.0f} tokens/s")
                     for slow in self._stragglers.look(progress.step, line["seconds"]):
                         warn(f"step {progress.step}: {slow}")
@@ -284,10 +307,13 @@ class Trainer:
                     if self._meet(stop) or self._went_too_far(line):
                         in_flight = 0  # what is under way is ended first: weights and progress are then of one step
                 if not begun:
-                    self._evaluate(log)
-                    self._save_where_due()
-                    self._ended_at = time.perf_counter()
                     self._check_skipped()
+                    if not self._leaves(stop):  # else it is saved at once, and evaluated on resuming
+                        self._save_where_due()  # first: neither an evaluation nor a sample can cost it
+                        self._evaluate(log)
+                        if self._is_out_of_patience():
+                            self._save(whole=True)
+                    self._ended_at = time.perf_counter()
 
     def _build(self, index: int) -> _Built:
         """The step of that index, with this rank's batches; in a thread beside a GPU's steps."""
@@ -351,8 +377,7 @@ class Trainer:
     def _something_is_due(self, step: Step, stop_after: int | None) -> bool:
         """Whether something is to be done with the weights as they are behind this step."""
         done, total = step.index + 1, self.plan.total_steps
-        evaluates = self.evaluation.due(done, total) or self.evaluation.sample_due(done, total)
-        return done in (stop_after, total) or evaluates or self._save_is_due(done) is not None
+        return done in (stop_after, total) or self._evaluates(done) or self._save_is_due(done) is not None
 
     def _went_too_far(self, line: dict[str, Any]) -> bool:
         """Whether too many steps were skipped; the first such line is kept."""
@@ -379,16 +404,15 @@ class Trainer:
         means = np.concatenate(in_order) / self.plan.supervised[step.examples]
         rows = self.train_set.rows[step.examples].tolist()
         entry = {"step": step.index + 1, "epoch": step.epoch + 1, "rows": rows, "losses": means.round(6).tolist()}
-        self._ledger.append(entry)
+        self._append(self._ledger, entry)
 
-    def _write(self, log: Log | None, line: dict[str, Any]) -> None:
-        """Writes a line of the metrics. An error waits until all ranks hear of it."""
-        if log is None:
-            return
+    def _append(self, file: Log | MetricsFile | None, line: dict[str, Any]) -> None:
+        """Writes a line of the metrics or of the ledger. An error waits until all ranks hear of it."""
         try:
-            log.write(line)
+            if file is not None:
+                file.append(line)
         except UserError as error:
-            self._trouble = error
+            self._trouble = self._trouble or error
 
     def _suspects(self, step: Step, sums: list[Tensor]) -> list[int]:
         """The rows whose own losses are not finite; where all are, all rows of the step: a gradient does not say whose
@@ -412,18 +436,36 @@ class Trainer:
         error.common = True
         raise error
 
+    def _evaluates(self, step: int) -> bool:
+        """Whether an evaluation or samples are due when `step` steps are done."""
+        total = self.plan.total_steps
+        return self.evaluation.due(step, total) or self.evaluation.sample_due(step, total)
+
+    def _is_evaluated(self) -> bool:
+        """Whether the evaluation of the step at which the run stands is behind it."""
+        return self.progress.evaluated == self.progress.step
+
     def _evaluate(self, log: Log | None) -> None:
-        """Validation loss, samples and the best weights, where they are due."""
+        """Validation loss, samples and the best weights, where they are due and not yet behind the run."""
         step, total = self.progress.step, self.plan.total_steps
+        if self._is_evaluated():
+            return
         if len(self.val_set) and self.evaluation.due(step, total):
             began = time.perf_counter()
             losses = self.evaluation.losses(self._evaluate_batch, step)
-            self._write(log, {"step": step, **losses, "eval_seconds": time.perf_counter() - began})
+            self._append(log, {"step": step, **losses, "eval_seconds": time.perf_counter() - began})
             say(f"step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in losses.items()))
-            if step:
-                self._note_best(losses["val_loss"])
+            self._note_best(losses["val_loss"])
+        self.progress.evaluated = step
         if len(self.val_set) and self.evaluation.sample_due(step, total):
-            self._sample(log)
+            self._watchdog.beat("answering samples")
+            try:
+                self._sample(log)
+            except (RuntimeError, ValueError, LookupError) as error:  # of texts alone: training does not read them
+                if isinstance(error, FastftError | dist.DistError):
+                    raise
+                reason = " ".join(str(error).split())[:200]
+                warn(f"no samples at step {step} ({type(error).__name__}: {reason}); training goes on")
 
     def _evaluate_batch(self, batch: Batch) -> Tensor:
         self._watchdog.beat(f"evaluation when {self.progress.step} steps are done")
@@ -433,7 +475,7 @@ class Trainer:
         progress = self.progress
         best = math.inf if progress.best_val_loss is None else progress.best_val_loss
         if not val_loss < best:  # a loss that is not a number is no better than any
-            progress.evaluations_since_best += 1
+            progress.evaluations_since_best += progress.step > 0
             return
         progress.best_val_loss, progress.best_step, progress.evaluations_since_best = val_loss, progress.step, 0
         if self.options.keep_best:
@@ -446,11 +488,10 @@ class Trainer:
         With several ranks the answers go on past their end, and are cut: so all run the same number of forwards.
         """
         book = self.options.recipe == "book"
-        records = self.data.part("val", 1 if book else self.options.samples)
+        records = self.data.part("val", min(self.options.samples, 1) if book else self.options.samples)
         prompts = [self.data.template.prompt_of(record) for record in records]
         if not prompts:
             return
-        self._watchdog.beat("answering samples")
         tokenizer = gpt2_tokenizer()
         room = self.engine.model.config.n_ctx
         stop = NO_STOP if book or self.world.size > 1 else END_OF_TEXT
@@ -465,7 +506,7 @@ class Trainer:
             if not book and END_OF_TEXT in ids:
                 ids = ids[: ids.index(END_OF_TEXT)]
             response = self.data.template.extract(tokenizer.decode(ids))
-            self._write(log, {"step": self.progress.step, "sample": {**record.as_entry(), "model_response": response}})
+            self._append(log, {"step": self.progress.step, "sample": {**record.as_entry(), "model_response": response}})
             say(f"  {' '.join(f'{record.instruction} {record.input}'.split())} -> {' '.join(response.split())}")
 
     def _plan(self) -> tuple[Plan, TokenMean | BookMeans]:
@@ -495,8 +536,16 @@ class Trainer:
         )
         if order is not None:
             return plan, BookMeans(self.train_set, self.val_set, self.batcher, options.batch_size, order)
+        packs = options.batching == "packed"
         return plan, TokenMean(
-            self.val_set, self.batcher, options.batch_size, options.eval_every, options.eval_examples, self.world
+            self.val_set,
+            self.batcher,
+            options.batch_size,
+            options.eval_every,
+            options.eval_examples,
+            self.world,
+            pack_tokens=options.pack_tokens if packs else None,
+            shares_prefix=packs and options.share_prefix,
         )
 
     def _packing(self) -> Packing:
@@ -507,10 +556,15 @@ class Trainer:
         shared = self.train_set.common_prefix() if self.options.share_prefix else 0
         return Packing(pack_tokens=self.options.pack_tokens, shared=shared, ranks=self.world.size, cost=cost)
 
+    def _is_out_of_patience(self) -> bool:
+        return 0 < self.options.patience <= self.progress.evaluations_since_best
+
     def _finished(self) -> bool:
-        patience = self.options.patience
-        out_of_patience = patience > 0 and self.progress.evaluations_since_best >= patience
-        return out_of_patience or self.progress.step >= self.plan.total_steps
+        return self._is_out_of_patience() or self.progress.step >= self.plan.total_steps
+
+    def _leaves(self, stop: StopRequest) -> bool:
+        """Whether a signal ends the run before its end."""
+        return stop.signal is not None and not self._finished()
 
     def _meet(self, stop: StopRequest) -> bool:
         """Where the ranks agree: whether to stop, or to save though it is not due, and whether one is in trouble.
@@ -569,33 +623,59 @@ class Trainer:
     def _resume(self) -> None:
         if not self.options.resume:
             return
+        with self.world.together():
+            if self.world.is_first:
+                check_same_data(self.run, self.data)
         path = resumable(self.run.checkpoints, self.engine)
         if path is None:
+            self._check_unfinished()
             say(f"no checkpoint in {self.run.checkpoints} yet: starting at step 0")
             return
         with self.world.together():
             progress = load_checkpoint(path, self.engine)
             if progress.data_fingerprint != self.progress.data_fingerprint:
                 raise UserError(
-                    f"the training examples are not those of {path}: the data file, the template or the mask has "
-                    "changed; start again with --overwrite, or put the data back"
+                    f"the examples are not those of {path}: the records of the data file, or their order, have changed "
+                    "in one of its splits; start again with --overwrite, or put the data back"
+                )
+            if progress.step > self.plan.total_steps:
+                raise UserError(
+                    f"{path} has {progress.step} steps behind it, and the run is to have {self.plan.total_steps}: it "
+                    "cannot go back; give more --steps or --epochs, or start again with --overwrite"
                 )
             self.progress = progress
             if self.world.is_first:
-                prune(self.run.checkpoints, progress.step, keep=self.options.keep)
+                prune(self.run.checkpoints, progress, keep=self.options.keep)
         say(f"resuming at step {progress.step} of {self.plan.total_steps} ({path})")
+
+    def _check_unfinished(self) -> None:
+        """Refuses to begin again where a run has come to its end, and has left no checkpoint to go on from."""
+        with self.world.together():
+            if self.world.is_first and (model := self.run.model / "model.safetensors").exists():
+                raise UserError(
+                    f"{self.run.folder} holds a finished run, {model}, and no checkpoint to go on from; --overwrite "
+                    "trains it again, and another run takes its model by --weights"
+                )
 
     def _finish(self) -> None:
         """Exports the result: the last weights, or the best ones where early stopping was asked for."""
         self._watchdog.beat("writing the model")
         if self.options.patience:
-            best = load_best(self.run.checkpoints, self.engine)
-            say("exporting the last weights" if best is None else f"exporting the weights of step {best}, the best")
+            found, best = load_best(self.run.checkpoints, self.engine, self.progress), self.progress.best_step
+            if found and best == 0:
+                warn("no evaluation was better than the one before training: exporting the weights it started from")
+            else:
+                say(f"exporting the weights of step {best}, the best" if found else "exporting the last weights")
         model = self.engine.whole_model()
         with self.world.together():
             if model is not None:
                 save_hf(model, files.make_folder(self.run.model))
         say(f"trained {self.progress.step} steps; the model is in {self.run.model}")
+
+    def _fingerprint(self) -> str:
+        """SHA-256 over what the run's data is: the records of all its splits, and the examples made of them."""
+        parts = (self.data.fingerprint(), self.train_set.fingerprint(), self.val_set.fingerprint())
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def _data_seen(self) -> dict[str, Any]:
         """What the run's data is, and all rows that something happened to, for `data.json`."""
@@ -642,6 +722,10 @@ class Trainer:
         losses = [self._accumulate(_Built(largest, batches, 0.0), number)[0] for number in range(len(batches))]
         float(losses[-1])  # waits for a GPU
         seconds = time.perf_counter() - began
+        if isinstance(self.evaluation, TokenMean) and len(self.val_set):
+            validated = self.evaluation.largest_batch()
+            float(engine.evaluate(validated))
+            say(f"largest evaluation batch: {validated.tokens.numel():,} tokens computed")
         peak = peak_memory(engine.device)
         rows = name_rows(self.train_set.rows[largest.examples].tolist())
         say(f"largest step: {len(largest.examples)} examples ({rows}), {seconds:.2f} s forward and backward")
@@ -696,6 +780,7 @@ def _settled(options: TrainOptions, run: Run) -> TrainOptions:
     """The options with what a resumed run's own say; refuses what cannot be done before anything is changed."""
     if options.resume and options.dtype == "auto" and run.config.is_file():
         options = replace(options, dtype=run.options().dtype)  # another machine may find another one fast
+    check_effects(options)
     _check_folder(run, options)
     if options.tensorboard:
         summary_writer()  # that it is missing is said before anything is changed
@@ -714,14 +799,15 @@ def _check_folder(run: Run, options: TrainOptions) -> None:
         raise UserError(f"{run.folder} already holds a run; go on with --resume, replace it with --overwrite")
 
 
-def _clear(run: Run) -> None:
-    """Removes what fastft wrote to a run's folder, and nothing else; what tells that it holds a run goes last."""
-    for path in reversed(run.files()):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    files.make_folder(run.checkpoints)
+def _model_to_go_on(options: TrainOptions, run: Run) -> GPT2 | None:
+    """A model to put a checkpoint's weights into: what the run started from is not read again. None where it begins
+    anew."""
+    shape = shape_of(run.checkpoints) if options.resume else None
+    if shape is None:
+        return None
+    model = GPT2(shape)
+    model.checkpoint_activations = options.activation_checkpointing
+    return model
 
 
 def initial_model(options: TrainOptions) -> GPT2:

@@ -133,7 +133,8 @@ class Stragglers:
 
     def built(self, seconds: float) -> None:
         """This rank has built a step's batches."""
-        self._building.append(seconds)
+        if self._world.size > 1:  # else nobody ever looks
+            self._building.append(seconds)
 
     def look(self, step: int, step_seconds: float) -> list[str]:
         """A line for each rank that was found slow, twice running, when `step` steps are done. All ranks call it."""

@@ -108,6 +108,8 @@ class ZeroEngine:
                 copy_scripts(folder)
 
         self.zero._copy_recovery_script = copy_scripts_if_there_is_room
+        if dtype == "fp16":  # at its least scale DeepSpeed would end the run, with no checkpoint: `--max_skipped` does
+            self.zero.optimizer.loss_scaler.raise_error_at_min_scale = False
         self._begin_state()
 
     def accumulate(self, batch: Batch, count: int, *, last: bool = True) -> tuple[Tensor, Tensor]:
@@ -128,11 +130,12 @@ class ZeroEngine:
         (of_all_ranks,) = self.world.sum([loss.item()])
         loss_is_finite = math.isfinite(of_all_ranks)
         self._adamw.idle = not loss_is_finite
+        can_rescale = self._can_lower_scale()
         self.zero.step()
         norm_is_finite = self.zero.was_step_applied()
         # Of a step that it leaves out, DeepSpeed does not always say the norm, but that of the step before.
         grad_norm = float(self.zero.get_global_grad_norm() or 0.0) if norm_is_finite else math.inf
-        rescaled = loss_is_finite and not norm_is_finite and self.dtype == "fp16"
+        rescaled = loss_is_finite and not norm_is_finite and can_rescale
         update = Update(of_all_ranks, grad_norm, loss_is_finite and norm_is_finite, rescaled)
         return lambda: update
 
@@ -221,6 +224,13 @@ class ZeroEngine:
         if self.stage < 3:  # it has made new tensors, and finds the parameters' parts of them at the next update only
             self.zero.optimizer._hp_optimizer_states_linked = False
             self.zero.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _can_lower_scale(self) -> bool:
+        """Whether a norm that is not finite may be the loss scale's doing: not where it is at its least, or fixed."""
+        if self.dtype != "fp16":
+            return False
+        scaler = self.zero.optimizer.loss_scaler
+        return bool(scaler.dynamic and scaler.loss_scale > scaler.min_scale)
 
     def loss_scale(self) -> dict[str, Any]:
         """See `fastft.engine.AnyEngine`."""

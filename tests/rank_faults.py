@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fastft.batch import Batch
 from fastft.engine import Engine
+from fastft.errors import UserError
+from fastft.run import MetricsFile
 from fastft.trainer import Trainer
 from fastft.zero import ZeroEngine
 
@@ -70,6 +72,18 @@ def _at_the_bad_step(change: Any) -> None:
             return change(loss, sums) if _is_rank(1) and now["step"] == BAD_STEP else (loss, sums)
 
         engine.accumulate = accumulate
+
+
+def ledger_cannot_be_written() -> None:
+    """The first rank, which writes it, finds the disk full."""
+    right = MetricsFile.append
+
+    def append(self: MetricsFile, line: dict[str, Any]) -> None:
+        if "losses" in line and line["step"] > BAD_STEP:
+            raise UserError("cannot write ledger.jsonl: No space left on device")
+        right(self, line)
+
+    MetricsFile.append = append
 
 
 def loss_not_finite_on_rank_1() -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from fastft import checkpoint
 from fastft.batch import Batch, padded_batch
-from fastft.checkpoint import Progress, load_best, load_checkpoint, newest_whole, save_best, save_checkpoint
+from fastft.checkpoint import Progress, load_best, load_checkpoint, newest_whole, prune, save_best, save_checkpoint
 from fastft.config import DType, TrainOptions
 from fastft.engine import Engine
 from fastft.errors import UserError
@@ -114,7 +114,7 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
     saved = engine("fp16")
     do_steps(saved, 1)
     save_checkpoint(tmp_path, saved, Progress(step=1, best_val_loss=2.0), keep=1)
-    save_best(tmp_path, saved, Progress(step=1, best_val_loss=2.0))
+    save_best(tmp_path, saved, Progress(step=1, best_val_loss=2.0, best_step=1))
     assert names(tmp_path / "step-1") == {
         "model.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json", "DONE",
     }  # fmt: skip
@@ -130,8 +130,8 @@ def test_the_newest_are_kept_and_the_best_beside_them(tmp_path: Path) -> None:
     saved = engine()
     for step in (1, 2, 9, 10, 11):  # by number, not by name
         if step in (1, 2):
-            save_best(tmp_path, saved, Progress(step=step))
-        save_checkpoint(tmp_path, saved, Progress(step=step), keep=2)
+            save_best(tmp_path, saved, Progress(step=step, best_step=step))
+        save_checkpoint(tmp_path, saved, Progress(step=step, best_step=min(step, 2)), keep=2)
     assert names(tmp_path) == {"best-2", "step-10", "step-11"}
     assert newest_whole(tmp_path) == tmp_path / "step-11"
     assert newest_whole(tmp_path / "none") is None
@@ -141,13 +141,15 @@ def test_a_torn_checkpoint_pushes_no_whole_one_out(tmp_path: Path) -> None:
     """A run that goes on from an older checkpoint keeps what it saves, though the torn one bears a higher number."""
     saved = engine()
     for step in (20, 24):
-        save_checkpoint(tmp_path, saved, Progress(step=step), keep=2)
-        save_best(tmp_path, saved, Progress(step=step))
+        save_checkpoint(tmp_path, saved, Progress(step=step, best_step=step), keep=2)
+        save_best(tmp_path, saved, Progress(step=step, best_step=step))
     (tmp_path / "step-24/DONE").unlink()
     assert newest_whole(tmp_path) == tmp_path / "step-20"
-    save_checkpoint(tmp_path, saved, Progress(step=21), keep=1)
-    save_best(tmp_path, saved, Progress(step=21))
-    assert names(tmp_path) == {"step-21", "best-21"}
+    save_checkpoint(tmp_path, saved, Progress(step=21, best_step=20), keep=1)
+    save_best(tmp_path, saved, Progress(step=21, best_step=21))
+    assert names(tmp_path) == {"step-21", "best-20", "best-21"}
+    save_checkpoint(tmp_path, saved, Progress(step=22, best_step=21), keep=1)
+    assert names(tmp_path) == {"step-22", "best-21"}
 
 
 def test_a_whole_checkpoint_of_the_same_step_is_left_alone_and_a_torn_one_replaced(tmp_path: Path) -> None:
@@ -221,22 +223,53 @@ def test_any_damage_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_best_weights_are_put_back(tmp_path: Path) -> None:
     saved = engine()
-    assert load_best(tmp_path, saved) is None
+    assert not load_best(tmp_path, saved, Progress(step=7))
+    assert not load_best(tmp_path, saved, Progress(step=7, best_step=7))
     do_steps(saved, 1)
     best = state(saved)
-    save_best(tmp_path, saved, Progress(step=7))
+    save_best(tmp_path, saved, Progress(step=7, best_step=7))
     do_steps(saved, 2)
-    assert load_best(tmp_path, saved) == 7
+    assert load_best(tmp_path, saved, Progress(step=8, best_step=7))
     assert all(torch.equal(p, best[name]) for name, p in saved.model.named_parameters())
+
+
+def test_the_best_weights_are_those_that_the_progress_names(tmp_path: Path) -> None:
+    """A killed run has left a later best behind; the one that goes on is not that far, and may end before."""
+    saved = engine()
+    do_steps(saved, 1)
+    named = state(saved)
+    save_best(tmp_path, saved, Progress(step=4, best_step=4))
+    save_checkpoint(tmp_path, saved, Progress(step=4, best_step=4), keep=1)
+    do_steps(saved, 2)
+    save_best(tmp_path, saved, Progress(step=9, best_step=9))
+    assert names(tmp_path) == {"step-4", "best-4", "best-9"}  # the checkpoint names best-4
+    progress = load_checkpoint(tmp_path / "step-4", saved)
+    prune(tmp_path, progress, keep=1)
+    assert names(tmp_path) == {"step-4", "best-4"}
+    do_steps(saved, 3)
+    assert load_best(tmp_path, saved, progress)
+    assert all(torch.equal(p, named[name]) for name, p in saved.model.named_parameters())
+    save_checkpoint(tmp_path, saved, Progress(step=12, best_step=12), keep=1)
+    assert names(tmp_path) == {"step-12"}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"best_step": 3}'])
+def test_a_state_that_cannot_be_read_names_nothing(tmp_path: Path, text: str) -> None:
+    saved = engine()
+    save_best(tmp_path, saved, Progress(step=3, best_step=3))
+    save_checkpoint(tmp_path, saved, Progress(step=4, best_step=3), keep=1)
+    (tmp_path / "step-4/state.json").write_text(text)
+    prune(tmp_path, Progress(step=4), keep=1)
+    assert ("best-3" in names(tmp_path)) == ("3" in text)
 
 
 def test_damaged_best_weights_are_passed_over_aloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(checkpoint, "warn", said.append)
     saved = engine()
-    save_best(tmp_path, saved, Progress(step=7))
+    save_best(tmp_path, saved, Progress(step=7, best_step=7))
     os.truncate(tmp_path / "best-7/model.safetensors", 1000)
-    assert load_best(tmp_path, saved) is None
+    assert not load_best(tmp_path, saved, Progress(step=8, best_step=7))
     assert len(said) == 1
     assert "best-7 are passed over: model.safetensors" in said[0]
 

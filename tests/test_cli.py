@@ -42,6 +42,34 @@ def test_resume_takes_the_options_of_the_run(tmp_path: Path) -> None:
     assert (resumed.lr, resumed.model, resumed.steps, resumed.resume) == (0.002, "nano", 9, True)
 
 
+@pytest.mark.parametrize("resume", [["--resume", "True"], ["--resume=yes"], ["--resume", "ON"], ["--config", "r.yaml"]])
+def test_however_resume_is_said_the_options_of_the_run_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resume: list[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(to_yaml(TrainOptions(lr=0.002, model="nano", out=tmp_path)))
+    (tmp_path / "r.yaml").write_text("resume: true\n")
+    monkeypatch.chdir(tmp_path)
+    resumed = parse("train", [*resume, "--out", str(tmp_path)])
+    assert (resumed.lr, resumed.model, resumed.resume) == (0.002, "nano", True)
+
+
+@pytest.mark.parametrize(
+    ("saved", "given", "expected"),
+    [
+        ({"steps": 4}, ["--epochs", "5"], (5, None)),
+        ({"epochs": 5}, ["--steps", "4"], (2, 4)),
+        ({"steps": 4}, [], (2, 4)),
+        ({"epochs": 5}, [], (5, None)),
+    ],
+)
+def test_of_steps_and_epochs_the_one_that_is_given_counts(
+    tmp_path: Path, saved: dict[str, int], given: list[str], expected: tuple[int, int | None]
+) -> None:
+    (tmp_path / "config.yaml").write_text(to_yaml(TrainOptions(out=tmp_path, **saved)))
+    resumed = parse("train", ["--resume", "--out", str(tmp_path), *given])
+    assert (resumed.epochs, resumed.steps) == expected
+
+
 @pytest.mark.parametrize(
     ("arguments", "value"),
     [(["--resume"], True), (["--resume", "true"], True), (["--resume=false"], False), (["--resume", "false"], False)],

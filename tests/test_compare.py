@@ -290,7 +290,7 @@ def test_a_killed_comparison_goes_on_where_it_stopped(runs: tuple[Path, Path]) -
 
 def test_a_new_training_run_takes_old_comparisons_away(runs: tuple[Path, Path]) -> None:
     compared(runs)
-    assert runs[0] / "compare-b.json" in Run(runs[0]).files()
+    assert runs[0] / "compare-b.json" in Run(runs[0]).written()
 
 
 def test_pairwise_without_a_judge_keeps_the_rest(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,9 @@ from small_records import made_records
 
 from fastft import trainer
 from fastft.cli import main
-from fastft.errors import EXIT_NO_JUDGE
+from fastft.errors import EXIT_NO_JUDGE, UserError
+from fastft.lock import LOCK_FILE
+from fastft.run import Run, load_data
 
 resource = pytest.importorskip("resource", reason="full disks are played by RLIMIT_FSIZE, which POSIX alone has")
 
@@ -92,6 +94,9 @@ class Place:
         self.run()
         self.configure(data=str(self.json(records)))
         (self.out / "data.json").unlink()
+        with contextlib.suppress(UserError):  # which is what the case is about
+            data = load_data(Run(self.out).options())
+            (self.out / "data.json").write_text(json.dumps({"split_sha256": data.fingerprint()}))
 
     def resume(self, *options: object) -> list[str]:
         return ["train", "--resume", "--out", str(self.run()), *map(str, options)]
@@ -573,8 +578,18 @@ RUNS = [
     Case("overwrite with bad data", lambda p: p.train("--overwrite", "--out", p.run(), data="no.json"), ("not found",)),
     Case("overwrite without tensorboard", no_tensorboard, ("--tensorboard", "pip install")),
     Case("resume at another rate", lambda p: p.resume("--lr", "0.5"), ("lr: 5e-05 then, 0.5 now", "--out")),
-    Case("resume with another file", lambda p: p.resume("--data", "sample"), ("data: ", "sample now")),
-    Case("resume with a changed file", other_content, ("examples are not those of", "--overwrite")),
+    Case("resume with another file", lambda p: p.resume("--data", "sample"), ("sample is not what", "--overwrite")),
+    Case("resume to fewer steps", lambda p: p.resume("--steps", "1"), ("has 2 steps behind it", "--steps")),
+    Case("a warm-up that never ends", lambda p: p.train("--warmup", "1000"), ("--warmup 1000", "more steps")),
+    Case(
+        "patience without the best",
+        lambda p: p.train("--patience", "2", "--eval_every", "0"),
+        ("--patience 2", "--eval_every"),
+    ),
+    Case(
+        "pack_tokens of no pack", lambda p: p.train("--pack_tokens", "9", "--batching", "padded"), ("--pack_tokens 9",)
+    ),
+    Case("resume with a changed file", other_content, ("its records or their order have changed", "--overwrite")),
     Case(
         "resume, config of another kind", lambda p: (p.run(), p.configure(lr="fast"))[0] and p.resume(), ("--lr fast",)
     ),
@@ -871,7 +886,7 @@ def snapshot(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != LOCK_FILE
     }
 
 
@@ -943,7 +958,7 @@ def test_ranks_that_would_not_train_the_same_are_refused(what: str, place: Place
 
     first, second = in_forks(of(0), of(1))
     assert (first.gave, second.gave) == (2, 2), (first, second)
-    words = ("training examples on rank 1", "--data") if what == "data" else ("--dtype auto", "rank 1")
+    words = ("other examples on rank 1", "--data") if what == "data" else ("--dtype auto", "rank 1")
     check_line(first.said, words)
     assert "error:" not in second.said  # one says it for all
     assert not place.out.exists()

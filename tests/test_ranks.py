@@ -187,6 +187,41 @@ def test_the_ledger_of_two_ranks_is_that_of_one(launcher: Launcher, command: Com
         assert losses == pytest.approx(expected_losses, rel=1e-4)
 
 
+def test_a_ledger_that_cannot_be_written_ends_all_ranks_alike(
+    launcher: Launcher, command: Command, tmp_path: Path
+) -> None:
+    ended = launcher.run_ranks(command(tmp_path / "run", steps=8, ledger=True), 2, fault="ledger_cannot_be_written")
+    assert [one.exit for one in ended] == [2, 2], [one.said for one in ended]
+    assert "cannot write ledger.jsonl" in ended[0].said
+    assert "lost another rank" not in ended[1].said
+
+
+@pytest.mark.parametrize("zero", ["plain", long_only("zero3")])
+def test_bf16_recomputes_what_it_computed_on_ranks_too(
+    launcher: Launcher, command: Command, tmp_path: Path, zero: str
+) -> None:
+    """A recomputation that saw other weights than the pass before would change the curve, or end it."""
+    options = {"steps": 4, "dtype": "bf16", "lr": 1e-3, "samples": 0}
+    kept, recomputed = tmp_path / "kept", tmp_path / "recomputed"
+    all_ended(launcher.run_ranks(command(kept, zero, **options), 2))
+    all_ended(launcher.run_ranks(command(recomputed, zero, **options, activation_checkpointing=True), 2))
+    assert Trained(recomputed).figures("loss") == Trained(kept).figures("loss")
+
+
+def test_a_whole_checkpoint_of_fp16_is_for_any_engine(launcher: Launcher, command: Command, tmp_path: Path) -> None:
+    """The loss scale goes with it: from ZeRO to the plain engine, and back."""
+    run = tmp_path / "run"
+    options = {"dtype": "fp16", "samples": 0, "eval_every": 0}
+    scales = []
+    for steps, ranks, zero in ((3, 2, "zero2"), (6, 1, "plain"), (9, 2, "zero1")):
+        all_ended(launcher.run_ranks(command(run, zero, **options, steps=steps, resume=steps > 3), ranks))
+        scales.append(json.loads((run / f"checkpoints/step-{steps}/state.json").read_text())["scaler"]["scale"])
+    assert all(scale > 1 for scale in scales)
+    losses = Trained(run).figures("loss")
+    assert len(losses) == 9
+    assert losses[-1] < losses[0]
+
+
 def test_the_folder_of_a_zero_3_run_loads_in_transformers(launcher: Launcher, command: Command, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     run = tmp_path / "run"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import random
@@ -100,14 +101,16 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in json.loads(line).items() if key not in OF_THE_CLOCK} for line in lines]
 
 
-def assert_same_run(run: Path, expected: Path) -> None:
-    """Every step once with the same figures, the same bits in every weight, and the same files."""
+def assert_same_run(run: Path, expected: Path, *, but_checkpoints: bool = False) -> None:
+    """Every step once with the same figures, the same bits in every weight, and the same files (`but_checkpoints`: of
+    those that a signal had saved, the last ones alone are compared)."""
     assert metrics(run) == metrics(expected)
     steps = [line["step"] for line in metrics(run) if "loss" in line]
     assert steps == list(range(1, len(steps) + 1))
     names, expected_names = (sorted(str(p.relative_to(f)) for p in f.rglob("*")) for f in (run, expected))
-    assert names == expected_names
-    for name in names:
+    assert names == expected_names or but_checkpoints
+    assert {name for name in expected_names if name.startswith("model/")} <= {*names}
+    for name in {*names} & {*expected_names}:
         if name.endswith(".safetensors"):
             assert (run / name).read_bytes() == (expected / name).read_bytes(), name
 
@@ -215,10 +218,46 @@ def test_killed_before_each_change_of_its_folder(
         shutil.rmtree(run)
 
 
+def stopped_at_random_times(
+    launcher: Launcher, command: Callable[..., list[str]], folder: Path, *, stops: int, seed: int
+) -> None:
+    """Stops a run by SIGKILL, SIGHUP and SIGTERM in turn, with early stopping, and holds it against one without."""
+    options = {"patience": 50, "eval_every": 2, "keep": 1, "samples": 1, "steps": max(STEPS, stops + 4)}
+    expected, run = folder / "expected", folder / "run"
+    assert launcher.run(command(expected, **options)).exit == 0
+    rng = random.Random(seed)
+    lines = len(metrics(expected))
+    kinds = itertools.cycle((signal.SIGKILL, signal.SIGHUP, signal.SIGTERM))
+    for position, line in enumerate(sorted(rng.sample(range(1, lines - 2), stops))):
+        pid = launcher.start(command(run, **options, resume=position > 0))
+        wait_for_lines(run, line)
+        time.sleep(rng.uniform(0, 0.06))
+        kind = next(kinds)
+        os.kill(pid, kind)
+        ended = launcher.wait()
+        assert ended.exit in (0, -kind), ended.said
+    ended = launcher.run(command(run, **options, resume=True))
+    assert ended.exit == 0, ended.said
+    assert_same_run(run, expected, but_checkpoints=True)
+
+
+def test_stopped_three_times_by_three_signals(
+    launcher: Launcher, command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    stopped_at_random_times(launcher, command, tmp_path, stops=3, seed=3)
+
+
+@pytest.mark.long
+def test_stopped_twenty_times_by_three_signals(
+    launcher: Launcher, command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    stopped_at_random_times(launcher, command, tmp_path, stops=20, seed=4)
+
+
 # Other ways of stopping
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGHUP, 0), (signal.SIGINT, 130)])
 def test_a_stop_signal_saves_before_leaving(
     launcher: Launcher,
     command: Callable[..., list[str]],

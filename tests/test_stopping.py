@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,23 +21,23 @@ from fastft.world import ALONE, World
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="signals are sent to forks of this process")
 
-TERM, INT = signal.SIGTERM, signal.SIGINT
+TERM, INT, HUP = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 SEVERAL = World(1, 2)
 
 
-@given(st.lists(st.sampled_from([None, TERM, INT]), min_size=1, max_size=5))
+@given(st.lists(st.sampled_from([None, TERM, HUP, INT]), min_size=1, max_size=5))
 def test_all_ranks_settle_on_what_any_was_asked_for(asked: list[signal.Signals | None]) -> None:
     """A scheduler's SIGTERM goes before somebody's Ctrl-C: its exit status is that of a run to be queued again."""
     ranks = [StopRequest(asked=one) for one in asked]
     votes = [sum(column) for column in zip(*(rank.votes() for rank in ranks), strict=True)]
     for rank in ranks:
         rank.settle(votes)
-    expected = TERM if TERM in asked else INT if INT in asked else None
+    expected = next((one for one in (TERM, HUP, INT) if one in asked), None)
     assert [rank.signal for rank in ranks] == [expected] * len(ranks)
 
 
 def test_nobody_asks_at_first() -> None:
-    assert StopRequest().votes() == [0.0, 0.0]
+    assert StopRequest().votes() == [0.0, 0.0, 0.0]
     assert StopRequest().signal is None
 
 
@@ -59,7 +60,7 @@ def after(*signals: signal.Signals, world: World = ALONE) -> Callable[[], object
 
 
 @pytest.mark.parametrize("world", [ALONE, SEVERAL], ids=["one rank", "several"])
-@pytest.mark.parametrize("first", [TERM, INT])
+@pytest.mark.parametrize("first", [TERM, INT, HUP])
 def test_a_first_signal_is_a_request(first: signal.Signals, world: World) -> None:
     ended = in_fork(after(first, world=world))
     assert (ended.exit, ended.gave) == (0, first)
@@ -95,14 +96,53 @@ def test_later_a_second_ctrl_c_ends_one_of_several_and_a_second_sigterm_does_not
     assert (insisted.exit, insisted.gave) == (-INT, None)
 
 
+@pytest.mark.parametrize("first", [TERM, INT, HUP])
+def test_a_closed_terminal_and_its_shell_hang_up_twice_which_ends_nothing(first: signal.Signals) -> None:
+    """But whoever insists by another signal is obeyed."""
+    ended = in_fork(after(first, HUP, HUP))
+    assert (ended.exit, ended.gave) == (0, first)
+    assert in_fork(after(HUP, TERM)).exit == -TERM
+
+
+def test_a_hangup_that_is_ignored_stays_so() -> None:
+    def run() -> object:
+        signal.signal(HUP, signal.SIG_IGN)  # as nohup has it
+        return after(HUP)(), signal.getsignal(HUP) == signal.SIG_IGN
+
+    assert in_fork(run).gave == (None, True)
+
+
+def test_nothing_is_written_to_a_terminal_that_has_gone() -> None:
+    """A write to it is an error, which would cost the checkpoint that is to be saved."""
+
+    def run() -> object:
+        os.setsid()
+        master, slave = os.openpty()
+        os.dup2(slave, 2)
+        os.close(slave)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        signal.signal(HUP, signal.SIG_DFL)
+        with stop_requests(ALONE) as request:
+            os.close(master)
+            if tells:
+                signal.raise_signal(HUP)
+            print("saved", file=sys.stderr)
+            return asked(request)
+
+    tells = True
+    assert in_fork(run).gave == HUP
+    tells = False
+    assert isinstance(in_fork(run).gave, OSError)  # which the test must be able to see
+
+
 def test_a_request_of_another_rank_is_taken_over() -> None:
     def run() -> object:
         with stop_requests(SEVERAL) as request:
             before = request.votes()
-            request.settle([1.0, 0.0])
+            request.settle([1.0, 0.0, 0.0])
             return before, request.signal
 
-    assert in_fork(run).gave == ([0.0, 0.0], TERM)
+    assert in_fork(run).gave == ([0.0, 0.0, 0.0], TERM)
 
 
 def test_a_signal_is_kept_for_the_next_vote_when_it_comes_too_late_for_this_one() -> None:
@@ -134,7 +174,7 @@ def test_a_ctrl_c_that_reaches_a_rank_after_the_vote_is_the_same_one() -> None:
 
     def run() -> object:
         with stop_requests(SEVERAL) as request:
-            request.settle([0.0, 1.0])
+            request.settle([0.0, 0.0, 1.0])
             signal.raise_signal(INT)
             return request.signal
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 import fastft
+from fastft.cli import parse
 from fastft.config import TrainOptions, changed_settings, from_yaml, to_yaml
 from fastft.engine import Engine
 from fastft.errors import TrainingError, UserError
@@ -174,7 +176,7 @@ class TestRun:
         assert all("loss" not in line and "seconds" not in line for line in evaluations)
         assert [line["step"] for line in lines if "sample" in line] == [4, 8, 9]
         assert evaluations[-1]["val_loss"] < evaluations[0]["val_loss"]
-        assert {path.name for path in run.checkpoints.iterdir()} == {"step-7", "step-9", "best-9"}
+        assert {path.name for path in run.checkpoints.iterdir()} == {"step-7", "step-9", "best-4", "best-8", "best-9"}
         assert (run.model / "model.safetensors").is_file()
         assert from_yaml(run.config) == replace(options, steps=9, eval_every=4, samples=1, keep_best=True)
 
@@ -199,6 +201,61 @@ class TestRun:
         exported = load_file(outcome.run.model / "model.safetensors")
         kept = load_file(best / "model.safetensors")
         assert any(torch.equal(exported[name], kept["wte.weight"]) for name in exported if name.endswith("wte.weight"))
+
+    def test_a_run_that_never_beats_its_start_exports_the_start(
+        self, options: TrainOptions, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        options = replace(options, lr=50.0, clip=0.0, eval_every=1, patience=2, steps=50, keep_best=True)
+        outcome = train(options)
+        assert (outcome.progress.best_step, outcome.progress.step) == (0, 2)
+        torch.manual_seed(options.seed)
+        start = GPT2(config_for("pico"))
+        assert torch.equal(fastft.load(outcome.run.model).wte.weight, start.wte.weight)
+        assert "exporting the weights it started from" in " ".join(capsys.readouterr().err.split())
+
+    @pytest.mark.parametrize("fails", ["evaluate", "_sample"])
+    def test_no_evaluation_or_sample_costs_a_checkpoint(
+        self, options: TrainOptions, monkeypatch: pytest.MonkeyPatch, fails: str
+    ) -> None:
+        def fail(*_: Any) -> None:
+            raise RuntimeError("an id without a text")
+
+        options = replace(options, steps=4, eval_every=2, save_every=2, samples=1, keep_best=True)
+        expected = train(replace(options, out=options.out.with_name("expected"))).run
+        with monkeypatch.context() as patch:
+            if fails == "evaluate":
+                patch.setattr(Engine, "evaluate", _failing_at(Engine.evaluate, 1 + 1))
+                with pytest.raises(RuntimeError, match="without a text"):
+                    train(options)
+                assert (options.out / "checkpoints/step-2/DONE").is_file()
+            else:
+                patch.setattr(Trainer, "_sample", fail)
+                assert train(options).progress.step == 4
+        if fails == "evaluate":
+            train(replace(options, resume=True))
+            ours, theirs = (
+                [{**line, "seconds": 0, "eval_seconds": 0, "memory_bytes": 0} for line in read_metrics(run.metrics)]
+                for run in (Run(options.out), expected)
+            )
+            assert ours == theirs
+        weights = [(run.model / "model.safetensors").read_bytes() for run in (Run(options.out), expected)]
+        assert weights[0] == weights[1]
+
+    def test_evaluation_obeys_pack_tokens(self, options: TrainOptions, capsys: pytest.CaptureFixture[str]) -> None:
+        options = replace(options, pack_tokens=130, share_prefix=False, dry_run=True)
+        engine = Engine(GPT2(config_for("pico")), options)
+        trainer = Trainer(Run(options.out), options, load_data(options), engine)
+        batches = trainer.evaluation.batches()
+        computed = [trainer.batcher(trainer.val_set, batch).tokens.numel() for batch in batches]
+        assert len(batches) > 1 < max(map(len, batches))
+        assert all(tokens <= 130 for tokens, batch in zip(computed, batches, strict=True) if len(batch) > 1)
+        assert sorted(index for batch in batches for index in batch) == list(range(len(trainer.val_set)))
+        trainer.dry_run()
+        assert f"largest evaluation batch: {max(computed)} tokens" in " ".join(capsys.readouterr().err.split())
+        wide = Trainer(Run(options.out), replace(options, pack_tokens=16384), load_data(options), engine)
+        assert len(wide.evaluation.batches()) == 1
+        losses = [one.evaluation.losses(engine.evaluate, 0)["val_loss"] for one in (trainer, wide)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
     def test_dry_run_writes_nothing(self, options: TrainOptions, capsys: pytest.CaptureFixture[str]) -> None:
         train(replace(options, dry_run=True))
@@ -230,6 +287,21 @@ class TestRun:
             train(replace(options, steps=1, tensorboard=True))
 
 
+def _failing_at(evaluate: Any, call: int) -> Any:
+    """The engine's evaluation, which fails at its `call`th batch."""
+    calls = 0
+
+    def failing(self: Engine, batch: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise RuntimeError("an id without a text")
+        result: torch.Tensor = evaluate(self, batch)
+        return result
+
+    return failing
+
+
 class TestOneData:
     """What a run keeps of its data, so that what comes after training is about the same data."""
 
@@ -250,6 +322,60 @@ class TestOneData:
         mine.write_text(json.dumps(records[30:] + records[:30]))
         with pytest.raises(UserError, match="its test split may hold training records"):
             generate(GenerateOptions(run=options.out))
+
+    @pytest.mark.parametrize("part", ["train", "val", "test"])
+    def test_a_change_in_any_split_is_noticed_and_never_forgiven(
+        self, options: TrainOptions, data_file: Path, tmp_path: Path, part: str
+    ) -> None:
+        mine = tmp_path / "mine.json"
+        records = json.loads(data_file.read_text())
+        mine.write_text(json.dumps(records))
+        options = replace(options, data=str(mine), steps=1, eval_every=0)
+        train(options)
+        row = getattr(load_data(options).parts, part)[0]
+        records[row]["output"] += " changed"
+        mine.write_text(json.dumps(records))
+        for _ in range(2):
+            with pytest.raises(UserError, match="its records or their order have changed"):
+                train(replace(options, steps=2, resume=True))
+            with pytest.raises(UserError, match="its records or their order have changed"):
+                generate(GenerateOptions(run=options.out))
+        (options.out / "data.json").unlink()
+        with pytest.raises(UserError, match="examples are not those of"):
+            train(replace(options, steps=2, resume=True))
+        with pytest.raises(UserError, match="does not say what"):
+            generate(GenerateOptions(run=options.out))
+
+    def test_moved_folders_and_renamed_data_are_found_by_what_they_hold(
+        self, options: TrainOptions, data_file: Path, tmp_path: Path
+    ) -> None:
+        start = GPT2(config_for("pico"))
+        fastft.weights.save_hf(start, fastft.files.make_folder(tmp_path / "start"))
+        old = tmp_path / "old.json"
+        old.write_bytes(data_file.read_bytes())
+        train(replace(options, data=str(old), steps=1, eval_every=0, weights=str(tmp_path / "start"), model="nano"))
+        moved = options.out.rename(tmp_path / "moved")
+        data = old.rename(tmp_path / "new.json")
+        (tmp_path / "start").rename(tmp_path / "gone")
+        assert len(generate(GenerateOptions(run=moved, data=str(data), max_new_tokens=2, limit=1))) == 1
+        with pytest.raises(UserError, match=r"old\.json"):
+            generate(GenerateOptions(run=moved))
+        argv = ["--resume", "--out", str(moved), "--data", str(data), "--steps", "2"]
+        assert train(parse("train", argv)).progress.step == 2
+        assert len(generate(GenerateOptions(run=moved, max_new_tokens=2, limit=1))) == 1
+
+    def test_a_finished_run_without_checkpoints_is_not_begun_again(self, options: TrainOptions) -> None:
+        train(replace(options, steps=1, eval_every=0))
+        shutil.rmtree(options.out / "checkpoints")
+        before = (options.out / "model/model.safetensors").read_bytes()
+        with pytest.raises(UserError, match="holds a finished run"):
+            train(replace(options, steps=1, eval_every=0, resume=True))
+        assert (options.out / "model/model.safetensors").read_bytes() == before
+
+    def test_a_run_does_not_go_back(self, options: TrainOptions) -> None:
+        train(replace(options, steps=3, eval_every=0))
+        with pytest.raises(UserError, match="has 3 steps behind it, and the run is to have 2"):
+            train(replace(options, steps=2, eval_every=0, resume=True))
 
     def test_every_row_that_something_happened_to_is_listed(
         self, options: TrainOptions, data_file: Path, tmp_path: Path
@@ -372,8 +498,6 @@ def test_options_from_python(tmp_path: Path) -> None:
     assert TrainOptions(out=str(tmp_path)).out == tmp_path
     with pytest.raises(UserError, match="got --dtype bf17, expected auto, bf16, fp16, fp32 or fp64"):
         TrainOptions(dtype="bf17")
-    with pytest.raises(UserError, match="early stopping exports the best"):
-        TrainOptions(patience=1, keep_best=False)
     assert fastft.recipe_options("book", model="gpt2").tie_head is False
 
 

@@ -322,3 +322,11 @@ def test_the_probe_is_the_least_of_some_times(monkeypatch: pytest.MonkeyPatch) -
     clock = iter([0.0, 9.0, 10.0, 10.25, 20.0, 21.0])
     monkeypatch.setattr(watch, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     assert probe_seconds(CPU, repeats=3) == 0.25
+
+
+def test_building_times_that_nobody_looks_at_are_not_kept() -> None:
+    alone = Stragglers(World(), torch.device("cpu"))
+    for step in range(100):
+        alone.built(0.1)
+        assert alone.look(step, 1.0) == []
+    assert alone._building == []
