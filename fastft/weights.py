@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import huggingface_hub
 import torch
@@ -35,6 +35,8 @@ _SAFETENSORS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _PROBLEMS_SHOWN = 10
+
+T = TypeVar("T")
 
 # Conv1D of the original code stores [in, out], where nn.Linear has [out, in].
 _HF_TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -66,6 +68,12 @@ _HF_DEFAULTS: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "layer_norm_epsilon": 1e-5,
 }
+
+# What modules that are put around others add to names: somewhere in them, or before all of them.
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_HOLDERS = ("module.", "model.")
+# Under what the weights stand in a checkpoint, which has the optimizer and more beside them.
+_AROUND = ("model_state_dict", "state_dict", "model")
 
 _BOOK_MASKS = re.compile(r"trf_blocks\.\d+\.att\.mask")
 _BOOK_NAMES = {
@@ -128,7 +136,7 @@ def load(source: str | Path, *, tie_head: bool | None = None, config: GPT2Config
 
     Args:
         source: a Hugging Face folder (`config.json`, and `model.safetensors` or its shards), a `.pth` or `.pt` file in
-            the book's layout, or a Hugging Face id: `gpt2-medium` means `openai-community/gpt2-medium`, also
+            the book's layout (also of a compiled or wrapped model, also in a checkpoint's dictionary), or a Hugging Face id: `gpt2-medium` means `openai-community/gpt2-medium`, also
             beside a folder of that name, which is `./gpt2-medium`. Else what exists on the disk comes before an id; a
             `Path` is never an id.
         tie_head: None keeps the head as the source has it; False gives a tied one weights of its own, a copy of the
@@ -238,7 +246,8 @@ def _opened_folder(folder: Path, config: GPT2Config | None) -> Iterator[_Checkpo
     own = _config_of(folder / "config.json")
     if config is not None and replace(config, tie_head=own.tie_head) != own:
         raise UserError(f"{folder / 'config.json'}: got {own}, expected {config}; leave the configuration to the file")
-    with _opened_safetensors(paths) as tensors:
+    with _opened_safetensors(paths) as stored:
+        tensors = _own_names(folder, stored)
         prefix = "transformer." if any(name.startswith("transformer.") for name in tensors) else ""
         kept = {name: t for name, t in tensors.items() if not _HF_MASKS.fullmatch(name.removeprefix(prefix))}
         yield _Checkpoint(folder, own, kept, partial(_hf_recipe, prefix=prefix))
@@ -374,11 +383,34 @@ def _book_tensors(path: Path) -> dict[str, Tensor]:
             f"cannot read {path} ({_reason(error)}); expected tensors alone, as pickled code is never executed: "
             "save them again with `torch.save(model.state_dict(), PATH)`"
         ) from error
-    if isinstance(loaded, dict) and isinstance(loaded.get("model_state_dict"), dict):
-        loaded = loaded["model_state_dict"]  # chapter 5 saves the optimizer beside it
+    while isinstance(loaded, dict) and (inner := [key for key in _AROUND if isinstance(loaded.get(key), dict)]):
+        if len(inner) > 1:
+            raise UserError(f"{path} holds weights under {' and '.join(inner)}; save the one that is meant by itself")
+        loaded = loaded[inner[0]]
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise UserError(f"{path} is not a state_dict, names to tensors; save `model.state_dict()`")
-    return loaded
+        raise UserError(
+            f"{path} is not a state_dict, names to tensors, nor a dictionary with one under {', '.join(_AROUND)}; "
+            "save `model.state_dict()`"
+        )
+    return _own_names(path, loaded)
+
+
+def _own_names(path: Path, tensors: Mapping[str, T]) -> dict[str, T]:
+    """The tensors by the names that the model itself gives them, without those of modules that were put around it or
+    its parts: by torch.compile, DataParallel, FSDP, or a trainer that holds the network as its `model`.
+
+    Raises:
+        UserError: two tensors would have one name.
+    """
+    named = {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
+    while named and (around := next((a for a in _HOLDERS if all(name.startswith(a) for name in named)), None)):
+        named = {name.removeprefix(around): tensor for name, tensor in named.items()}
+    if len(named) < len(tensors):
+        raise UserError(
+            f"{path} holds some weights twice, by themselves and wrapped (as torch.compile and the like name them); "
+            "save one model's `state_dict()` alone"
+        )
+    return named
 
 
 def _book_config(path: Path, tensors: Mapping[str, Tensor]) -> GPT2Config:
