@@ -65,6 +65,11 @@ class Run:
         return self.folder / "hangs"
 
     @property
+    def tokenizer(self) -> Path:
+        """The files of the tokenizer that the run trains with, where it is not GPT-2's own."""
+        return self.folder / "tokenizer"
+
+    @property
     def model(self) -> Path:
         """The Hugging Face folder of the result."""
         return self.folder / "model"
@@ -87,6 +92,7 @@ class Run:
             "ledger.jsonl",
             "checkpoints",
             "hangs",
+            "tokenizer",
             "model",
             "tensorboard",
             "demo.json",

@@ -54,8 +54,9 @@ from fastft.plan import Cost, Indices, Packing, Plan, Step, make_plan
 from fastft.precision import choose_device, choose_dtype
 from fastft.run import Data, MetricsFile, Run, load_data, warn_of_data
 from fastft.stopping import StopRequest, save_is_asked, stop_requests
+from fastft.tokenizer import gpt2_tokenizer
 from fastft.watch import Stragglers, Watchdog
-from fastft.weights import load, save_hf
+from fastft.weights import load, save_hf, write_tokenizer
 from fastft.world import World, joined, world_of
 from fastft.zero import ZeroEngine
 from fastft.zero_config import read_zero_config
@@ -253,6 +254,8 @@ class Trainer:
         """The files that the first rank writes while training."""
         files.write_text(self.run.config, to_yaml(replace(self.options, dtype=self.engine.dtype)))
         files.write_json(self.run.data, self._data_seen())
+        if self.engine.model.config.tokenizer is not gpt2_tokenizer():
+            write_tokenizer(self.engine.model.config, self.run.tokenizer)
         metrics = MetricsFile(self.run.metrics, resume_at=self.progress.step)
         if self.options.ledger:
             self._ledger = MetricsFile(self.run.ledger, resume_at=self.progress.step)

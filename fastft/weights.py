@@ -25,10 +25,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fastft import files
+from fastft.console import warn
 from fastft.errors import UserError
+from fastft.folder_tokenizer import NAMES as TOKENIZER_FILES
+from fastft.folder_tokenizer import UNREAD, tokenizer_of
 from fastft.keywords import is_keyword
 from fastft.model import GPT2, SIZES, GPT2Config
-from fastft.tokenizer import VOCAB_SIZE
+from fastft.tokenizer import VOCAB_SIZE, Tokenizer, gpt2_tokenizer
 
 _HEAD, _EMBEDDING = "lm_head.weight", "wte.weight"
 _SAFETENSORS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -135,10 +138,11 @@ def load(source: str | Path, *, tie_head: bool | None = None, config: GPT2Config
     """GPT-2 with the weights of `source`, in float32 on the CPU.
 
     Args:
-        source: a Hugging Face folder (`config.json`, and `model.safetensors` or its shards); a `.pth` or `.pt` file in
-            the book's layout, also of a compiled or wrapped model, also in a checkpoint's dictionary; or a Hugging Face
-            id: `gpt2-medium` means `openai-community/gpt2-medium`, also beside a folder of that name, which is
-            `./gpt2-medium`. Else what exists on the disk comes before an id; a `Path` is never an id.
+        source: a Hugging Face folder (`config.json`, `model.safetensors` or its shards, the files of its tokenizer); a
+            `.pth` or `.pt` file in the book's layout, also of a compiled or wrapped model, also in a checkpoint's
+            dictionary; or a Hugging Face id: `gpt2-medium` means `openai-community/gpt2-medium`, also beside a folder
+            of that name, which is `./gpt2-medium`. Else what exists on the disk comes before an id; a `Path` is never
+            an id.
         tie_head: None keeps the head as the source has it; False gives a tied one weights of its own, a copy of the
             token embedding (the book); True ties a head that equals the token embedding.
         config: the shape of a `.pth` whose width is none of GPT-2's four, which would leave the number of heads open.
@@ -146,7 +150,8 @@ def load(source: str | Path, *, tie_head: bool | None = None, config: GPT2Config
 
     Raises:
         UserError: nothing there or no download; an unreadable file or one that is not plain tensors; another
-            architecture; missing, unexpected or wrongly shaped tensors; a head that cannot be tied.
+            architecture; missing, unexpected or wrongly shaped tensors; a head that cannot be tied; a tokenizer that
+            cannot be used, or is not the weights' own.
     """
     path = _located(source)
     reading = _opened_folder if path.is_dir() else _opened_book
@@ -236,7 +241,8 @@ def _located(source: str | Path) -> Path:
 def _downloaded(model_id: str) -> Path:
     try:
         folder = huggingface_hub.snapshot_download(
-            model_id, allow_patterns=["config.json", "*.safetensors", "*.safetensors.index.json"]
+            model_id,
+            allow_patterns=["config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES, *UNREAD],
         )
     except Exception as error:  # the hub's own, its HTTP library's, the disk's: all mean "no weights"
         if isinstance(error, GatedRepoError):
@@ -255,11 +261,23 @@ def _opened_folder(folder: Path, config: GPT2Config | None) -> Iterator[_Checkpo
     own = _config_of(folder / "config.json")
     if config is not None and replace(config, tie_head=own.tie_head) != own:
         raise UserError(f"{folder / 'config.json'}: got {own}, expected {config}; leave the configuration to the file")
+    own = replace(own, tokenizer=_tokenizer_of(folder, own.vocab_size))
     with _opened_safetensors(paths) as stored:
         tensors = _own_names(folder, stored)
         prefix = "transformer." if any(name.startswith("transformer.") for name in tensors) else ""
         kept = {name: t for name, t in tensors.items() if not _HF_MASKS.fullmatch(name.removeprefix(prefix))}
         yield _Checkpoint(folder, own, kept, partial(_hf_recipe, prefix=prefix))
+
+
+def _tokenizer_of(folder: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer that lies beside weights. Without one they are taken to be GPT-2's, as of a size that allows it."""
+    found = tokenizer_of(folder)
+    if found is not None:
+        found.check_fits(vocab_size, folder)
+        return found
+    if vocab_size >= VOCAB_SIZE:
+        warn(f"{folder} holds no tokenizer: its ids are taken to be those of GPT-2's own")
+    return gpt2_tokenizer()
 
 
 @contextlib.contextmanager
