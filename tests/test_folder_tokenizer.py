@@ -112,12 +112,12 @@ def test_the_slightest_difference_is_another_tokenizer(tmp_path: Path) -> None:
         vocab = other["model"]["vocab"]
         vocab["A"], vocab["B"] = vocab["B"], vocab["A"]
 
-    assert changed(0, swapped).encode("AB C") == gpt2_tokenizer().encode("BA C")[:1] + changed(1, swapped).encode("B C")
+    assert changed(0, swapped).encode("A") == gpt2_tokenizer().encode("B")
     merged = changed(2, lambda other: other["model"]["merges"].pop(0))  # " t" is one token no more
     assert merged.encode(" t") != gpt2_tokenizer().encode(" t")
     assert changed(3, lambda other: other["pre_tokenizer"].update(add_prefix_space=True)).encode("a") == [257]
-    word = changed(4, lambda other: other["added_tokens"].append({**PAD, "content": "owl", "special": False}))
-    assert word.encode("owls") == [50257, 82]
+    word = changed(4, lambda other: other["added_tokens"].append({**PAD, "content": "zyzzyva", "special": False}))
+    assert word.encode("zyzzyvas") == [50257, 82]
     assert word.without_text(50258) is None
 
 
@@ -269,7 +269,7 @@ def word_pieces(made: dict[str, Any]) -> None:
 
 
 def unigram(made: dict[str, Any]) -> None:
-    made["model"] = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["▁a", -1.0], ["</s>", -2.0]]}
+    made["model"] = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["▁a", -1.0], ["<|endoftext|>", -2.0]]}
     made["added_tokens"] = []
     made["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
     made["decoder"] = made["pre_tokenizer"]
@@ -278,14 +278,14 @@ def unigram(made: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lowercased, "does not give texts back: 'I"),
+        (lowercased, 'does not give texts back: "Instr'),
         (in_one_line, "does not give texts back: '\\n\\n### Instr"),
         (without_a_byte, "does not give texts back: "),
         (by_white_space, "does not give texts back: "),
         (without_decoder, "does not give texts back: "),
         (word_pieces, "does not give texts back: "),
-        (unigram, "has no end-of-text"),
-        (lambda made: made["model"].update(merges=[["no", "such"]]), "cannot be used (Error"),
+        (unigram, "does not give texts back: "),
+        (lambda made: made["model"].update(merges=[["no", "such"]]), "cannot be used (Token `no` out of vocabulary"),
         (lambda made: made.pop("model"), "tokenizer.json has no model"),
         (lambda made: made.update(added_tokens=[{"id": "0"}]), "no list of added tokens"),
         (lambda made: made["added_tokens"].append({**PAD, "id": 999, "special": True}), "'[PAD]' has the id 999"),
