@@ -226,13 +226,13 @@ def test_test_records_that_do_not_fit_are_found_before_training(token_cache: str
         assert data.longer_than(of_context(1024), options) == []
     options = TrainOptions(**given)
     with pytest.raises(UserError, match=r"2 test examples .* 150 tokens: rows 36, 38; .*--too_long drop"):
-        load_data(options).longer_than(150, options)
+        load_data(options).longer_than(of_context(150), options)
 
 
 def test_the_fingerprint_of_clean_data_is_as_before() -> None:
     """Of the embedded records: what a run was trained on is known by it."""
     data = load_data(TrainOptions(data="sample", model="pico"))
-    encoded = data.encode("train", TrainOptions(data="sample", model="pico"), 256)
+    encoded = data.encode("train", TrainOptions(data="sample", model="pico"), of_context(256))
     assert data.fingerprint()[:16] == "ae628601a76ead97"
     assert encoded.fingerprint()[:16] == "7dc7bde552eb018e"
     assert np.array_equal(encoded.rows, np.arange(1, len(encoded) + 1))
