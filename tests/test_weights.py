@@ -384,7 +384,10 @@ def test_an_id_is_downloaded_without_pickles(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert load(source).config == TINY
-    assert asked == [(model_id, ["config.json", "*.safetensors", "*.safetensors.index.json"])]
+    ((asked_id, patterns),) = asked
+    assert asked_id == model_id
+    assert patterns[:3] == ["config.json", "*.safetensors", "*.safetensors.index.json"]
+    assert not any(pattern.endswith((".bin", ".pt", ".pth", "*")) for pattern in patterns)
 
 
 class NoSuchRepo(RepositoryNotFoundError):
