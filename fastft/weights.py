@@ -207,8 +207,12 @@ def write_tokenizer(config: GPT2Config, folder: Path) -> None:
     Raises:
         UserError: the folder or a file cannot be written; GPT-2's own files are not installed.
     """
+    try:
+        contents = config.tokenizer.files(config.n_ctx)
+    except UserError as error:
+        raise UserError(f"{folder}: the weights are written, but {error}") from error
     files.make_folder(folder)
-    for name, content in config.tokenizer.files(config.n_ctx).items():
+    for name, content in contents.items():
         with files.replacing(folder / name) as file:
             file.write(content)
 

