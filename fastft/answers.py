@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from fastft.model import GPT2
 from fastft.sampling import Near, Sampling
 
@@ -46,6 +48,7 @@ class Request:
     Attributes:
         streams: one of random numbers for each prompt.
         impl: resolved for the model's device.
+        without_text: `[V]` bool on the model's device, the ids that are never chosen; None without any.
     """
 
     model: GPT2
@@ -58,6 +61,7 @@ class Request:
     heard: Callable[[Answer], object]
     impl: str
     graphs: bool
+    without_text: Tensor | None
 
     def limit(self, index: int) -> int:
         """The most ids that a prompt's answer gets. The one behind a full context is the last: no more follows it."""

@@ -17,7 +17,6 @@ from fastft_kernels import AttentionPlan, RowPlan, TileGroup, plan_tiles
 from torch import Tensor
 
 from fastft.encode import EncodedSet
-from fastft.tokenizer import END_OF_TEXT
 
 IGNORE_INDEX = -100
 
@@ -132,15 +131,16 @@ def padded_batch(examples: Sequence[npt.NDArray[np.int32]], first_target: Sequen
         examples: the ids of each example, its end-of-text last; an example of n ids has n - 1 inputs.
         first_target: index within each example of the first supervised id, at least 1.
 
-    Inputs are padded with end-of-text, and targets end at the example's own end-of-text: padding is told by length,
+    Inputs are padded with the example's last id, its end-of-text, and targets end there: padding is told by length,
     never by value, so that an id equal to the padding changes nothing.
     """
     lengths = np.array([len(ids) - 1 for ids in examples], dtype=np.int64)
     B, W = len(examples), int(lengths.max())
-    inputs = np.full((B, W), END_OF_TEXT, dtype=np.int64)
+    inputs = np.empty((B, W), dtype=np.int64)
     labels = np.full((B, W), IGNORE_INDEX, dtype=np.int64)
     for row, (ids, start) in enumerate(zip(examples, first_target, strict=True)):
         inputs[row, : len(ids) - 1] = ids[:-1]
+        inputs[row, len(ids) - 1 :] = ids[-1]
         labels[row, start - 1 : len(ids) - 1] = ids[start:]
     return from_padded(torch.from_numpy(inputs), torch.from_numpy(labels), tokens_real=int(lengths.sum()))
 
@@ -207,7 +207,7 @@ class Batcher:
         return batch if self.row_planner is None else batch.with_row_plans(self.row_planner)
 
 
-_ONE_TOKEN = np.array([END_OF_TEXT, END_OF_TEXT], dtype=np.int32)
+_ONE_TOKEN = np.zeros(2, dtype=np.int32)  # an id that every vocabulary has
 
 
 def unasked(batch: Batch) -> Batch:

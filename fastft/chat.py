@@ -17,7 +17,6 @@ from fastft.generation import AnswerOptions
 from fastft.model import GPT2
 from fastft.prompts import TEMPLATES, Template
 from fastft.run import Run
-from fastft.tokenizer import gpt2_tokenizer
 
 HELP = "/input TEXT gives the next instruction an input, /quit or Ctrl-D ends, Ctrl-C stops a response"
 
@@ -69,7 +68,7 @@ def _lines() -> Iterator[str]:
 
 def _answer(model: GPT2, options: ChatOptions, template: Template, prompt: str, turn: int) -> None:
     """Prints the response to a prompt as it is written; a prompt that leaves no room is told, and the chat goes on."""
-    tokenizer = gpt2_tokenizer()
+    tokenizer = model.config.tokenizer
     ids = tokenizer.encode(prompt)
     if len(ids) >= model.config.n_ctx:
         say(f"the instruction fills the model's context of {model.config.n_ctx} tokens ({len(ids)}); shorten it")

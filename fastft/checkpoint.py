@@ -82,7 +82,7 @@ def save_checkpoint(folder: Path, engine: AnyEngine, progress: Progress, *, keep
             save_weights(model, into / _MODEL)
             _save_tensors(moments, into / _OPTIMIZER)
             _save_tensors(_random_states(), into / _RNG)
-            shape = asdict(engine.model.config)
+            shape = engine.model.config.shape()
             files.write_json(into / _STATE, {**asdict(progress), "model": shape, "scaler": engine.loss_scale()})
 
         _write_whole(folder / f"{_WHOLE}-{progress.step}", write)
@@ -171,7 +171,7 @@ class Shards:
         try:
             _save_tensors(self._random, beside / _RNG)
             ranks = {"ranks": engine.world.size, "stage": engine.stage, "dtype": engine.dtype}
-            files.write_json(beside / _STATE, {**asdict(progress), "model": asdict(engine.model.config), **ranks})
+            files.write_json(beside / _STATE, {**asdict(progress), "model": engine.model.config.shape(), **ranks})
             for file in beside.iterdir():
                 if file.is_file():
                     manifest[file.name] = files.identity(file)

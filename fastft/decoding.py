@@ -18,8 +18,7 @@ from fastft.answers import Answer, NearTie, Request
 from fastft.batch import from_padded
 from fastft.model import GPT2
 from fastft.prefix import common_beginning
-from fastft.sampling import GREEDY, Sampling
-from fastft.tokenizer import END_OF_TEXT
+from fastft.sampling import GREEDY, Sampling, ids_without_text
 
 __all__ = ["NO_STOP", "Answer", "Decoder", "NearTie", "common_beginning", "decode", "greedy", "greedy_reference"]
 
@@ -35,7 +34,7 @@ def greedy(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    stop: int = END_OF_TEXT,
+    stop: int | None = None,
     decoder: Decoder = "auto",
     graphs: bool = False,
 ) -> list[list[int]]:
@@ -53,15 +52,18 @@ def greedy(
 
 
 @torch.no_grad()
-def greedy_reference(model: GPT2, prompt: Sequence[int], *, max_new_tokens: int, stop: int = END_OF_TEXT) -> list[int]:
+def greedy_reference(model: GPT2, prompt: Sequence[int], *, max_new_tokens: int, stop: int | None = None) -> list[int]:
     """The book's `generate`, which `greedy` is held against: one prompt, no cache, the whole text computed again for
     each new token."""
     device = model.wte.weight.device
+    stop = model.config.tokenizer.end_of_text if stop is None else stop
+    without_text = ids_without_text(model)
     ids = list(prompt)
     while len(ids) < len(prompt) + max_new_tokens:
         context = torch.tensor([ids[-model.config.n_ctx :]], device=device)
         batch = from_padded(context, torch.full_like(context, -100))
-        token = int(model.logits(batch)[-1].argmax())
+        logits = model.logits(batch)[-1]
+        token = int((logits if without_text is None else logits.masked_fill(without_text, -torch.inf)).argmax())
         if token == stop:
             break
         ids.append(token)
@@ -74,7 +76,7 @@ def decode(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    stop: int = END_OF_TEXT,
+    stop: int | None = None,
     batch_size: int = 64,
     sampling: Sampling = GREEDY,
     streams: Sequence[int] | None = None,
@@ -89,7 +91,8 @@ def decode(
         model: any GPT-2, on its device; as it was trained, or `fastft.inference.prepared`.
         prompts: token ids, each at least one and shorter than the context.
         max_new_tokens: the most ids that each may get; the context's end stops a sequence too.
-        stop: the id that ends a sequence; `NO_STOP` for none.
+        stop: the id that ends a sequence; the end-of-text of the model's tokenizer where not given, `NO_STOP` for
+            none.
         batch_size: the most sequences that go on at a time.
         sampling: how the next token is chosen.
         streams: which stream of random numbers each prompt has; its index where not given.
@@ -105,12 +108,13 @@ def decode(
         model=model,
         prompts=prompts,
         max_new_tokens=max_new_tokens,
-        stop=stop,
+        stop=model.config.tokenizer.end_of_text if stop is None else stop,
         batch_size=batch_size,
         sampling=sampling,
         streams=streams or range(len(prompts)),
         heard=heard,
         impl=ops.resolve(impl, device),
         graphs=graphs,
+        without_text=ids_without_text(model),
     )
     yield from (slots.answers if chosen == "slots" else ragged.answers)(request)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from fastft.errors import UserError
 from fastft.prompts import Template
 from fastft.records import Record
-from fastft.tokenizer import END_OF_TEXT, Tokenizer
+from fastft.tokenizer import Tokenizer
 
 TooLong = Literal["raise", "drop", "truncate"]
 
@@ -246,7 +246,7 @@ def encode_texts(texts: Iterable[Text], tokenizer: Tokenizer, rules: EncodingRul
         if ids[: len(prompt_ids)] != prompt_ids:
             happened.report.encoded_apart.append(row)
             ids = prompt_ids + tokenizer.encode(response)
-        ids.append(END_OF_TEXT)
+        ids.append(tokenizer.end_of_text)
         start = max(1, len(prompt_ids)) if rules.mask_prompt else 1
         keeps = _keeps(row, ids, start, rules, happened)
         kept.append(keeps)

@@ -25,7 +25,6 @@ from fastft.records import Record
 from fastft.responses import Responses
 from fastft.run import Data, Run, data_of
 from fastft.sampling import Sampling
-from fastft.tokenizer import gpt2_tokenizer
 from fastft.weights import load
 
 
@@ -129,8 +128,8 @@ def _generate(run: Run, options: GenerateOptions) -> list[dict[str, Any]]:
     if len(missing) < asked:
         say(f"{asked - len(missing)} of {asked} responses are there already")
     if missing:
-        ids = gpt2_tokenizer().encode_many(prompts[:asked])
         model = options.model(rows=options.batch_size)
+        ids = model.config.tokenizer.encode_many(prompts[:asked])
         without_room = _without_room(ids, model.config.n_ctx, records, options)
         missing = [index for index in missing if index not in without_room]
         responses.begin()
@@ -149,7 +148,7 @@ def _answer(
     responses: Responses,
 ) -> None:
     """Answers the missing prompts, the longest first: the short ones then fill the places that become free."""
-    tokenizer = gpt2_tokenizer()
+    tokenizer = model.config.tokenizer
     missing = sorted(missing, key=lambda index: -len(prompts[index]))
     ended = decode(
         model,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from fastft.batch import Batch
 from fastft.errors import UserError
 from fastft.packed_linear import PackedLinear
 from fastft.tied import Tie
-from fastft.tokenizer import VOCAB_SIZE
+from fastft.tokenizer import VOCAB_SIZE, Tokenizer, gpt2_tokenizer
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q, k, v), each `[T, H, D]` -> `[T, H, D]`: how tokens see each other, in training or with a cache."""
@@ -30,7 +30,7 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GPT2Config:
-    """The shape of a GPT-2."""
+    """The shape of a GPT-2, and its tokenizer."""
 
     n_layer: int
     n_head: int
@@ -40,6 +40,12 @@ class GPT2Config:
     tie_head: bool = True
     """Read the head from the token embedding, as GPT-2 does. The book trains the head apart."""
     layer_norm_epsilon: float = 1e-5
+    tokenizer: Tokenizer = field(default_factory=gpt2_tokenizer, compare=False, repr=False)
+    """What the ids mean. It belongs to the model, and says nothing of its shape."""
+
+    def shape(self) -> dict[str, int | float | bool]:
+        """The fields that are no tokenizer, to be written down."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "tokenizer"}
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "n_ctx", "vocab_size"):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from fastft import ops
 from fastft.encode import EncodedSet, EncodingRules, encoded_set, texts_of
@@ -18,9 +21,9 @@ from fastft.model import GPT2
 from fastft.prompts import TEMPLATES, Template
 from fastft.records import Record, answers_of, category_of, right_choice
 from fastft.run import Run
+from fastft.sampling import ids_without_text
 from fastft.staging import Staging
 from fastft.statistics import Floats
-from fastft.tokenizer import gpt2_tokenizer
 from fastft.weights import load
 
 _BATCH_SIZE = 16
@@ -105,7 +108,7 @@ def choice_likelihoods(model: GPT2, records: Sequence[Record], template: Templat
     before = [template.prompt_of(record) + template.response("") for record in records]
     asked = [(index, answer) for index, record in enumerate(records) for answer in answers_of(record)]
     texts = [(number, before[index], answer) for number, (index, answer) in enumerate(asked)]
-    encoded = encoded_set(texts, gpt2_tokenizer(), _rules(model))
+    encoded = encoded_set(texts, model.config.tokenizer, _rules(model))
     losses, counts = _example_losses(model, encoded)
     by_number = {
         int(number): Likelihood(-float(loss), int(count))
@@ -118,7 +121,7 @@ def choice_likelihoods(model: GPT2, records: Sequence[Record], template: Templat
 
 
 def _perplexities(model: GPT2, records: Sequence[Record], template: Template) -> dict[str | None, float]:
-    encoded = encoded_set(texts_of(records, template), gpt2_tokenizer(), _rules(model))
+    encoded = encoded_set(texts_of(records, template), model.config.tokenizer, _rules(model))
     if not len(encoded):
         raise UserError(f"no response fits the model's context of {model.config.n_ctx} tokens")
     losses, counts = _example_losses(model, encoded)
@@ -137,9 +140,12 @@ def _example_losses(model: GPT2, encoded: EncodedSet) -> tuple[Floats, Floats]:
     device = model.wte.weight.device
     impl = ops.resolve("auto", device)
     batcher, staging = ops.batcher(impl, device), Staging(device, keep=False)
+    model, places = _among_texts(model)
     batches, row_losses = [], []
     for begin in range(0, len(encoded), _BATCH_SIZE):
         batch = batcher(encoded, np.arange(begin, min(begin + _BATCH_SIZE, len(encoded))))
+        if places is not None:
+            batch = replace(batch, targets=places[batch.targets])
         batches.append(batch)
         row_losses.append(model(staging.put(batch).batch, impl=impl)[1])
     # Read when all have been asked for: a GPU is not waited for between them.
@@ -149,6 +155,24 @@ def _example_losses(model: GPT2, encoded: EncodedSet) -> tuple[Floats, Floats]:
     ]
     counts = np.diff(encoded.offsets) - encoded.first_target
     return np.concatenate([np.zeros(0), *losses]), counts.astype(np.float64)
+
+
+def _among_texts(model: GPT2) -> tuple[GPT2, Tensor | None]:
+    """The model with a head of the ids alone that stand for a text, as no answer holds others; the rest is shared.
+
+    Returns:
+        The model, and `[V]` int64 on the host, which row of its head each id has. The model itself, and None, where
+        every id stands for a text.
+    """
+    without_text = ids_without_text(model)
+    if without_text is None:
+        return model, None
+    narrow = copy.copy(model)
+    narrow._modules = {**model._modules}  # the copy has modules of its own: another head would else be the model's too
+    head = model.head.detach()[~without_text]
+    narrow.lm_head = nn.Linear(head.shape[1], head.shape[0], bias=False, device="meta")
+    narrow.lm_head.weight = nn.Parameter(head, requires_grad=False)
+    return narrow, (~without_text).cumsum(0).cpu() - 1
 
 
 def _is_right(record: Record, likely: Sequence[Likelihood]) -> tuple[bool, bool]:

@@ -25,7 +25,7 @@ from fastft.sampling import Sampler
 
 def answers(request: Request) -> Iterator[Answer]:
     """Answers the prompts, yielding each answer as it ends."""
-    sampler = Sampler(request.sampling, request.prompts, request.streams)
+    sampler = Sampler(request.sampling, request.prompts, request.streams, request.without_text)
     decoder = _Decoder(request)
     waiting = deque(range(len(request.prompts)))
     while waiting or decoder.answers:

@@ -20,12 +20,14 @@ from fastft.config import TrainOptions, from_yaml
 from fastft.console import warn
 from fastft.encode import EncodedSet, EncodingRules, encode, name_rows
 from fastft.errors import UserError
+from fastft.folder_tokenizer import NAMES as TOKENIZER_FILES
 from fastft.json_rows import BadRecord
 from fastft.keywords import hidden_path
+from fastft.model import GPT2Config
 from fastft.prompts import TEMPLATES, Template
 from fastft.records import Record, Split, check_usable, data_path, describe_bad, digest_of, load_records, split
 from fastft.token_cache import RecordFile, cache_for, pick
-from fastft.tokenizer import gpt2_tokenizer
+from fastft.tokenizer import Tokenizer
 
 _RESULTS = (
     *("responses.json", "responses.val.json", "responses.train.json", "scores.json", "judge-replies.jsonl"),
@@ -41,10 +43,8 @@ _IN_FOLDERS = {
         for file in _IN_CHECKPOINTS
     ),
     "hangs": ("rank-*.txt",),
-    "model": (
-        *("model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"),
-        *("vocab.json", "merges.txt", "special_tokens_map.json", ".*.tmp"),
-    ),
+    "model": ("model.safetensors", "config.json", "generation_config.json", *TOKENIZER_FILES, ".*.tmp"),
+    "tokenizer": (*TOKENIZER_FILES, ".*.tmp"),
     "tensorboard": ("events.out.tfevents.*",),
 }
 """What fastft writes into the folders of a run's folder."""
@@ -85,6 +85,11 @@ class Run:
     def hangs(self) -> Path:
         """Where each rank of a run that hung was, by its own words."""
         return self.folder / "hangs"
+
+    @property
+    def tokenizer(self) -> Path:
+        """The files of the tokenizer that the run trains with, where it is not GPT-2's own."""
+        return self.folder / "tokenizer"
 
     @property
     def model(self) -> Path:
@@ -146,7 +151,12 @@ class Run:
     def remove_leftovers(self) -> None:
         """Removes what a killed training had half written: hidden files and folders beside their places."""
         names = [".config.yaml.*.tmp", ".data.json.*.tmp", ".metrics.jsonl.*.tmp", ".ledger.jsonl.*.tmp"]
-        for pattern in (*names, *(f"checkpoints/.{kind}-*.tmp" for kind in _CHECKPOINTS), "model/.*.tmp"):
+        for pattern in (
+            *names,
+            *(f"checkpoints/.{kind}-*.tmp" for kind in _CHECKPOINTS),
+            "model/.*.tmp",
+            "tokenizer/.*.tmp",
+        ):
             for path in list(self.folder.glob(pattern)):
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path, ignore_errors=True)
@@ -215,23 +225,25 @@ class Data:
         indices = getattr(self.parts, name)[:most]
         return self.records.pick(indices) if isinstance(self.records, RecordFile) else pick(self.records, indices)
 
-    def encode(self, name: str, options: TrainOptions, n_ctx: int) -> EncodedSet:
-        """A part's examples as token ids; those of a large file are memory-mapped."""
+    def encode(self, name: str, options: TrainOptions, config: GPT2Config) -> EncodedSet:
+        """A part's examples as token ids of a model; those of a large file are memory-mapped."""
+        n_ctx = config.n_ctx
         limit = options.max_length or n_ctx
         if limit > n_ctx:
             raise UserError(f"got --max_length {limit}, expected at most the model's context of {n_ctx}")
         rules = EncodingRules(options.mask_prompt, limit, options.too_long)
-        return self._encoded(name, rules)
+        return self._encoded(name, rules, config.tokenizer)
 
-    def longer_than(self, n_ctx: int, options: TrainOptions) -> list[int]:
+    def longer_than(self, config: GPT2Config, options: TrainOptions) -> list[int]:
         """The test rows that do not fit a model's context with their responses. Training does not read them, but what
         comes after it does: so they are looked at before.
 
         Raises:
             UserError: there are some, and `--too_long` is `raise`.
         """
+        n_ctx = config.n_ctx
         # `--max_length` bounds what is trained on; a test row may be as long as the context.
-        rows = self._encoded("test", EncodingRules(True, n_ctx, "drop")).report.dropped
+        rows = self._encoded("test", EncodingRules(True, n_ctx, "drop"), config.tokenizer).report.dropped
         if rows and options.too_long == "raise":
             raise UserError(
                 f"{len(rows)} test examples are longer than the model's context of {n_ctx} tokens: {name_rows(rows)}; "
@@ -239,11 +251,11 @@ class Data:
             )
         return rows
 
-    def _encoded(self, name: str, rules: EncodingRules) -> EncodedSet:
+    def _encoded(self, name: str, rules: EncodingRules, tokenizer: Tokenizer) -> EncodedSet:
         if isinstance(self.records, RecordFile):
             indices = getattr(self.parts, name)
-            return self.records.encode(indices, self.template, gpt2_tokenizer(), rules, name=f"{name} examples")
-        return encode(self.part(name), self.template, gpt2_tokenizer(), **asdict(rules))
+            return self.records.encode(indices, self.template, tokenizer, rules, name=f"{name} examples")
+        return encode(self.part(name), self.template, tokenizer, **asdict(rules))
 
 
 def load_data(options: TrainOptions) -> Data:

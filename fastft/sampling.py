@@ -109,13 +109,32 @@ class Uniforms:
         return self._streams[prompt].random(count)
 
 
+def ids_without_text(model: GPT2) -> Tensor | None:
+    """`[V]` bool on the model's device, the ids that stand for no text: they are never chosen. None without any."""
+    mask = model.config.tokenizer.without_text(model.config.vocab_size)
+    return None if mask is None else torch.from_numpy(mask).to(model.head.device)
+
+
+def _of_texts(logits: Tensor, without_text: Tensor | None) -> Tensor:
+    """The logits `[n, V]`, of ids without a text minus infinity."""
+    return logits if without_text is None else logits.masked_fill(without_text, -torch.inf)
+
+
 class Sampler:
     """Chooses the next tokens of sequences, each by its prompt's number, and tells the host."""
 
-    def __init__(self, sampling: Sampling, prompts: Sequence[Sequence[int]], streams: Sequence[int]) -> None:
-        """Args: how to choose; the prompts; and which stream of random numbers each of them has."""
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompts: Sequence[Sequence[int]],
+        streams: Sequence[int],
+        without_text: Tensor | None = None,
+    ) -> None:
+        """Args: how to choose; the prompts; which stream of random numbers each of them has; and `[V]` bool, the ids
+        that are never chosen (`ids_without_text`)."""
         self._sampling = sampling
         self._prompts = prompts
+        self._without_text = without_text
         self._uniforms = Uniforms(sampling.seed, streams)
 
     def choose(
@@ -129,7 +148,7 @@ class Sampler:
             prompts: `[n]`, the number of each sequence's prompt.
             answers: `[n]`, the ids of each answer so far.
         """
-        logits = model.logits_of(hidden)  # [n, V]
+        logits = _of_texts(model.logits_of(hidden), self._without_text)  # [n, V]
         exact = _is_exact(logits)
         penalty = self._sampling.repetition_penalty
         seen = None
@@ -169,7 +188,13 @@ class Sampler:
 
 
 def choose_there(
-    model: GPT2, hidden: Tensor, sampling: Sampling, *, seen: Tensor | None, uniform: Tensor | None
+    model: GPT2,
+    hidden: Tensor,
+    sampling: Sampling,
+    *,
+    seen: Tensor | None,
+    uniform: Tensor | None,
+    without_text: Tensor | None = None,
 ) -> Tensor:
     """The next token of each row, chosen as by `Sampler`, and left on the device: nothing here waits for it.
 
@@ -182,6 +207,7 @@ def choose_there(
         sampling: how to choose.
         seen: `[n, V]` bool, which tokens are there already; where there is a penalty for that.
         uniform: `[n, 1]` float64 random numbers; where tokens are drawn.
+        without_text: `[V]` bool, the ids that are never chosen (`ids_without_text`).
 
     Returns:
         `[n, 3]` int64, for `Chosen`: the token, or `NO_NUMBER`; the second best where it comes close, or `NO_OTHER`;
@@ -189,6 +215,7 @@ def choose_there(
     """
     is_drawn = sampling.temperature != 0
     logits = model.logits_of(hidden) if is_drawn or _is_exact(hidden) else _wide_logits(hidden, model.head)  # [n, V]
+    logits = _of_texts(logits, without_text)
     if seen is not None:
         logits = logits.float()
         logits = torch.where(seen, _penalised(logits, sampling.repetition_penalty), logits)

@@ -236,7 +236,7 @@ class _Decoder:
         uniform = None
         if state.uniform is not None:
             uniform = self._drawn(indices, 1).to(self._device, non_blocking=True).T
-        chosen = choose_there(request.model, hidden, request.sampling, seen=seen, uniform=uniform)
+        chosen = self._choose(hidden, seen, uniform)
         state.take_first(new.rows, chosen)
         return chosen
 
@@ -300,7 +300,13 @@ class _Decoder:
         positions = (state.lengths + self._prefix.length).clamp_max(request.model.config.n_ctx - 1)
         hidden = request.model.hidden(state.tokens, positions, attend, impl=request.impl)
         uniform = None if state.uniform is None else state.uniform.index_select(0, state.step).T
-        state.take(choose_there(request.model, hidden, request.sampling, seen=state.seen, uniform=uniform))
+        state.take(self._choose(hidden, state.seen, uniform))
+
+    def _choose(self, hidden: Tensor, seen: Tensor | None, uniform: Tensor | None) -> Tensor:
+        request = self._request
+        return choose_there(
+            request.model, hidden, request.sampling, seen=seen, uniform=uniform, without_text=request.without_text
+        )
 
     def _drawn(self, prompts: Sequence[int | None], steps: int) -> Tensor:
         """The random numbers of the next steps, `[steps, n]` float64 on the host; where there is no prompt, zeros."""

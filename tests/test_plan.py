@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from fastft.config import TrainOptions
 from fastft.encode import EncodedSet
 from fastft.errors import UserError
+from fastft.model import config_for
 from fastft.plan import Cost, Indices, Packing, Plan, balanced, make_plan
 from fastft.run import load_data
 
@@ -279,7 +280,7 @@ def test_ranks_get_nearly_equal_cost() -> None:
 def sample() -> EncodedSet:
     """The training examples of the embedded data."""
     options = TrainOptions(data="sample")
-    return load_data(options).encode("train", options, n_ctx=1024)
+    return load_data(options).encode("train", options, config_for("gpt2"))
 
 
 GPT2_COST = Cost.of_gpt2(12, 768, 50257)

