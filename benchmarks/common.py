@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastft.batch import Batcher
     from fastft.encode import EncodedSet
-    from fastft.engine import Engine
+    from fastft.engine import AnyEngine
     from fastft.records import Record
 
 ROOT = Path(__file__).parents[1]
@@ -104,14 +104,11 @@ def wait_for(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def batcher_of(engine: Engine, *, packed: bool = True, share_prefix: bool = True) -> Batcher:
-    """What makes an engine's batches, as the trainer does: with plans for its kernels, and on CUDA of few sizes."""
+def batcher_of(engine: AnyEngine, *, packed: bool = True, share_prefix: bool = True) -> Batcher:
+    """What makes an engine's batches, as the trainer does."""
     from fastft import ops
-    from fastft.batch import Batcher
 
-    round_sizes = engine.device.type == "cuda"
-    planner = ops.planner(engine.impl, round_sizes=round_sizes)
-    return Batcher(packed=packed, share_prefix=share_prefix, round_sizes=round_sizes, planner=planner)
+    return ops.batcher(engine.impl, engine.device, packed=packed, share_prefix=share_prefix)
 
 
 def seconds_of(work: Callable[[], object], device: str) -> float:

@@ -1,7 +1,7 @@
 """fastft's training step as the benchmarks time it, and forward passes that lack one of its savings.
 
 The library saves head rows and last-block rows together. `AllLogits` and `AllTokens` take them apart: they are put
-together from the model's public parts, and an `Engine` trains them as it trains a `GPT2`.
+together from the model's public parts, and an engine trains them as it trains a `GPT2`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from benchmarks.common import WARMUP, spread, wait_for
 from fastft import ops
 from fastft.batch import Batch
 from fastft.config import TrainOptions
-from fastft.engine import Engine
+from fastft.engine import AnyEngine, Engine
+from fastft.gpu_engine import GpuEngine
 from fastft.model import GPT2, config_for
+from fastft.trainer import make_engine
+from fastft.world import ALONE
 
 RATE = 5e-5
 
@@ -46,29 +49,30 @@ class AllLogits(AllTokens):
 
 def new_engine(
     size: str, *, dtype: str, device: str, model: type[GPT2] = GPT2, impl: str = "auto", **options: Any
-) -> Engine:
-    """An engine over a randomly initialised model of this size."""
+) -> AnyEngine:
+    """The trainer's engine over a randomly initialised model of this size."""
     torch.manual_seed(0)
     settings = TrainOptions(dtype=dtype, device=device, impl=impl, **options)  # type: ignore[arg-type]
-    return Engine(model(config_for(size)), settings)
+    return make_engine(model(config_for(size)), settings, ALONE)
 
 
-def train_step(engine: Engine, batches: Iterable[Batch], rate: float = RATE) -> float:
+def train_step(engine: AnyEngine, batches: Iterable[Batch], rate: float = RATE) -> float:
     """One optimizer step over the batches; returns its loss when the device is done with the whole step."""
     batches = list(batches)
     count = sum(batch.count for batch in batches)
-    loss = sum(engine.accumulate(batch, count)[0] for batch in batches)
-    engine.update(rate)
+    losses = [engine.accumulate(batch, count)[0].double() for batch in batches]
+    update = engine.update(rate, torch.stack(losses).sum())()
     wait_for(engine.device.type)
-    return float(loss)
+    return update.loss
 
 
-def gradients(engine: Engine) -> dict[str, Tensor]:
+def gradients(engine: AnyEngine) -> dict[str, Tensor]:
     """The float32 gradients that `accumulate` has left, by the weights' names."""
+    if isinstance(engine, GpuEngine):
+        return {name: engine.flat.part(engine.flat.gradients, name) for name in engine.flat.tensors}
     # Where the products run in bf16 on a CPU, the engine keeps gradients beside its bf16 copies of the weights.
-    copies = getattr(engine, "copies", None)
-    if copies is not None:
-        return {name: gradient.float() for name, gradient in copies.gradients().items()}
+    if isinstance(engine, Engine) and engine.copies is not None:
+        return {name: gradient.float() for name, gradient in engine.copies.gradients().items()}
     return {name: p.grad.float() for name, p in engine.model.named_parameters() if p.grad is not None}
 
 

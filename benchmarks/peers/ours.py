@@ -11,8 +11,9 @@ import numpy as np
 from benchmarks import common
 from benchmarks.peers import shared
 from fastft.config import TrainOptions
-from fastft.engine import Engine
 from fastft.model import GPT2, config_for
+from fastft.trainer import make_engine
+from fastft.world import ALONE
 
 
 def steps_of(options: argparse.Namespace) -> Iterator[Callable[[], float]]:
@@ -20,15 +21,15 @@ def steps_of(options: argparse.Namespace) -> Iterator[Callable[[], float]]:
     model = GPT2(config_for(options.size))
     shared.initialise(model.named_parameters(), model.config)
     device = common.chosen_device(options.device)
-    engine = Engine(model, TrainOptions(dtype=options.dtype, device=device, weight_decay=shared.WEIGHT_DECAY))
+    settings = TrainOptions(dtype=options.dtype, device=device, weight_decay=shared.WEIGHT_DECAY)
+    engine = make_engine(model, settings, ALONE)
     encoded, n = shared.encoded_of(options), options.batch_size
     batcher = common.batcher_of(engine)
 
     def step(begin: int) -> float:
         batch = batcher(encoded, np.arange(begin, begin + n))
         loss, _ = engine.accumulate(batch, batch.count)
-        engine.update(shared.RATE)
-        return loss.item()
+        return engine.update(shared.RATE, loss)().loss
 
     for begin in range(0, len(encoded), n):
         yield lambda begin=begin: step(begin)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 import os
-from dataclasses import fields
 from typing import Any
 
 import torch
 
 from fastft.config import TrainOptions
 from fastft.encode import EncodedSet
-from fastft.engine import Engine
+from fastft.engine import AnyEngine
 from fastft.model import GPT2, GPT2Config, config_for
 from fastft.predict import training_set
+from fastft.trainer import make_engine
+from fastft.world import ALONE
 
 PRETENDED = bool(os.environ.get("PRETENDED"))
 """A dry run: see `tools.gpu_day.pretended`."""
@@ -34,11 +35,9 @@ def gpt2(size: str = SIZE) -> GPT2:
         return GPT2(config(size))
 
 
-def engine(size: str = SIZE, **options: Any) -> Engine:
-    """fastft's engine over such a model; an option that this version does not have is left out."""
-    known = {field.name for field in fields(TrainOptions)}
-    given = {"dtype": "bf16", "device": "cuda", **options}
-    return Engine(gpt2(size), TrainOptions(**{name: value for name, value in given.items() if name in known}))
+def engine(size: str = SIZE, **options: Any) -> AnyEngine:
+    """The trainer's engine over such a model."""
+    return make_engine(gpt2(size), TrainOptions(**{"dtype": "bf16", "device": "cuda", **options}), ALONE)
 
 
 @functools.cache

@@ -123,7 +123,7 @@ def _step(size: str) -> Found:
     }
     losses, found = {}, {}
     for name, (impl, dtype) in ways.items():
-        engine = models.engine(size, dtype=dtype, impl=impl, compile=False, cuda_graphs=False)
+        engine = models.engine(size, dtype=dtype, impl=impl, cuda_graphs=False)
         batch = common.batcher_of(engine)(models.examples(), np.arange(8))
         losses[name] = float(engine.accumulate(batch, batch.count)[0])
         found[name] = {key: gradient.clone() for key, gradient in gradients(engine).items()}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks import common
+from benchmarks.engines import gradients
 from fastft import gpu_clock
 from fastft.child_tasks import Found
 from tools.gpu_day import models
@@ -42,13 +42,6 @@ def do(task: str) -> Found:
 
 @functools.cache
 def _engine() -> Any:
-    # Before 2.13 torch writes out a whole graph for each operation that inductor has no lowering for: of 12 layers for
-    # minutes, of 24 until RecursionError.
-    if torch.torch_version.TorchVersion(torch.__version__) < "2.13":
-        from torch._inductor import exc
-
-        spoken: Callable[..., str] = lambda target, args, kwargs: f"target: {target}"  # noqa: E731, ARG005
-        exc.OperatorIssue.operator_str = staticmethod(spoken)  # type: ignore[method-assign]
     return models.engine(compile=True, cuda_graphs=False)
 
 
@@ -56,8 +49,7 @@ def _once(n: int) -> None:
     engine = _engine()
     batch = common.batcher_of(engine)(models.examples(), np.arange(n))
     loss, _ = engine.accumulate(batch, batch.count)
-    engine.update(5e-5)
-    loss.item()
+    engine.update(5e-5, loss)()
 
 
 def _compile() -> Found:
@@ -80,8 +72,8 @@ def _bits() -> Found:
     engine, found = _engine(), []
     batch = common.batcher_of(engine)(models.examples(), np.arange(64))
     for _ in range(2):
-        engine.model.zero_grad(set_to_none=True)
-        engine.accumulate(batch, batch.count)
-        found.append({name: p.grad.clone() for name, p in engine.model.named_parameters()})
+        loss, _ = engine.accumulate(batch, batch.count)
+        found.append({name: gradient.clone() for name, gradient in gradients(engine).items()})
+        engine.update(0.0, loss)()  # the next pass begins another step, with the same weights
     differing = [name for name in found[0] if not torch.equal(found[0][name], found[1][name])]
     return {"ok": not differing, "differing": differing[:6], "many": len(differing)}

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections import deque
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,10 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import common
-from fastft import gpu_clock, ops
-from fastft.batch import Batch, Batcher
+from fastft import gpu_clock
+from fastft.batch import Batch
 from fastft.child_tasks import Found
-from fastft.config import TrainOptions
-from fastft.model import GPT2
+from fastft.engine import Update
 from fastft.optim import adamw
 from fastft.predict import EFFICIENCY, packed_batch, step_costs
 from tools.gpu_day import models
@@ -39,7 +38,7 @@ Step = Callable[[], object]
 def tasks() -> list[str]:
     """Ours, then the peers' of the same examples; last what compiles for a minute."""
     ours, peers = ([f"step {name}" for name in _STEPS if name.startswith("fastft") == first] for first in (True, False))
-    of_examples = [f"{kind} {n}" for kind in (*ours, "graph", "parts", *peers) for n in models.EXAMPLES]
+    of_examples = [f"{kind} {n}" for kind in (*ours, "parts", *peers) for n in models.EXAMPLES]
     return ["adamw", *sorted(of_examples, key=lambda task: "compiled" in task), "trl 8"]
 
 
@@ -49,8 +48,6 @@ def do(task: str) -> Found:
     match kind:
         case "step":
             return _timed(_STEPS[" ".join(rest[:-1])](int(rest[-1])), int(rest[-1]))
-        case "graph":
-            return _graph(int(rest[0]))
         case "parts":
             return _parts(int(rest[0]))
         case "adamw":
@@ -67,7 +64,15 @@ def _timed(step: Step, n: int) -> Found:
     torch.cuda.reset_peak_memory_stats()
     wall = gpu_clock.wall_times(step, rounds=_ROUNDS)
     peak = torch.cuda.max_memory_allocated() / 2**30
-    return {"n": n, "ms": wall.median, "spread": wall.spread, "peak_gib": peak, **_busy(step)}
+    predicted = _predicted_ms(n)
+    return {
+        "n": n,
+        "ms": wall.median,
+        "spread": wall.spread,
+        "peak_gib": peak,
+        "predicted_ms": predicted,
+        **_busy(step),
+    }
 
 
 def _busy(step: Step) -> Found:
@@ -98,72 +103,40 @@ def _engine(**options: Any) -> Any:
 
 
 def _fastft(n: int, **options: Any) -> Step:
-    """As the trainer steps: a new batch, forward and backward, update; the loss is read."""
+    """As the trainer steps: a new batch, forward and backward, update; the figures of the step before are read."""
     engine = _engine(**options)
     batcher = common.batcher_of(engine)
+    begun: deque[Callable[[], Update]] = deque()
 
     def step() -> None:
         batch = batcher(models.examples(), np.arange(n))
         loss, _ = engine.accumulate(batch, batch.count)
-        engine.update(RATE)
-        loss.item()
+        begun.append(engine.update(RATE, loss))
+        if len(begun) > engine.in_flight:
+            begun.popleft()()
 
     return step
 
 
 def _parts(n: int) -> Found:
-    """Host milliseconds of an eager step's parts, and what the host then waits for the GPU."""
-    engine = _engine(**_EAGER)
+    """Host milliseconds of a captured step's parts, and what the host then waits for the GPU."""
+    engine = _engine()
     batcher = common.batcher_of(engine)
     batch: list[Batch] = []
+    losses: list[Tensor] = []
 
     def make() -> None:
         batch[:] = [batcher(models.examples(), np.arange(n))]
 
     def accumulate() -> None:
-        engine.accumulate(batch[0], batch[0].count)
+        losses[:] = [engine.accumulate(batch[0], batch[0].count)[0]]
 
-    parts = {"batch": make, "accumulate": accumulate, "update": lambda: engine.update(RATE)}
+    parts = {"batch": make, "accumulate": accumulate, "update": lambda: engine.update(RATE, losses[0])}
     found = {}
     for name, run in parts.items():
         found[f"{name}_host_ms"] = gpu_clock.host_times(run, rounds=_ROUNDS).median
         found[f"{name}_wall_ms"] = gpu_clock.wall_times(run, rounds=_ROUNDS).median
     return {"n": n, "T": batch[0].tokens.numel(), "R": batch[0].rows.numel(), **found}
-
-
-def _graph(n: int) -> Found:
-    """A whole step as one CUDA graph, made by hand: forward, backward, norm, clipping, AdamW. Its batch is on the GPU.
-
-    It is what a captured step of the engine can come to: no launch costs the host anything.
-    """
-    torch.cuda.empty_cache()
-    model = models.gpt2()
-    optimizer = adamw(model, lr=RATE, weight_decay=0.1, decay_all=False)
-    for group in optimizer.param_groups:
-        group["capturable"] = True
-    made = Batcher(round_sizes=True, planner=ops.planner("triton", round_sizes=True))(models.examples(), np.arange(n))
-    batch = made.to("cuda")
-    weights = batch.weights / batch.count
-    step = functools.partial(_whole_step, model, optimizer, batch, weights)
-    graph = gpu_clock.captured(step)
-    gpu = gpu_clock.gpu_times(graph.replay, rounds=_ROUNDS)
-    return {
-        "n": n,
-        "gpu_ms": gpu.median,
-        "spread": gpu.spread,
-        "host_ms": gpu_clock.host_times(graph.replay, rounds=_ROUNDS).median,
-        "ms": gpu_clock.wall_times(graph.replay, rounds=_ROUNDS).median,
-        "predicted_ms": _predicted_ms(n),
-    }
-
-
-def _whole_step(model: GPT2, optimizer: torch.optim.Optimizer, batch: Batch, weights: Tensor) -> None:
-    with torch.autocast("cuda", dtype=torch.bfloat16):
-        loss, _ = model(batch, row_weights=weights, impl="triton")
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0, foreach=True)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
 
 
 def _predicted_ms(n: int) -> float | None:
@@ -235,13 +208,11 @@ def _trl(n: int) -> Found:
     return {"n": n, "ms": 1e3 * n / speeds["median"], "peak_gib": result["peak_bytes"] / 2**30}
 
 
-_EAGER = {"compile": False, "cuda_graphs": False}
 _STEPS: dict[str, Callable[[int], Step]] = {
-    "fastft eager": functools.partial(_fastft, **_EAGER),
+    "fastft captured": _fastft,
+    "fastft eager": functools.partial(_fastft, cuda_graphs=False),
     "transformers padded": functools.partial(_transformers, kind="padded"),
     "transformers flat": functools.partial(_transformers, kind="flat"),
 }
 if not models.PRETENDED:  # there it would compile for a minute, and say nothing of ours
     _STEPS["transformers compiled"] = functools.partial(_transformers, kind="padded", compiled=True)
-if "cuda_graphs" in {field.name for field in fields(TrainOptions)}:
-    _STEPS = {"fastft captured": functools.partial(_fastft, compile=False, cuda_graphs=True), **_STEPS}
