@@ -90,9 +90,11 @@ class Batch:
 
     def sizes(self) -> Hashable:
         """What the kernels that compute it depend on: shapes, and the numbers of its plans that they are given."""
-        plans = [tiles for tiles in (self.tiles, self.row_tiles) if isinstance(tiles, AttentionPlan)]
-        numbers = tuple((plan.BM, plan.BN, plan.BQ, plan.BK, plan.slots) for plan in plans)
-        return self.row_length, numbers, tuple(tuple(tensor.shape) for tensor in self.tensors())
+        numbers = tuple(
+            (plan.BM, plan.BN, plan.BQ, plan.BK, plan.slots) if isinstance(plan, AttentionPlan) else None
+            for plan in (self.tiles, self.row_tiles)
+        )
+        return self.row_length, numbers, tuple((tensor.dtype, tuple(tensor.shape)) for tensor in self.tensors())
 
     def with_row_plans(self, planner: RowPlanner) -> Batch:
         """The batch with its gathers planned."""

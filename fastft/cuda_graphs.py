@@ -80,9 +80,14 @@ class Graphs:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        # Another thread may pin memory for the next batch meanwhile: only this thread must keep to what is allowed.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            work()
+        before = torch.cuda.current_stream(self._device)
+        try:
+            # Another thread may pin memory for the next batch meanwhile: only this one must keep to what is allowed.
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                work()
+        except BaseException:
+            torch.cuda.set_stream(before)  # where a capture fails, torch leaves its own stream the current one
+            raise
         return graph
 
     def _say_full(self) -> None:

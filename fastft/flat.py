@@ -114,6 +114,8 @@ class FlatWeights:
         self.step += 1 - found_inf
         for decay in (True, False):
             runs = [run for run in self._runs if run.decays == decay]
+            if not runs:  # of nothing torch's kernel for CUDA would read the first tensor
+                continue
             weights, gradients, exp_avgs, exp_avg_sqs = (
                 [whole[run.begin : run.end] for run in runs]
                 for whole in (self.weights, self.gradients, self.exp_avg, self.exp_avg_sq)

@@ -261,7 +261,7 @@ class _Reader:
 
     def _of_vocab_and_merges(self) -> dict[str, Any]:
         config = self._object("tokenizer_config.json")
-        kind = str(config.get("tokenizer_class") or _BYTE_LEVEL_CLASSES[0]).removesuffix("Fast")
+        kind = _class_named(config)
         if kind not in _BYTE_LEVEL_CLASSES:
             raise self._refusal(f"it is a {kind}, whose vocab.json and merges.txt are not GPT-2's kind")
         vocab, merges = self._vocab(), self._merges()
@@ -370,10 +370,21 @@ def tokenizer_of(folder: Path) -> Tokenizer | None:
                 "merges.txt; save it again with transformers, `AutoTokenizer.from_pretrained(FOLDER)."
                 "save_pretrained(NEW_FOLDER)`"
             )
+        kind = _class_named(files.object_or_empty(folder / "tokenizer_config.json"))
+        if kind not in _BYTE_LEVEL_CLASSES:
+            raise UserError(
+                f"{folder}: tokenizer_config.json says it is a {kind}, and its vocabulary is not there; expected "
+                "tokenizer.json beside it, as transformers' save_pretrained writes it"
+            )
         return None
     config = files.object_or_empty(folder / "config.json")  # it is checked where the weights are read
     made = FolderTokenizer(contents, str(folder), config)
     return gpt2_tokenizer() if made.is_gpt2s else made
+
+
+def _class_named(config: Mapping[str, Any]) -> str:
+    """The class of transformers that a `tokenizer_config.json` names; GPT-2's where it names none."""
+    return str(config.get("tokenizer_class") or _BYTE_LEVEL_CLASSES[0]).removesuffix("Fast")
 
 
 def _bytes_of(path: Path) -> bytes:

@@ -60,10 +60,10 @@ class GpuEngine(WholeModel):
         )
         if options.compile:
             ops.compile_model(self.flat.computes)
-        captures = captures_graphs(options, self.impl, self.device)
-        self.graphs = Graphs(self.device, enabled=captures)
-        self.evaluation_graphs = Graphs(self.device, enabled=captures)
-        self._staging = Staging(self.device, keep=captures)
+        self._captures = captures_graphs(options, self.impl, self.device)
+        self.graphs = Graphs(self.device, enabled=self._captures)
+        self.evaluation_graphs = Graphs(self.device, enabled=self._captures)
+        self._staging = Staging(self.device, keep=self._captures)
         self._clip = options.clip or math.inf
         self._exchanges: list[Any] = []
         self._missing: list[int] = []
@@ -84,23 +84,29 @@ class GpuEngine(WholeModel):
         self._scale = torch.full((), _FIRST_SCALE if self.dtype == "fp16" else 1.0, device=self.device)
         self._good_steps = torch.zeros((), dtype=torch.int32, device=self.device)
         self._report = torch.zeros(4, dtype=torch.float64, device=self.device)
-        self._adds = self._is_last = False
+        self._adds = self._exchanges_now = False
 
     def accumulate(self, batch: Batch, count: int, *, last: bool = True) -> tuple[Tensor, Tensor]:
         """See `fastft.engine.AnyEngine`."""
         staged = self._staging.put(batch.divided(count))
-        rows = self._row_losses.setdefault(batch.rows.numel(), self._pack_loss.new_zeros(batch.rows.numel()))
-        self._adds, self._is_last = self._packs > 0, last
+        R = batch.rows.numel()
+        if R not in self._row_losses:
+            self._row_losses[R] = self._pack_loss.new_zeros(R)
+        rows = self._row_losses[R]
+        self._adds = self._packs > 0
+        self._exchanges_now = last and self.world.size > 1 and not self._captures
         self._packs += 1
-        exchanges = last and self.world.size > 1
-        key = (staged.sizes, self._adds, exchanges)
-        self.graphs.run(key, lambda: self._forward_backward(staged.batch, rows))
+        self.graphs.run((staged.sizes, self._adds), lambda: self._forward_backward(staged.batch, rows))
+        if last and self.world.size > 1:
+            self._exchange()
         return self._pack_loss.clone(), on_the_way(rows)
 
     def update(self, lr: float, loss: Tensor) -> Callable[[], Update]:
         """See `fastft.engine.AnyEngine`."""
         self._packs = 0
         self._loss.copy_(loss)
+        if self.world.size > 1:
+            dist.all_reduce(self._loss)
         self._lr.copy_(pinned(torch.tensor(lr), self.device), non_blocking=True)
         self.graphs.run("update", self._update)
         return partial(self._read, Reading(self._report))
@@ -155,8 +161,6 @@ class GpuEngine(WholeModel):
             tensor.grad = None  # of a pass that was broken off
         loss, losses = self.flat.computes(batch, row_weights=batch.weights, impl=self.impl)
         (loss * self._scale if self.dtype == "fp16" else loss).backward()
-        for exchange in self._exchanges:
-            exchange.wait()
         self._pack_loss.copy_(loss.detach())
         row_losses.copy_(losses)
 
@@ -174,14 +178,29 @@ class GpuEngine(WholeModel):
         self.flat.take(bucket.names, gradients, add=self._adds)
         for tensor in tensors:
             tensor.grad = None
-        if self._is_last and self.world.size > 1:
-            # Each rank's is a part of one sum over one count: nothing is averaged.
-            self._exchanges.append(dist.all_reduce(self.flat.gradients[bucket.begin : bucket.end], async_op=True))
+        if self._exchanges_now:
+            self._begin_exchange(bucket)
+
+    def _begin_exchange(self, bucket: Bucket) -> None:
+        """Each rank's gradients are a part of one sum over one count: nothing is averaged."""
+        self._exchanges.append(dist.all_reduce(self.flat.gradients[bucket.begin : bucket.end], async_op=True))
+
+    def _exchange(self) -> None:
+        """Adds up the gradients of all ranks.
+
+        Uncaptured, that has begun while the backward pass went on. NCCL wants an operation to be captured by all ranks
+        or by none ("Using NCCL with CUDA Graphs"), and which sizes come when differs from rank to rank: so behind a
+        graph it begins here.
+        """
+        if not self._exchanges_now:
+            self._exchanges.clear()
+            for bucket in self.flat.buckets:
+                self._begin_exchange(bucket)
+        for exchange in self._exchanges:
+            exchange.wait()
 
     @torch.no_grad()
     def _update(self) -> None:
-        if self.world.size > 1:
-            dist.all_reduce(self._loss)
         norm = self.flat.gradient_norm() / self._scale
         is_finite = norm.isfinite() & self._loss.isfinite()
         factor = (self._clip / (norm + 1e-6)).clamp(max=1.0) / self._scale

@@ -308,7 +308,8 @@ class Trainer:
                         warn(f"step {progress.step}: {slow}")
                     if progress.step == stop_after:
                         stop.asked = signal.SIGTERM
-                    if self._meet(stop) or self._went_too_far(line):
+                    too_far = self._went_too_far(line)
+                    if self._meet(stop) or too_far:
                         in_flight = 0  # what is under way is ended first: weights and progress are then of one step
                 if not begun:
                     self._check_skipped()

@@ -68,6 +68,7 @@ class TestStage:
         options = TrainOptions(data=str(tmp_path / "records.json"), model="pico", out=run.folder)
         run.folder.mkdir()
         run.config.write_text(to_yaml(options))
+        run.data.write_text(json.dumps({"split_sha256": load_data(options).fingerprint()}))
         save_hf(initial_model(options), run.model)
         return run
 
