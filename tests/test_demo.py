@@ -19,7 +19,7 @@ from fastft.trainer import Outcome
 
 def test_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def shorter(out: Path, full=demo_module.demo_run) -> TrainOptions:
-        return replace(full(out), model="pico", steps=3, epochs=2, eval_every=2)
+        return replace(full(out), model="pico", steps=3, epochs=2, warmup=1, eval_every=2)
 
     monkeypatch.setattr(demo_module, "demo_run", shorter)
     for _ in range(2):  # a second demo replaces the first

@@ -184,7 +184,7 @@ class TestRun:
         outcome = train(replace(options, epochs=1, eval_every=0))
         lines = [line for line in metrics(options) if "loss" in line]
         data = load_data(options)
-        encoded = data.encode("train", options, 256)
+        encoded = data.encode("train", options, config_for("pico"))
         assert sum(line["tokens_real"] for line in lines) == encoded.lengths.sum()
         assert sum(line["tokens_supervised"] for line in lines) == encoded.supervised.sum()
         assert sum(line["tokens_computed"] for line in lines) == outcome.progress.tokens_seen
@@ -260,7 +260,7 @@ class TestRun:
     def test_dry_run_writes_nothing(self, options: TrainOptions, capsys: pytest.CaptureFixture[str]) -> None:
         train(replace(options, dry_run=True))
         said = " ".join(capsys.readouterr().err.split())
-        encoded = load_data(options).encode("train", options, 256)
+        encoded = load_data(options).encode("train", options, config_for("pico"))
         assert f"{2 * encoded.lengths.sum():,} real" in said
         assert f"{2 * encoded.supervised.sum():,} supervised" in said
         assert "training will take about" in said
@@ -387,7 +387,10 @@ class TestOneData:
         seen = json.loads((options.out / "data.json").read_text())
         assert [bad["row"] for bad in seen["left_out"]] == list(range(61, 86))
         assert seen["records"] == 60
-        assert len(seen["train"]["truncated"]) == (load_data(options).encode("train", options, 256).lengths > 50).sum()
+        assert (
+            len(seen["train"]["truncated"])
+            == (load_data(options).encode("train", options, config_for("pico")).lengths > 50).sum()
+        )
 
     def test_another_split_has_its_own_file(self, options: TrainOptions) -> None:
         train(replace(options, steps=1, eval_every=0))
@@ -400,7 +403,7 @@ class TestOneData:
 
 def test_ledger(options: TrainOptions) -> None:
     train(replace(options, epochs=2, eval_every=0, ledger=True, accumulate=2))
-    train_set = load_data(options).encode("train", options, 256)
+    train_set = load_data(options).encode("train", options, config_for("pico"))
     supervised = dict(zip(train_set.rows.tolist(), train_set.supervised.tolist(), strict=True))
     lines = list(read_metrics(options.out / "ledger.jsonl"))
     steps = [line for line in metrics(options) if "loss" in line]
