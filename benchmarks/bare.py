@@ -83,7 +83,7 @@ def measure(size: str, dtype: str, steps: int, device: str) -> dict[str, Any]:
     encoded = common.encoded_records(common.records_in_order(n * (steps + common.WARMUP)), config_for(size).n_ctx)
     engine = new_engine(size, dtype=dtype, device=device)
     batcher = common.batcher_of(engine)
-    batches = [batcher(encoded, range(i * n, i * n + n)) for i in range(steps + common.WARMUP)]  # type: ignore[arg-type]
+    batches = [batcher(encoded, range(i * n, i * n + n)) for i in range(steps + common.WARMUP)]  # type: ignore[arg-type] # indices
     products = BareProducts(
         engine.model.config,
         max(batch.tokens.numel() for batch in batches),
@@ -94,11 +94,11 @@ def measure(size: str, dtype: str, steps: int, device: str) -> dict[str, Any]:
     step_seconds, bare_seconds, flops = [], [], []
     for index in range(len(batches)):
         with Stopwatch() as watch:
-            batch = batcher(encoded, range(index * n, index * n + n))  # type: ignore[arg-type]
+            batch = batcher(encoded, range(index * n, index * n + n))  # type: ignore[arg-type] # indices
             train_step(engine, [batch])
         step_seconds.append(watch.seconds)
         T, R = batch.tokens.numel(), batch.rows.numel()
-        bare_seconds.append(common.seconds_of(lambda T=T, R=R: products(T, R), device))  # type: ignore[misc]
+        bare_seconds.append(common.seconds_of(lambda T=T, R=R: products(T, R), device))  # type: ignore[misc] # bound now
         flops.append(products.flops)
     steps_timed, bare_timed = Timed(step_seconds), Timed(bare_seconds)
     timed_flops = flops[common.WARMUP :]

@@ -165,8 +165,8 @@ class GpuEngine(WholeModel):
         row_losses.copy_(losses)
 
     def _arrived(self, index: int, _: Tensor) -> None:
-        """A gradient of a bucket is there: when it is the last one, they go to their places, and to the other ranks
-        while the backward pass goes on."""
+        """A gradient of a bucket is there: when it is the last one, they go to their places and, uncaptured, to the
+        other ranks while the backward pass goes on."""
         self._missing[index] -= 1
         if not self._missing[index]:
             self._take(self.flat.buckets[index])

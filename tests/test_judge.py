@@ -596,7 +596,10 @@ def test_a_parameter_that_is_refused_is_left_out_remembered_and_said(
 
 def test_a_parameter_under_status_422_in_fastapis_form_is_left_out() -> None:
     detail = [{"type": "extra_forbidden", "loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]
-    refusal = lambda handler: handler.json(422, {"detail": detail})  # noqa: E731
+
+    def refusal(handler: Any) -> None:
+        handler.json(422, {"detail": detail})
+
     with OllamaStub(refusal, completes("85")) as stub:
         openai(stub).ask(QUESTION)
         assert ["seed" in payload for payload in stub.asked] == [True, False]

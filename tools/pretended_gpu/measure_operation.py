@@ -32,7 +32,7 @@ def _launch(kernel: object, x: Tensor, bias: Tensor) -> Tensor:
     """`[N, F]` -> `[N, F]`."""
     N, F = x.shape
     y = torch.empty_like(x)
-    kernel[(triton.cdiv(N, BN), triton.cdiv(F, BF))](  # type: ignore[index]
+    kernel[(triton.cdiv(N, BN), triton.cdiv(F, BF))](  # type: ignore[index] # a jitted kernel
         x, bias, y, N, F, x.stride(0), HAS_BIAS=True, BN=BN, BF=BF, num_warps=4, num_stages=1
     )
     return y
