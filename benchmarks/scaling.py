@@ -185,6 +185,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--worker", action="store_true", help="measure here and say it as JSON")
     options = parser.parse_args(argv)
+    if len(set(options.examples)) < 2 or min(options.examples) < 1:
+        parser.error(
+            f"--examples: got {options.examples}, expected two different sizes or more, to see what time grows with"
+        )
     if not options.worker:
         run(options)
         return

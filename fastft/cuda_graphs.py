@@ -25,15 +25,17 @@ class Graphs:
     stream, in any order. Whatever is to outlive a replay lies in tensors that were made outside of the captured work.
     """
 
-    def __init__(self, device: torch.device, *, enabled: bool = True, most: int = MOST_GRAPHS) -> None:
+    def __init__(self, device: torch.device, of: str, *, enabled: bool = True, most: int = MOST_GRAPHS) -> None:
         """No graph yet.
 
         Args:
             device: of the work.
+            of: what the work belongs to, for warnings.
             enabled: off, all work runs as it is; as it does on a device without graphs.
             most: how many pieces of work are captured at the most.
         """
         self._device = device
+        self._of = of
         self._enabled = enabled and device.type == "cuda"
         self._most = most
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph | None] = {}  # None: ran once, not captured yet
@@ -70,7 +72,7 @@ class Graphs:
         except RuntimeError as error:
             self._enabled = False
             reason = str(error).partition("\n")[0]
-            warn(f"CUDA graphs are off from here on, as a step could not be captured ({reason})")
+            warn(f"CUDA graphs of {self._of} are off from here on, as a step could not be captured ({reason})")
             work()
             return
         self._graphs[key] = graph
@@ -92,5 +94,5 @@ class Graphs:
 
     def _say_full(self) -> None:
         if not self._is_full:
-            warn(f"{self._most} CUDA graphs are captured; batches of further sizes run without")
+            warn(f"{self._most} CUDA graphs of {self._of} are captured; batches of further sizes run without")
         self._is_full = True

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +72,13 @@ class AnyEngine(Protocol):
             values are there when the step's `Update` is.
         """
 
+    def abandon(self) -> None:
+        """Gives up the step that is under way: what `accumulate` has added so far goes into no update.
+
+        `accumulate` does so itself when it is broken off, so that a caller who goes on after an error (out of memory,
+        say) has no part of that step in the next one.
+        """
+
     def update(self, lr: float, loss: Tensor) -> Callable[[], Update]:
         """Clips the gradient, updates the weights at rate `lr` and clears the gradient.
 
@@ -106,6 +113,16 @@ class AnyEngine(Protocol):
 
     def load_loss_scale(self, state: dict[str, Any]) -> None:
         """Puts the state of fp16's loss scaling back."""
+
+
+@contextlib.contextmanager
+def abandoned_on_error(engine: AnyEngine) -> Iterator[None]:
+    """A block of a step; an error within it gives up the whole step."""
+    try:
+        yield
+    except BaseException:
+        engine.abandon()
+        raise
 
 
 class WholeModel:
@@ -155,12 +172,17 @@ class Engine(WholeModel):
     def accumulate(self, batch: Batch, count: int, *, last: bool = True) -> tuple[Tensor, Tensor]:
         """See `AnyEngine`."""
         del last  # gradients are summed over the ranks by `update`
-        batch = batch.to(self.device)
-        if self.copies is not None:
-            self.copies.sum_up()  # of the step's earlier batches
-        loss, row_losses = self._forward(batch, row_weights=batch.weights / count)
-        torch.autograd.backward(self.scaler.scale(loss))
+        with abandoned_on_error(self):
+            batch = batch.to(self.device)
+            if self.copies is not None:
+                self.copies.sum_up()  # of the step's earlier batches
+            loss, row_losses = self._forward(batch, row_weights=batch.weights / count)
+            torch.autograd.backward(self.scaler.scale(loss))
         return loss.detach(), row_losses
+
+    def abandon(self) -> None:
+        """See `AnyEngine`."""
+        self._clear_gradients()
 
     def update(self, lr: float, loss: Tensor) -> Callable[[], Update]:
         """See `AnyEngine`."""

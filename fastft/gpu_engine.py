@@ -22,7 +22,7 @@ from fastft import ops
 from fastft.batch import Batch
 from fastft.config import TrainOptions
 from fastft.cuda_graphs import Graphs
-from fastft.engine import Moments, Update, WholeModel
+from fastft.engine import Moments, Update, WholeModel, abandoned_on_error
 from fastft.errors import UserError
 from fastft.flat import Bucket, FlatWeights
 from fastft.model import GPT2
@@ -61,8 +61,8 @@ class GpuEngine(WholeModel):
         if options.compile:
             ops.compile_model(self.flat.computes)
         self._captures = captures_graphs(options, self.impl, self.device)
-        self.graphs = Graphs(self.device, enabled=self._captures)
-        self.evaluation_graphs = Graphs(self.device, enabled=self._captures)
+        self.graphs = Graphs(self.device, "training", enabled=self._captures)
+        self.evaluation_graphs = Graphs(self.device, "evaluation", enabled=self._captures)
         self._staging = Staging(self.device, keep=self._captures)
         self._clip = options.clip or math.inf
         self._exchanges: list[Any] = []
@@ -96,10 +96,15 @@ class GpuEngine(WholeModel):
         self._adds = self._packs > 0
         self._exchanges_now = last and self.world.size > 1 and not self._captures
         self._packs += 1
-        self.graphs.run((staged.sizes, self._adds), lambda: self._forward_backward(staged.batch, rows))
-        if last and self.world.size > 1:
-            self._exchange()
+        with abandoned_on_error(self):
+            self.graphs.run((staged.sizes, self._adds), lambda: self._forward_backward(staged.batch, rows))
+            if last and self.world.size > 1:
+                self._exchange()
         return self._pack_loss.clone(), on_the_way(rows)
+
+    def abandon(self) -> None:
+        """See `fastft.engine.AnyEngine`: the next batch's gradients are stored, not added."""
+        self._packs = 0
 
     def update(self, lr: float, loss: Tensor) -> Callable[[], Update]:
         """See `fastft.engine.AnyEngine`."""

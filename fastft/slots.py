@@ -177,7 +177,7 @@ class _Decoder:
         most = max(self._end_of(index) for index in range(len(prompts))) + 1  # a row at its end still writes one
         head_dim = config.n_embd // config.n_head
         self._cache = FixedCache(config.n_layer, config.n_head, weight, head_dim, rows=N, most=most)
-        self._graphs = Graphs(self._device, enabled=request.graphs)
+        self._graphs = Graphs(self._device, "decoding", enabled=request.graphs)
 
     def answers(self) -> Iterator[Answer]:
         """Yields each answer as it ends."""

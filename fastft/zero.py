@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from fastft import ops
 from fastft.batch import Batch
 from fastft.config import DType, TrainOptions
-from fastft.engine import Moments, Update
+from fastft.engine import Moments, Update, abandoned_on_error
 from fastft.errors import UserError
 from fastft.model import GPT2, Block
 from fastft.optim import BETAS, EPSILON, parameter_groups
@@ -69,6 +69,7 @@ class ZeroEngine:
         self.impl = ops.resolve(options.impl, self.device)
         self.model = model
         self._staging = Staging(self.device, keep=False)
+        self._is_broken = False
         _check(options, dtype, config.stage, self.device)
         deepspeed = _deepspeed(self.device)
         torch.backends.cuda.matmul.allow_tf32 = options.tf32
@@ -114,7 +115,16 @@ class ZeroEngine:
 
     def accumulate(self, batch: Batch, count: int, *, last: bool = True) -> tuple[Tensor, Tensor]:
         """See `fastft.engine.AnyEngine`."""
-        batch = self._staging.put(batch).batch
+        if self._is_broken:
+            raise RuntimeError("a step was given up, and DeepSpeed cannot forget its gradients: make a new engine")
+        with abandoned_on_error(self):
+            return self._forward_backward(self._staging.put(batch).batch, count, last=last)
+
+    def abandon(self) -> None:
+        """See `fastft.engine.AnyEngine`. DeepSpeed holds a step's gradients in many places: no step can follow."""
+        self._is_broken = True
+
+    def _forward_backward(self, batch: Batch, count: int, *, last: bool) -> tuple[Tensor, Tensor]:
         self.zero.set_gradient_accumulation_boundary(last)
         # By the number of ranks the mean that DeepSpeed takes over them becomes a sum. It goes into the weights, since
         # a factor at the loss would be one more pass over the head's gradient.

@@ -107,6 +107,28 @@ def test_the_limit_rejects_gradients_of_the_last_pack_alone(monkeypatch: pytest.
     assert difference(curve(GpuEngine(model(), options()), packs=2), whole) > 1e-3
 
 
+@pytest.mark.parametrize("engine_class", [Engine, GpuEngine])
+@pytest.mark.parametrize("dtype", ["fp64", "bf16"])
+@pytest.mark.parametrize("how", ["abandoned", "error"])
+def test_nothing_of_a_step_that_was_given_up_is_in_the_next(how: str, dtype: str, engine_class: Any) -> None:
+    engine, other = (engine_class(model(), options(dtype=dtype)) for _ in range(2))
+    given_up, broken = batches(7, 2)
+    engine.accumulate(given_up, 16, last=False)
+    if how == "abandoned":
+        engine.abandon()
+    else:
+        broken.targets[0] = SHAPE.vocab_size + 5  # an id that the model does not have
+        with pytest.raises((RuntimeError, IndexError)):
+            engine.accumulate(broken, 16)
+    assert curve(engine, steps=2, packs=2) == curve(other, steps=2, packs=2)
+
+
+def test_without_giving_it_up_its_gradients_would_be_in_the_next() -> None:
+    engine, other = GpuEngine(model(), options()), GpuEngine(model(), options())
+    engine.accumulate(batches(7, 2)[0], 16, last=False)
+    assert difference(curve(engine, steps=2), curve(other, steps=2)) > 1e-3
+
+
 def reference_weights(clip: float, *, steps: int) -> dict[str, Tensor]:
     """What torch's own AdamW and clipping make of the model, in float64."""
     reference = model().double()
@@ -261,7 +283,7 @@ class _Recorded(Graphs):
     """Graphs that are captured nowhere: what would be is noted."""
 
     def __init__(self, most: int, refused: tuple[str, ...] = ()) -> None:
-        super().__init__(torch.device("cuda"), most=most)
+        super().__init__(torch.device("cuda"), "training", most=most)
         self.refused = refused
 
     def _captured(self, work: Any) -> Any:
@@ -298,7 +320,7 @@ class TestGraphs:
                 graphs.run(name, self._work(done, name))
         assert done == ["a", "b"] * 3
         assert graphs.captured == 1
-        assert capsys.readouterr().err.count("1 CUDA graphs are captured") == 1
+        assert capsys.readouterr().err.count("1 CUDA graphs of training are captured") == 1
 
     def test_what_cannot_be_captured_runs_as_it_is_and_it_is_said_once(
         self, capsys: pytest.CaptureFixture[str]
