@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import math
 import os
 import signal
@@ -57,6 +58,7 @@ from fastft.model import GPT2, SIZES, config_for, number_of_parameters
 from fastft.optim import learning_rate
 from fastft.plan import Cost, Indices, Packing, Plan, Step, make_plan
 from fastft.precision import choose_device, choose_dtype
+from fastft.records import Record
 from fastft.run import Data, MetricsFile, Run, check_same_data, load_data, warn_of_data
 from fastft.stopping import StopRequest, save_is_asked, stop_requests
 from fastft.tokenizer import gpt2_tokenizer
@@ -465,12 +467,16 @@ class Trainer:
         if len(self.val_set) and self.evaluation.sample_due(step, total):
             self._watchdog.beat("answering samples")
             try:
-                self._sample(log)
-            except (RuntimeError, ValueError, LookupError) as error:  # of texts alone: training does not read them
-                if isinstance(error, FastftError | dist.DistError):
-                    raise
+                samples = self._samples()
+            except dist.DistError:
+                raise  # the ranks' connection is the training's too
+            except (RuntimeError, ValueError, LookupError) as error:  # training does not read these texts
                 reason = " ".join(str(error).split())[:200]
                 warn(f"no samples at step {step} ({type(error).__name__}: {reason}); training goes on")
+                samples = []
+            for record, response in samples:
+                self._append(log, {"step": step, "sample": {**record.as_entry(), "model_response": response}})
+                say(f"  {' '.join(f'{record.instruction} {record.input}'.split())} -> {' '.join(response.split())}")
 
     def _evaluate_batch(self, batch: Batch) -> Tensor:
         self._watchdog.beat(f"evaluation when {self.progress.step} steps are done")
@@ -487,8 +493,8 @@ class Trainer:
             self._watchdog.beat("saving the best weights")
             save_best(self.run.checkpoints, self.engine, progress)
 
-    def _sample(self, log: Log | None) -> None:
-        """Answers a few validation prompts; the book answers one at each epoch's end, past any end-of-text.
+    def _samples(self) -> list[tuple[Record, str]]:
+        """The answers to a few validation prompts; the book answers one at each epoch's end, past any end-of-text.
 
         With several ranks the answers go on past their end, and are cut: so all run the same number of forwards.
         """
@@ -496,7 +502,7 @@ class Trainer:
         records = self.data.part("val", min(self.options.samples, 1) if book else self.options.samples)
         prompts = [self.data.template.prompt_of(record) for record in records]
         if not prompts:
-            return
+            return []
         tokenizer = self.engine.model.config.tokenizer
         room = self.engine.model.config.n_ctx
         stop = NO_STOP if book or self.world.size > 1 else tokenizer.end_of_text
@@ -507,12 +513,12 @@ class Trainer:
                 max_new_tokens=SAMPLE_TOKENS,
                 stop=stop,
             )
-        for record, ids in zip(records, answers, strict=True):
-            if not book and tokenizer.end_of_text in ids:
-                ids = ids[: ids.index(tokenizer.end_of_text)]
-            response = self.data.template.extract(tokenizer.decode(ids))
-            self._append(log, {"step": self.progress.step, "sample": {**record.as_entry(), "model_response": response}})
-            say(f"  {' '.join(f'{record.instruction} {record.input}'.split())} -> {' '.join(response.split())}")
+        if not book:
+            answers = [list(itertools.takewhile(lambda id_: id_ != tokenizer.end_of_text, ids)) for ids in answers]
+        return [
+            (record, self.data.template.extract(tokenizer.decode(ids)))
+            for record, ids in zip(records, answers, strict=True)
+        ]
 
     def _plan(self) -> tuple[Plan, TokenMean | BookMeans]:
         options = self.options

@@ -767,6 +767,33 @@ def test_sizes_of_batches_are_counted(folder: Path, tmp_path: Path) -> None:
     assert few["tokens"][0] <= few["tokens"][1]
 
 
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ("--recipe", "book"),
+        ("--decay_all", "true", "--accumulate", "2", "--tie_head", "false"),
+        ("--batching", "padded"),
+        ("--dtype", "fp16", "--activation_checkpointing", "true"),
+        ("--impl", "reference"),
+    ],
+    ids=" ".join,
+)
+def test_training_goes_to_its_end(folder: Path, tmp_path: Path, chosen: tuple[str, ...]) -> None:
+    run = tmp_path / "run"
+    command = ("-m", "fastft", "train", "--device", "cuda", "--model", "pico", "--data", "sample", "--out", str(run))
+    # Nothing is computed: a loss may be any number, or none.
+    limits = ("--steps", "4", "--eval_every", "2", "--max_skipped", "100")
+    without_cudnn = "import torch\ntorch.backends.cudnn.enabled = False\ntorch.backends.cuda.enable_cudnn_sdp(False)\n"
+    (tmp_path / "sitecustomize.py").write_text(without_cudnn)
+    done = started(folder, *command, *limits, *chosen, PYTHONPATH=with_first(tmp_path, folder))
+    assert done.returncode == 0, done.stderr
+    assert (run / "model" / "model.safetensors").is_file()
+
+
+def with_first(path: Path, folder: Path) -> str:
+    return os.pathsep.join([str(path), environment(folder)["PYTHONPATH"]])
+
+
 def test_scripts_say_where_they_must_run(tmp_path: Path) -> None:
     script = "from tools.pretended_gpu import counts; counts()"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=Path(__file__).parents[1])

@@ -213,12 +213,12 @@ class TestRun:
         assert torch.equal(fastft.load(outcome.run.model).wte.weight, start.wte.weight)
         assert "exporting the weights it started from" in " ".join(capsys.readouterr().err.split())
 
-    @pytest.mark.parametrize("fails", ["evaluate", "_sample"])
+    @pytest.mark.parametrize("fails", ["evaluate", RuntimeError, UserError])
     def test_no_evaluation_or_sample_costs_a_checkpoint(
-        self, options: TrainOptions, monkeypatch: pytest.MonkeyPatch, fails: str
+        self, options: TrainOptions, monkeypatch: pytest.MonkeyPatch, capsys: Any, fails: Any
     ) -> None:
-        def fail(*_: Any) -> None:
-            raise RuntimeError("an id without a text")
+        def fail(*_: Any, **__: Any) -> None:
+            raise fails("an id without a text")
 
         options = replace(options, steps=4, eval_every=2, save_every=2, samples=1, keep_best=True)
         expected = train(replace(options, out=options.out.with_name("expected"))).run
@@ -229,8 +229,11 @@ class TestRun:
                     train(options)
                 assert (options.out / "checkpoints/step-2/DONE").is_file()
             else:
-                patch.setattr(Trainer, "_sample", fail)
+                patch.setattr("fastft.trainer.greedy", fail)
                 assert train(options).progress.step == 4
+                said = " ".join(capsys.readouterr().err.split())
+                for step in (2, 4):
+                    assert f"no samples at step {step} ({fails.__name__}: an id without a text); training goes" in said
         if fails == "evaluate":
             train(replace(options, resume=True))
             ours, theirs = (
