@@ -190,6 +190,7 @@ def _openai_layout(model: Any) -> dict[str, Any]:
 
 
 WORKERS = {"fastft": by_fastft, "book": by_book, "transformers": by_transformers, "bare": bare}
+PEERS = ("transformers", "bare", "book")
 
 
 def same_text(fastft: dict[str, Any], other: dict[str, Any]) -> dict[str, int]:
@@ -230,13 +231,16 @@ def best_batch_sizes(options: argparse.Namespace) -> dict[str, int]:
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
     """Runs all in turn and gives the figures."""
-    sizes = best_batch_sizes(options)
+    sizes = best_batch_sizes(options) if "transformers" in options.peers else {}
     workers: dict[str, tuple[str, list[object]]] = {}
     for dtype in options.dtypes:
         workers[f"fastft {dtype}"] = (MODULE, _options(options, "fastft", dtype, options.batch_size))
-        workers[f"transformers {dtype}"] = (MODULE, _options(options, "transformers", dtype, sizes[dtype]))
-        workers[f"bare {dtype}"] = (MODULE, _options(options, "bare", dtype, options.batch_size))
-    workers["book"] = (MODULE, _options(options, "book", "fp32", 1))
+        if "transformers" in options.peers:
+            workers[f"transformers {dtype}"] = (MODULE, _options(options, "transformers", dtype, sizes[dtype]))
+        if "bare" in options.peers:
+            workers[f"bare {dtype}"] = (MODULE, _options(options, "bare", dtype, options.batch_size))
+    if "book" in options.peers:
+        workers["book"] = (MODULE, _options(options, "book", "fp32", 1))
     turns = common.in_turn(workers, rounds=options.rounds, threads=options.threads)
     n_prompts = len(turns[f"fastft {options.dtypes[0]}"][0]["answers"])
 
@@ -252,10 +256,10 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
     for dtype in options.dtypes:
         ours = speeds(f"fastft {dtype}")
-        for name in (f"transformers {dtype}", f"bare {dtype}", "book"):
+        for name in turns.keys() & {f"transformers {dtype}", f"bare {dtype}", "book"}:
             result["fastft_to"][f"{dtype}: {name}"] = common.ratios(ours, speeds(name))
     if "fp32" in options.dtypes:
-        for name in ("book", "transformers fp32"):
+        for name in turns.keys() & {"book", "transformers fp32"}:
             result["same_text"][name] = same_text(turns["fastft fp32"][0], turns[name][0])
     return result
 
@@ -268,6 +272,7 @@ def main() -> None:
     parser.add_argument("--new_tokens", type=int, default=64)
     parser.add_argument("--book_prompts", type=int, default=4, help="that the book's loop answers in a round")
     parser.add_argument("--batch_size", type=int, default=128, help="fastft's")
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--weights", default="", help="a model folder of a run; random ones without it")
     parser.add_argument("--dtypes", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--peer", choices=WORKERS, help=argparse.SUPPRESS)
