@@ -208,6 +208,15 @@ def choices_of(entry: Mapping[str, Any]) -> list[str]:
     return list(entry.get("choices") or [])
 
 
+def left_out(entry: Mapping[str, Any]) -> str | None:
+    """Why `fastft generate` left an entry without a response; None of one that it has answered.
+
+    Only an entry without a response can be so: data may have a key of this name of their own.
+    """
+    reason = entry.get("left_out")
+    return reason if isinstance(reason, str) and reason and not entry["model_response"] else None
+
+
 def right_choice(output: str, choices: Sequence[str]) -> int | None:
     """Which of the choices a reference output is: by its text, else by its letter; None if by neither."""
     said = output.strip()

@@ -116,7 +116,7 @@ class OllamaServer:
         """A chat without messages loads the model and answers nothing; its context must be that of the questions."""
         payload = {"model": self.model, "messages": [], "options": {"num_ctx": num_ctx}, "stream": False}
         loading = self._wire.patience.loading
-        self._wire.retried(lambda: _check_done(self._wire.post("/api/chat", payload, silence=loading)))
+        self._wire.retried(lambda: _check_done(self._wire.post("/api/chat", payload, silence=loading, whole=loading)))
 
     def options(self, question: Question) -> dict[str, Any]:
         """The book's options, and a bound for the reply."""
