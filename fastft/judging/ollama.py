@@ -17,7 +17,16 @@ from fastft.judging.journal import Reply, with_finish
 from fastft.judging.questions import SEED, TEMPERATURE, Question
 from fastft.judging.refusals import Refusals
 from fastft.judging.server import Known
-from fastft.judging.wire import NoAnswerError, Patience, Wire, checked_url, error_text, sound, without_password
+from fastft.judging.wire import (
+    NoAnswerError,
+    Patience,
+    Wire,
+    checked_url,
+    error_text,
+    one_line,
+    sound,
+    without_password,
+)
 
 DEFAULT_URL = "http://localhost:11434"
 DEFAULT_MODEL = "llama3"
@@ -177,7 +186,7 @@ class OllamaServer:
         can = shown.get("capabilities")
         if isinstance(can, list) and can and "completion" not in can:
             raise JudgeUnavailable(
-                f"{self.model} at {self.where} cannot chat (it can: {', '.join(map(str, can))}): give a language model "
+                f"{self.model} at {self.where} cannot chat (it can: {one_line(', '.join(map(str, can)))}): give a language model "
                 "with --judge_model"
             )
 
@@ -259,7 +268,7 @@ class _Progress:
     def take(self, value: Mapping[str, Any]) -> bool:
         if "error" in value:
             raise NoAnswerError(error_text(value), may_pass=False)
-        status = str(value.get("status", ""))
+        status = one_line(str(value.get("status", "")))
         total, completed = _count(value.get("total")) or 0, _count(value.get("completed")) or 0
         tenth = _TENTHS * completed // total if total else 0
         if (status, tenth) not in self._said:
