@@ -28,9 +28,9 @@ from fastft.lock import writing
 from fastft.metrics import NAMES, Measure, bounds, measures, multiple_choice_measure, words_of
 from fastft.pages import chance
 from fastft.pairwise import Pair, judge_pairs
-from fastft.records import category_of, choices_of, left_out
+from fastft.records import category_of, choices_of
 from fastft.referee import ServerReferee
-from fastft.score import JUDGE_REPLIES, SCORES, judge_identity, read_responses, responses_sha256
+from fastft.score import JUDGE_REPLIES, SCORES, judge_identity, left_out_rows, read_responses, responses_sha256
 from fastft.statistics import (
     LEVEL,
     RESAMPLES,
@@ -304,12 +304,11 @@ def _entry_key(entry: Mapping[str, Any]) -> tuple[str, str, str]:
 def _answered_by_both(
     a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]
 ) -> tuple[list[int], dict[str, list[int]]]:
-    """Which entries, from 0, have a response in both runs; and those that `generate` left out in `a` and in `b`, counted
-    from 1 in A's order."""
-    without = {name: [i for i, one in enumerate(run) if left_out(one) is not None] for name, run in (("a", a), ("b", b))}
-    gone = {*without["a"], *without["b"]}
-    rows = {name: [index + 1 for index in indices] for name, indices in without.items()}
-    return [index for index in range(len(a)) if index not in gone], rows
+    """Which entries, from 0, have a response in both runs; and under `a` and `b` the rows, from 1 in A's order, that
+    `generate` left out in each."""
+    rows = {name: left_out_rows(entries) for name, entries in (("a", a), ("b", b))}
+    gone = {*rows["a"], *rows["b"]}
+    return [index for index in range(len(a)) if index + 1 not in gone], rows
 
 
 def _words(texts: Sequence[str]) -> Floats:

@@ -201,7 +201,8 @@ class Judge:
         """One context for all questions, and with it their keys."""
         self._known = known
         if self._style == "reason" and not known.takes_schema:
-            self._problem = self._problem or self._no_schema(f"version {one_line(known.version or '')} is older than 0.5.0")
+            version = one_line(known.version or "")
+            self._problem = self._problem or self._no_schema(f"version {version} is older than 0.5.0")
         asked = zip(self._questions, self._left_out, strict=True)
         needed = token_bound([first.prompt for (first, _), why in asked if why is None])
         first_room = self._questions[0][0].room

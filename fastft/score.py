@@ -53,8 +53,8 @@ class _RunOptions:
     run: Path
     """Folder of the run; its responses.json is scored."""
     data: str | None = None
-    """The run's data file, also where it has been moved or renamed: its records must be the same, and the responses those
-    to its test split. Without it, what the responses answer is taken from responses.json alone."""
+    """The run's data file, wherever it is now: its records must be the same, and the responses those to its test split.
+    Without it, responses.json alone is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +257,7 @@ def _answered(entries: Sequence[dict[str, Any]], run: Path) -> list[dict[str, An
     Raises:
         UserError: there is none.
     """
-    rows = _left_out_rows(entries)
+    rows = left_out_rows(entries)
     if len(rows) == len(entries):
         raise UserError(
             f"no responses to score: fastft generate left out all {len(entries)} entries of {run / RESPONSES}, the "
@@ -290,7 +290,7 @@ def _asked(entry: Mapping[str, Any]) -> tuple[str, str, str, tuple[str, ...]]:
     return entry["instruction"], entry["input"], entry["output"], tuple(choices_of(entry))
 
 
-def _left_out_rows(entries: Sequence[Mapping[str, Any]]) -> list[int]:
+def left_out_rows(entries: Sequence[Mapping[str, Any]]) -> list[int]:
     """The entries, counted from 1, that `fastft generate` left without a response."""
     return [row for row, entry in enumerate(entries, start=1) if left_out(entry) is not None]
 
@@ -373,7 +373,7 @@ class _Sheet:
         self._path = run / SCORES
         self._summary: dict[str, Any] = {
             "responses_sha256": responses_sha256(run),
-            "left_out_rows": _left_out_rows(entries),
+            "left_out_rows": left_out_rows(entries),
         }
 
     def add(self, figures: Mapping[str, Any]) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from foreign import trained
 from hypothesis import given
 from hypothesis import strategies as st
-from foreign import trained
 from small_records import made_records
 
 from fastft.audit import Findings, audit
@@ -125,7 +125,9 @@ def test_what_was_read_otherwise_is_counted(tmp_path: Path) -> None:
 def test_a_models_own_end_of_text_is_looked_for(tmp_path: Path) -> None:
     """As another model's tokenizer has it, from memory and by way of the cache."""
     path = written(tmp_path, {2: {"output": "end</s>"}, 4: {"output": f"end{MARK}"}, 6: {"input": "a</s> b"}})
-    tokenizer = FolderTokenizer({"tokenizer.json": trained(ends="</s>").encode(), "tokenizer_config.json": EOS}, "x", {})
+    tokenizer = FolderTokenizer(
+        {"tokenizer.json": trained(ends="</s>").encode(), "tokenizer_config.json": EOS}, "x", {}
+    )
     rules = ReadingRules().with_end(tokenizer.decode([tokenizer.end_of_text]))
     assert rules.end_marks == (MARK, "</s>")
     with pytest.raises(UserError, match=r"row 6: `input` holds </s>"):

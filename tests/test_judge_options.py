@@ -58,7 +58,9 @@ def test_an_option_has_its_effect_where_somebody_is_asked(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in GIVEN if name != "judge"])
 def test_no_option_has_one_where_nobody_is_asked(name: str) -> None:
-    with pytest.raises(UserError, match=rf"^got --{name} \S+, which has no effect here: it needs another judge than"):
+    with pytest.raises(
+        UserError, match=rf"^got --{name} \S+, which has no effect here: it needs a --judge other than none"
+    ):
         scored(**{name: GIVEN[name], "judge": "none"})
 
 

@@ -842,8 +842,7 @@ def test_a_prompt_that_was_left_out_does_not_make_the_judges_context_longer(run:
 
 def test_an_entry_that_was_left_out_has_no_judgement_without_a_judge_either(run: Path) -> None:
     write(run, without(RESPONSES, 2, 3))
-    for judge in ({}, {"judge": "none"}):
-        options = {"judge_url": unused_url()} if not judge else judge
+    for options in ({"judge_url": unused_url()}, {"judge": "none"}):
         scores = score(ScoreOptions(run=run, **options))
         assert scores["judgements"][1]["reason"] == f"left out by generate: {LEFT_OUT}"
         assert (scores["summary"]["left_out_rows"], scores["summary"]["n"]) == ([2, 3], 2)

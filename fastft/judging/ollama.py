@@ -185,9 +185,9 @@ class OllamaServer:
     def _check_chats(self, shown: Mapping[str, Any]) -> None:
         can = shown.get("capabilities")
         if isinstance(can, list) and can and "completion" not in can:
+            named = one_line(", ".join(map(str, can)))
             raise JudgeUnavailable(
-                f"{self.model} at {self.where} cannot chat (it can: {one_line(', '.join(map(str, can)))}): give a language model "
-                "with --judge_model"
+                f"{self.model} at {self.where} cannot chat (it can: {named}): give a language model with --judge_model"
             )
 
     def _get(self, path: str) -> dict[str, Any]:

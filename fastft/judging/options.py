@@ -116,7 +116,7 @@ class Condition:
 
 
 _IN_PAIRS = Condition(lambda o: getattr(o, "pairwise", True), "--pairwise, which alone asks a judge")
-_ASKED = Condition(lambda o: o.judge != "none", "another judge than none, which asks nobody")
+_ASKED = Condition(lambda o: o.judge != "none", "a --judge other than none, which asks nobody")
 _ALWAYS = (_IN_PAIRS, _ASKED)
 
 CONDITIONS: dict[str, tuple[Condition, ...]] = {
@@ -166,8 +166,8 @@ def check_effects(options: JudgeOptions) -> None:
             if value != field.default and not condition.holds(options):
                 said = str(value).lower() if isinstance(value, bool) else value
                 raise UserError(
-                    f"got --{field.name} {said}, which has no effect here: it needs {condition.needs}; leave it out, or "
-                    "see to what it needs"
+                    f"got --{field.name} {said}, which has no effect here: it needs {condition.needs}; "
+                    "leave it out, or see to what it needs"
                 )
 
 
