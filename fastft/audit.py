@@ -27,6 +27,7 @@ from fastft.records import (
     REPEATED_KEY,
     Record,
     Split,
+    end_mark_in,
     letter_names_another,
 )
 
@@ -55,6 +56,7 @@ class Findings:
         not_numbers: holds NaN or an infinity; null was taken.
         end_taken: the text of an end-of-text at the end of the output was taken as the end.
         end_as_text: holds the text of an end-of-text, which is learned as text (`--end_of_text_in_data keep`).
+        end_marks: the texts of end-of-texts that were looked for, where one was found.
         empty_outputs: asks for a response of nothing (`--allow_empty_output`).
         between_letters: a multiple-choice question whose output is the text of one choice and the letter of another.
         duplicates: is an earlier record again, word for word.
@@ -72,6 +74,7 @@ class Findings:
     not_numbers: list[int] = field(default_factory=list)
     end_taken: list[int] = field(default_factory=list)
     end_as_text: list[int] = field(default_factory=list)
+    end_marks: list[str] = field(default_factory=list)
     empty_outputs: list[int] = field(default_factory=list)
     between_letters: list[int] = field(default_factory=list)
     duplicates: list[int] = field(default_factory=list)
@@ -97,11 +100,12 @@ class Findings:
         for name, rows in self.filled.items():
             kinds = _counted("such as", {repr(text[:40]): count for text, count in self.fillers[name].items()})
             yield f"{_FILLED[name]} that say that there is nothing, read as text: {_rows(rows)} ({kinds})", True
+        mark = " or ".join(in_one_line(one) for one in self.end_marks or [END_OF_TEXT_MARK])
         for words, rows in (
             ("records with a key twice, of which the last counts", self.repeated_keys),
             ("records with NaN or an infinity, read as null", self.not_numbers),
-            (f"outputs with {END_OF_TEXT_MARK} at their end, taken as the end", self.end_taken),
-            (f"records that hold {END_OF_TEXT_MARK}, learned as text", self.end_as_text),
+            (f"outputs with {mark} at their end, taken as the end", self.end_taken),
+            (f"records that hold {mark}, learned as text", self.end_as_text),
             ("empty outputs, learned as a response of nothing", self.empty_outputs),
             ("outputs that are one choice's text and another's letter, read as the text", self.between_letters),
             ("records that stand more than once, word for word", self.duplicates),
@@ -120,13 +124,16 @@ class Findings:
             yield f"{words}: {_rows(rows)}", bool(rows)
 
 
-def audit(records: Iterable[Record], parts: Split, template: Template) -> Findings:
+def audit(
+    records: Iterable[Record], parts: Split, template: Template, end_marks: Sequence[str] = (END_OF_TEXT_MARK,)
+) -> Findings:
     """Looks through records, in one pass and with some 24 bytes held of each.
 
     Args:
         records: all of a source, in its order.
         parts: which of them are in which split.
         template: makes the prompts that are compared.
+        end_marks: the texts of end-of-texts, as the records were read by (`ReadingRules`).
     """
     found = Findings()
     header = template.response_header.strip()
@@ -150,13 +157,15 @@ def audit(records: Iterable[Record], parts: Split, template: Template) -> Findin
             (REPEATED_KEY in record.notes, found.repeated_keys),
             (NOT_A_NUMBER in record.notes, found.not_numbers),
             (END_TAKEN in record.notes, found.end_taken),
-            (END_OF_TEXT_MARK in prompt or END_OF_TEXT_MARK in record.output, found.end_as_text),
+            (end_mark_in(prompt + "\0" + record.output, end_marks) is not None, found.end_as_text),
             (not record.output.strip(), found.empty_outputs),
             (letter_names_another(record), found.between_letters),
             (header in record.output, found.holding_header),
         ):
             if is_so:
                 named.append(record.row)
+    if found.end_taken or found.end_as_text:
+        found.end_marks.extend(end_marks)
     found.unknown_keys.update(unknown.most_common())
     found.aliases.update(aliases.most_common())
     found.fillers.update({name: dict(kinds.most_common()) for name, kinds in fillers.items() if kinds})

@@ -23,14 +23,14 @@ from fastft import files, pairwise
 from fastft.console import SafeConsole, meter, say
 from fastft.errors import JudgeUnavailable, UserError
 from fastft.judging.journal import Journal
-from fastft.judging.options import JudgeOptions, given
+from fastft.judging.options import JudgeOptions
 from fastft.lock import writing
 from fastft.metrics import NAMES, Measure, bounds, measures, multiple_choice_measure, words_of
 from fastft.pages import chance
 from fastft.pairwise import Pair, judge_pairs
 from fastft.records import category_of, choices_of
 from fastft.referee import ServerReferee
-from fastft.score import JUDGE_REPLIES, SCORES, judge_identity, read_responses, responses_sha256
+from fastft.score import JUDGE_REPLIES, SCORES, judge_identity, left_out_rows, read_responses, responses_sha256
 from fastft.statistics import (
     LEVEL,
     RESAMPLES,
@@ -92,11 +92,6 @@ class CompareOptions(JudgeOptions, _PairOptions):
     judge: Literal["ollama", "openai"] = "ollama"
     """Who is asked, for --pairwise: a model behind Ollama, or behind any OpenAI-compatible server."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in () if self.pairwise else given(self, JudgeOptions):
-            raise UserError(f"--{name}: got it without --pairwise, which alone asks a judge; add it")
-
     def path(self) -> Path:
         """Where the figures go."""
         if self.out is None:
@@ -125,12 +120,21 @@ def _compare(options: CompareOptions) -> dict[str, Any]:
     order = matched(a, b, options.run_a, options.run_b)
     b = [b[index] for index in order]
     scores, why_not = _scores(options, order)
+    kept, rows = _answered_by_both(a, b)
+    if not kept:
+        raise UserError(
+            f"nothing to compare: fastft generate left out each of the {len(a)} entries in {options.run_a} or in "
+            f"{options.run_b}"
+        )
+    a, b = ([entries[index] for index in kept] for entries in (a, b))
+    scores = None if scores is None else (scores[0][kept], scores[1][kept])
     path = options.path()
     _check_ours(path, options.run_b)
     result = {
         "run_a": str(options.run_a),
         "run_b": str(options.run_b),
         "n": len(a),
+        "left_out_rows": rows,
         "responses_sha256": [responses_sha256(options.run_a), responses_sha256(options.run_b)],
         "note": _NOTE,
         **figures(a, b, scores),
@@ -144,7 +148,7 @@ def _compare(options: CompareOptions) -> dict[str, Any]:
         pairs = [Pair(one, one["model_response"], two["model_response"]) for one, two in zip(a, b, strict=True)]
         referee = ServerReferee(server, Journal(path.parent / JUDGE_REPLIES), options.judge_tokens)
         is_known = referee.find(pairs, lambda: options.before(server))
-        result["pairwise"] = _pairwise(pairs, referee if is_known else None, referee.problem)
+        result["pairwise"] = _pairwise(pairs, referee if is_known else None, referee.problem, [i + 1 for i in kept])
         files.write_json(path, result)
         problem = result["pairwise"]["no_judge"]
         if problem is not None and options.require_judge:
@@ -297,6 +301,16 @@ def _entry_key(entry: Mapping[str, Any]) -> tuple[str, str, str]:
     return entry["instruction"], entry["input"], entry["output"]
 
 
+def _answered_by_both(
+    a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]
+) -> tuple[list[int], dict[str, list[int]]]:
+    """Which entries, from 0, have a response in both runs; and under `a` and `b` the rows, from 1 in A's order, that
+    `generate` left out in each."""
+    rows = {name: left_out_rows(entries) for name, entries in (("a", a), ("b", b))}
+    gone = {*rows["a"], *rows["b"]}
+    return [index for index in range(len(a)) if index + 1 not in gone], rows
+
+
 def _words(texts: Sequence[str]) -> Floats:
     return np.array([len(words_of(text)) for text in texts], dtype=np.float64)
 
@@ -305,7 +319,7 @@ def _scores(options: CompareOptions, order: Sequence[int]) -> tuple[tuple[Floats
     """Both runs' scores in A's order, or why they do not compare."""
     read = []
     for run in (options.run_a, options.run_b):
-        scores, why_not = _scores_of(run)
+        scores, why_not = _scores_of(run, len(order))
         if scores is None:
             return None, why_not
         read.append(scores)
@@ -316,8 +330,8 @@ def _scores(options: CompareOptions, order: Sequence[int]) -> tuple[tuple[Floats
     return (a, b[list(order)]), None
 
 
-def _scores_of(run: Path) -> tuple[tuple[Floats, Any] | None, str | None]:
-    """A run's scores `[N]`, NaN where there is none, and who gave them; or None and why there are none."""
+def _scores_of(run: Path, n: int) -> tuple[tuple[Floats, Any] | None, str | None]:
+    """A run's scores `[n]`, NaN where there is none, and who gave them; or None and why there are none."""
     path, remedy = run / SCORES, f"`fastft score --run {run}` makes them"
     if not path.is_file():
         return None, f"{run} has no scores; {remedy}"
@@ -326,6 +340,8 @@ def _scores_of(run: Path) -> tuple[tuple[Floats, Any] | None, str | None]:
         summary = saved["summary"]
         scores = np.array([one["score"] for one in saved["judgements"]], dtype=np.float64)  # null becomes NaN
         scored = str(summary["responses_sha256"])
+        if scored == responses_sha256(run) and scores.shape != (n,):
+            raise ValueError(f"{len(scores)} judgements of {n} responses")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a file that fastft score wrote ({error!r}); move it away") from error
     if scored != responses_sha256(run):
@@ -370,16 +386,23 @@ def _check_ours(path: Path, run_b: Path) -> None:
         raise UserError(f"{path} compares with another run, {other}; choose another file with --out")
 
 
-def _pairwise(pairs: Sequence[Pair], referee: ServerReferee | None, problem: str | None) -> dict[str, Any]:
-    """What a judge says of the pairs; `problem`: why nothing is known of it, or of its server."""
+def _pairwise(
+    pairs: Sequence[Pair], referee: ServerReferee | None, problem: str | None, rows: Sequence[int]
+) -> dict[str, Any]:
+    """What a judge says of the pairs, which are of these rows.
+
+    `problem`: why nothing is known of it, or of its server.
+    """
     with meter("pairs", len(pairs)) as shown:
         judgements, gone = judge_pairs(pairs, referee, advance=shown.advance)
     gone = gone or _of_no_use(judgements)
+    said = pairwise.summary(judgements)
     return {
         "judge": None if referee is None else referee.identity(),
         "no_judge": problem if referee is None else gone,  # none is needed where every reply is there already
-        **pairwise.summary(judgements),
-        "judgements": judgements,
+        **said,
+        "cut_rows": [rows[place - 1] for place in said["cut_rows"]],
+        "judgements": [{"row": row, **one} for row, one in zip(rows, judgements, strict=True)],
     }
 
 
@@ -414,9 +437,16 @@ def _figure(value: float | None, sign: str = "") -> str:
 
 
 def _left_out_lines(result: Mapping[str, Any]) -> list[str]:
-    """Of which metrics entries are left out, since they leave them undefined."""
+    """Which entries are not compared, and of which metrics some are left out, since they leave them undefined."""
+    rows = result["left_out_rows"]
+    gone = {*rows["a"], *rows["b"]}
+    lines = [
+        f"{len(gone)} more entries are not compared, since generate left out {len(rows['a'])} of them in A and "
+        f"{len(rows['b'])} in B"
+    ]
     counts = {name: row["n"] for name, row in result["metrics"].items() if 0 < row["n"] < result["n"]}
-    return [f"{_TITLES.get(name, name)}: over {n} of {result['n']} entries" for name, n in counts.items()]
+    found = [f"{_TITLES.get(name, name)}: over {n} of {result['n']} entries" for name, n in counts.items()]
+    return [*(lines if gone else []), *found]
 
 
 def _judge_lines(judged: Mapping[str, Any] | None) -> list[str]:

@@ -18,6 +18,7 @@ from fastft.errors import UserError
 from fastft.files import object_or_empty, read_json
 from fastft.ledger import read_ledger
 from fastft.metrics import is_exact, rouge_scores
+from fastft.records import left_out
 from fastft.run import Run, read_metrics
 from fastft.score import OTHER_JUDGES, RESPONSES, SCORES, judge_identity, read_responses, responses_sha256
 from fastft.statistics import bootstrap_mean, sign_flip, wilson
@@ -41,7 +42,8 @@ class Answer:
     row: int
     """From 1, in responses.json."""
     entry: Mapping[str, Any]
-    exact: bool
+    exact: bool | None
+    """Whether it is the reference's text; None of an entry that `generate` left out, of which nothing is said."""
     rouge_l: float | None
     """ROUGE-L F1 against the reference, in percent; None where the reference leaves it undefined."""
     judgement: Mapping[str, Any] | None
@@ -51,6 +53,11 @@ class Answer:
     def judge(self) -> float | None:
         """The judge's score, 0 to 100."""
         return None if self.judgement is None else _finite(self.judgement.get("score"))
+
+    @property
+    def left_out(self) -> str | None:
+        """Why `generate` left the entry without a response; None where there is one."""
+        return left_out(self.entry)
 
     @property
     def question(self) -> tuple[str, str, str]:
@@ -63,7 +70,8 @@ class Answer:
 
     def as_json(self) -> dict[str, Any]:
         """The numbers without the texts."""
-        return {"row": self.row, "exact": self.exact, "judge": self.judge, "rouge_l": self.rouge_l}
+        why = {} if self.left_out is None else {"left_out": self.left_out}
+        return {"row": self.row, "exact": self.exact, "judge": self.judge, "rouge_l": self.rouge_l, **why}
 
 
 @dataclass(frozen=True)
@@ -247,14 +255,16 @@ def _by_question(answers: Sequence[Answer]) -> dict[tuple[Any, ...], Answer]:
 
 
 def _difference(run: RunFigures, other: RunFigures) -> dict[str, Any]:
-    pairs = [(one, two) for one, two in by_question(run, [other]) if one is not None and two is not None]
+    both = [(one, two) for one, two in by_question(run, [other]) if one is not None and two is not None]
+    pairs = [(one, two) for one, two in both if one.exact is not None and two.exact is not None]
     judged = [(a, b) for one, two in pairs if (a := one.judge) is not None and (b := two.judge) is not None]
     rouge = [(a, b) for one, two in pairs if (a := one.rouge_l) is not None and (b := two.rouge_l) is not None]
     same_judge = run.judge == other.judge
     return {
         "run": other.name,
         "n": len(pairs),
-        "exact_match": _paired([(100.0 * one.exact, 100.0 * two.exact) for one, two in pairs]),
+        "n_left_out": len(both) - len(pairs),
+        "exact_match": _paired([(100.0 * bool(one.exact), 100.0 * bool(two.exact)) for one, two in pairs]),
         "rouge_l": _paired(rouge),
         "judge": _paired(judged) if same_judge else None,
         "no_judge": OTHER_JUDGES if judged and not same_judge else None,
@@ -345,6 +355,8 @@ def _answers(run: Path, judgements: Sequence[Any]) -> list[Answer]:
     scores = rouge_scores([text for text, _ in texts], [reference for _, reference in texts])
     return [
         Answer(row, entry, is_exact(*text), score["rouge_l"], judgement)
+        if left_out(entry) is None
+        else Answer(row, entry, None, None, None)
         for row, (entry, text, score, judgement) in enumerate(zip(entries, texts, scores, held, strict=False), start=1)
     ]
 
@@ -422,7 +434,8 @@ def _time(
 def _intervals(answers: Sequence[Answer]) -> dict[str, Any]:
     """The 95% intervals of the means over the answers, in the means' units."""
     judged = [score for answer in answers if (score := answer.judge) is not None]
-    exact = wilson(sum(answer.exact for answer in answers), len(answers)) if answers else None
+    said = [answer.exact for answer in answers if answer.exact is not None]
+    exact = wilson(sum(said), len(said)) if said else None
     return {
         "exact_match": None if exact is None else [100 * bound for bound in exact],
         "rouge_l": bootstrap_mean([answer.rouge_l for answer in answers if answer.rouge_l is not None]),

@@ -35,7 +35,8 @@ from fastft.judging.server import (
     question_key,
     who,
 )
-from fastft.judging.wire import NoAnswerError
+from fastft.judging.wire import NoAnswerError, one_line
+from fastft.records import left_out
 
 EMPTY_RESPONSE = "empty response"
 
@@ -64,6 +65,8 @@ class Judgement:
     """Whether a reply was all thinking, and was asked for again with more room."""
     cut: bool = False
     """Whether the server cut the front of the prompt: the score is of something else."""
+    left_out: bool = False
+    """Whether there is no response that could be judged: `fastft generate` left the entry out."""
     prompt_tokens: int | None = None
     """As the server counts them."""
 
@@ -106,7 +109,8 @@ class Judge:
     Args:
         server: who is asked.
         journal: the answers that were read before, and those to come.
-        entries: objects with `instruction`, `input`, `output`, `model_response`.
+        entries: objects with `instruction`, `input`, `output`, `model_response`; what was left out of the answering
+            (`fastft.records.left_out`) is not asked about and has no score.
         style: the book's question, or one with a reason first.
         rubric: a sentence for both questions, what is good and what is bad.
         parallel: how many questions are under way at a time.
@@ -130,6 +134,7 @@ class Judge:
         self._rubric = rubric
         self._parallel = parallel
         self._wide_room = wide_room
+        self._left_out = [left_out(entry) for entry in entries]
         self._empty = [not entry["model_response"].strip() for entry in entries]
         self._questions = [(first_question(entry, style, rubric), second_question(entry, rubric)) for entry in entries]
         self._known: Known | None = None
@@ -168,13 +173,9 @@ class Judge:
 
     def judgements(self) -> list[Judgement]:
         """One for each response, in order."""
-        if not self._rows:
-            return [Judgement(score=None, reason=self._why_not()) for _ in self._empty]
         return [
-            Judgement(score=0, reason=EMPTY_RESPONSE, key=row.key, answered=True)
-            if empty and self._in_use()
-            else self._judgement(row)
-            for row, empty in zip(self._rows, self._empty, strict=True)
+            self._unasked(index) or (self._judgement(self._rows[index]) if self._rows else self._unknown())
+            for index in range(len(self._empty))
         ]
 
     def summary(self, judgements: Sequence[Judgement]) -> dict[str, Any]:
@@ -200,8 +201,10 @@ class Judge:
         """One context for all questions, and with it their keys."""
         self._known = known
         if self._style == "reason" and not known.takes_schema:
-            self._problem = self._problem or self._no_schema(f"version {known.version} is older than 0.5.0")
-        needed = token_bound([first.prompt for first, _ in self._questions])
+            version = one_line(known.version or "")
+            self._problem = self._problem or self._no_schema(f"version {version} is older than 0.5.0")
+        asked = zip(self._questions, self._left_out, strict=True)
+        needed = token_bound([first.prompt for (first, _), why in asked if why is None])
         first_room = self._questions[0][0].room
         for pair in self._questions:
             first, second = (self._asked(question, needed, first_room, known) for question in pair)
@@ -385,6 +388,17 @@ class Judge:
             f"{remedy}ask another model with --judge_model"
         )
 
+    def _unasked(self, index: int) -> Judgement | None:
+        """The judgement of a response that nobody is asked about; None of the others."""
+        if (why := self._left_out[index]) is not None:
+            return Judgement(score=None, reason=f"left out by generate: {why}", answered=True, left_out=True)
+        if self._empty[index] and self._rows and self._in_use():
+            return Judgement(score=0, reason=EMPTY_RESPONSE, key=self._rows[index].key, answered=True)
+        return None
+
+    def _unknown(self) -> Judgement:
+        return Judgement(score=None, reason=self._why_not())
+
     def _judgement(self, row: _Row) -> Judgement:
         failure = self._failures.get(row.key)
         answer = self._answer(row.first)
@@ -425,8 +439,11 @@ class Judge:
         """What the book's script would average: bare integers of any size, the rest dropped."""
         if self._style != "book" or self._rubric:
             return []
-        pairs = zip(self._rows, self._empty, strict=True)
-        replies = [Reply("0") if empty else self._journal.reply(row.key) for row, empty in pairs]
+        replies = [
+            Reply("0") if empty else self._journal.reply(row.key)
+            for row, empty, why in zip(self._rows, self._empty, self._left_out, strict=True)
+            if why is None
+        ]
         scores = [bare_integer(reply.content) for reply in replies if reply is not None]
         return [score for score in scores if score is not None]
 
@@ -482,7 +499,9 @@ def _counts(judgements: Sequence[Judgement]) -> dict[str, Any]:
         "n_more_room": sum(judgement.more_room for judgement in judgements),
         "n_asked_again": sum(judgement.raw_again is not None for judgement in judgements),
         "judge_rungs": dict(Counter(judgement.rung for judgement in judgements if judgement.rung)),
-        "unparsed_rows": _rows(judgement.answered and judgement.score is None for judgement in judgements),
+        "unparsed_rows": _rows(
+            judgement.answered and judgement.score is None and not judgement.left_out for judgement in judgements
+        ),
         "unanswered_rows": _rows(not judgement.answered for judgement in judgements),
         "cut_rows": _rows(judgement.cut for judgement in judgements),
     }

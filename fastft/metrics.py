@@ -52,6 +52,7 @@ _LETTER_SAID = re.compile(r"(?i:\b(?:answer|choice|option)(?:\s+is)?)\s*:?\s*\W?
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
+_LETTERS_AND_DIGITS = {"Lu", "Ll", "Lt", "Lm", "Lo", "Nd"}
 _ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 
 NAMES = ("exact_match", "bleu", "chrf", *_ROUGE, "words", "looping")
@@ -143,9 +144,9 @@ def rouge(responses: Sequence[str], references: Sequence[str]) -> dict[str, floa
     """Mean ROUGE-1, ROUGE-2 and ROUGE-L F1 in percent (Lin 2004), by Google's rouge-score: rouge_1, rouge_2, rouge_l.
 
     Of single words, of two in a row, and of the longest common subsequence. Its words are runs of a-z and 0-9 after
-    lower-casing, without stemming; where most letters of the reference are others, both texts' words are those of
-    `words_of`, without punctuation. A reference without a word, or two for ROUGE-2, leaves its response out of the
-    mean; None where none is left.
+    lower-casing, without stemming; where the reference has a letter of another script than Latin, or most of its
+    letters are others, both texts' words are those of `words_of`, without punctuation. A reference without a word, or
+    two for ROUGE-2, leaves its response out of the mean; None where none is left.
     """
     measured = rouge_measures(responses, references)
     return {name: measured[name].figure() if name in measured else None for name in _ROUGE}
@@ -374,7 +375,8 @@ _LATIN_ROUGE, _OTHER_ROUGE = (RougeScorer(list(_ROUGE.values()), tokenizer=one) 
 
 
 def _rouge_of(response: str, reference: str) -> dict[str, float | None]:
-    scorer, words = (_OTHER_ROUGE, _OTHER_WORDS) if _is_other_script(reference) else (_LATIN_ROUGE, _LATIN_WORDS)
+    is_other = _is_other_script(reference) or any(map(_is_no_latin, reference))
+    scorer, words = (_OTHER_ROUGE, _OTHER_WORDS) if is_other else (_LATIN_ROUGE, _LATIN_WORDS)
     n = len(words.tokenize(reference))
     score = scorer.score(reference, response)
     return {
@@ -387,6 +389,13 @@ def _is_other_script(reference: str) -> bool:
     """Whether most letters and digits are outside a-z and 0-9, which alone are words to rouge-score."""
     letters = [letter for letter in reference if letter.isalnum()]
     return 2 * sum(map(str.isascii, letters)) < len(letters)
+
+
+def _is_no_latin(character: str) -> bool:
+    """Whether it is a letter or a digit of another script: rouge-score would take it for a space, a wrong one too."""
+    if character.isascii() or unicodedata.category(character) not in _LETTERS_AND_DIGITS:
+        return False
+    return "LATIN" not in unicodedata.name(character, "") and not unicodedata.normalize("NFKC", character).isascii()
 
 
 def _grams(items: Sequence[str] | str, n: int) -> list[Any]:

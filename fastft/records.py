@@ -14,7 +14,7 @@ import math
 import os
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,7 +45,8 @@ OF_CHATS = {"system": "a system text", "history": "earlier turns"}
 """Keys that change what a response answers to, and that no prompt template here has a place for."""
 
 END_OF_TEXT_MARK = "<|endoftext|>"
-"""How GPT-2's end-of-text is written in text, where it is ordinary tokens and ends nothing."""
+"""How GPT-2's end-of-text is written in text, where it is ordinary tokens and ends nothing. Much data holds it, also
+where it is another model's that is trained."""
 
 REPEATED_KEY, NOT_A_NUMBER, END_TAKEN = "repeated key", "not a number", "end taken"
 """What a record's `notes` may hold, beside the aliases that it was read by."""
@@ -58,13 +59,19 @@ class ReadingRules:
     """What decides, beside a file's content, which records are read out of it.
 
     Attributes:
-        end_of_text_in_data: what becomes of the text `<|endoftext|>` in a record. `refuse`: at the very end of an
+        end_of_text_in_data: what becomes of the text of an end-of-text in a record. `refuse`: at the very end of an
             output it is taken as the end and removed, elsewhere the record is malformed; `keep`: it is text.
         allow_empty_output: whether a record may ask for a response of nothing.
+        end_marks: the texts of end-of-texts.
     """
 
     end_of_text_in_data: EndOfTextInData = "refuse"
     allow_empty_output: bool = False
+    end_marks: tuple[str, ...] = (END_OF_TEXT_MARK,)
+
+    def with_end(self, text: str) -> ReadingRules:
+        """The rules with a model's own end-of-text too, by the text of its token; one that is blank is no mark."""
+        return replace(self, end_marks=tuple(dict.fromkeys((*self.end_marks, *([text] if text.strip() else [])))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +215,15 @@ def choices_of(entry: Mapping[str, Any]) -> list[str]:
     return list(entry.get("choices") or [])
 
 
+def left_out(entry: Mapping[str, Any]) -> str | None:
+    """Why `fastft generate` left an entry without a response; None of one that it has answered.
+
+    Only an entry without a response can be so: data may have a key of this name of their own.
+    """
+    reason = entry.get("left_out")
+    return reason if isinstance(reason, str) and reason and not entry["model_response"] else None
+
+
 def right_choice(output: str, choices: Sequence[str]) -> int | None:
     """Which of the choices a reference output is: by its text, else by its letter; None if by neither."""
     said = output.strip()
@@ -314,7 +330,7 @@ def _record(row: int, value: Any, rules: ReadingRules) -> Record | BadRecord:
     if isinstance(value, RepeatedKeys):
         notes.append(REPEATED_KEY)
     if rules.end_of_text_in_data == "refuse" and isinstance(fields.get("output"), str):
-        fields["output"] = _without_end(fields["output"], notes)
+        fields["output"] = _without_end(fields["output"], rules.end_marks, notes)
     fault = _fault(fields) or _fault_of_end(fields, rules) or _fault_of_empty(fields["output"], rules)
     if fault is not None:
         return BadRecord(row, fault)
@@ -352,12 +368,21 @@ def _name(fields: dict[str, Any], notes: list[str]) -> None:
             notes.append(alias)
 
 
-def _without_end(output: str, notes: list[str]) -> str:
-    """An output without the end-of-text's text at its very end: every example ends with the token itself."""
-    while END_OF_TEXT_MARK in output and (rest := output.rstrip()).endswith(END_OF_TEXT_MARK):
-        output = rest.removesuffix(END_OF_TEXT_MARK)
+def _without_end(output: str, marks: Sequence[str], notes: list[str]) -> str:
+    """An output without an end-of-text's text at its very end: every example ends with the token itself."""
+    while end_mark_in(output, marks) is not None:
+        rest = output.rstrip()
+        mark = next((one for one in marks if rest.endswith(one)), None)
+        if mark is None:
+            break
+        output = rest.removesuffix(mark)
         notes.append(END_TAKEN)
     return output
+
+
+def end_mark_in(text: str, marks: Sequence[str]) -> str | None:
+    """The first of the marks that a text holds."""
+    return next((mark for mark in marks if mark in text), None)
 
 
 def _fault(value: dict[str, Any]) -> str | None:
@@ -387,9 +412,10 @@ def _fault_of_end(value: dict[str, Any], rules: ReadingRules) -> str | None:
         return None
     for key in (*FIELDS, "choices"):
         held = value.get(key) or ""
-        if END_OF_TEXT_MARK in (held if isinstance(held, str) else "\n".join(held)):
+        mark = end_mark_in(held if isinstance(held, str) else "\n".join(held), rules.end_marks)
+        if mark is not None:
             return (
-                f"`{key}` holds {END_OF_TEXT_MARK}, which would be learned as text; expected none but at the very end "
+                f"`{key}` holds {mark}, which would be learned as text; expected none but at the very end "
                 "of an output; --end_of_text_in_data keep takes it as text"
             )
     return None

@@ -46,6 +46,7 @@ _COMPARED: tuple[tuple[str, tuple[str, ...], int, Any], ...] = (
     ("ROUGE-1 F1, %", ("scores", "rouge_1"), 2, _BEST),
     ("ROUGE-2 F1, %", ("scores", "rouge_2"), 2, _BEST),
     ("ROUGE-L F1, %", ("scores", "rouge_l"), 2, _BEST),
+    ("Responses", ("scores", "n"), 0, None),
     ("Words of a response", ("scores", "words"), 1, None),
     ("Responses that loop, %", ("scores", "looping"), 2, _LEAST),
     ("Perplexity of the references", ("scores", "perplexity"), 2, _LEAST),

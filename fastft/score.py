@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,10 +24,10 @@ from fastft.judge import Judge, Judgement
 from fastft.judging.journal import Journal
 from fastft.judging.ollama import DEFAULT_URL, OllamaServer
 from fastft.judging.openai import OpenAIServer
-from fastft.judging.options import JudgeOptions, given, server_of
+from fastft.judging.options import JudgeOptions, server_of
 from fastft.judging.questions import Style
 from fastft.lock import writing
-from fastft.records import category_of, choices_of, fault_of_category, fault_of_choices
+from fastft.records import category_of, choices_of, fault_of_category, fault_of_choices, left_out
 
 RESPONSES = "responses.json"
 SCORES = "scores.json"
@@ -51,6 +52,9 @@ OTHER_JUDGES = "the two runs were scored by other judges or with other options; 
 class _RunOptions:
     run: Path
     """Folder of the run; its responses.json is scored."""
+    data: str | None = None
+    """The run's data file, wherever it is now: its records must be the same, and the responses those to its test split.
+    Without it, responses.json alone is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +72,6 @@ class ScoreOptions(JudgeOptions, _RunOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        of_the_questions = {"judge_style", "judge_rubric", "judge_parallel"}
-        self.check_use(name for name in given(self, ScoreOptions) if name in of_the_questions)
         if self.judge_parallel < 1:
             raise UserError(f"got --judge_parallel {self.judge_parallel}, expected at least 1")
 
@@ -79,10 +81,11 @@ def score(options: ScoreOptions) -> dict[str, Any]:
 
     `judgements` holds one object for each response, in its order: `score` (0..100 or null), `raw`, `key`, `answered`,
     and `reason` where there is something to explain (`fastft.judge.Judgement`). `summary` holds the figures, metrics
-    in percent.
+    in percent, all of them over the `n` entries that were answered: those that `fastft generate` left out, since their
+    prompts fill the context, are listed under `left_out_rows`.
 
     Raises:
-        UserError: responses.json is missing or malformed, or the judge's address is no address.
+        UserError: responses.json is missing, malformed or not of `data`, or the judge's address is no address.
         JudgeUnavailable: `require_judge`, and the judge cannot be used; scores.json is written all the same.
     """
     with writing(options.run):
@@ -99,16 +102,19 @@ def _score(options: ScoreOptions) -> dict[str, Any]:
         options.judge_tokens,
     )
     entries = read_responses(options.run)
+    if options.data is not None:
+        _check_data(options.run, options.data, entries)
+    answered = _answered(entries, options.run)
     if _are_stale(options.run):
         warn("the responses are not those of the run's model as it is now; `fastft generate` answers again")
     journal = Journal(options.run / JUDGE_REPLIES)
     _check_ours(options.run / SCORES)
     judge = _judge(options, journal, entries, _of_earlier(options.run, journal, asked))
     sheet = _Sheet(options.run, entries, judge)
-    sheet.add(metrics.summary(entries))
+    sheet.add(metrics.summary(answered))
     sheet.write()
-    sheet.add(_perplexity(options.run, entries))
-    sheet.add({"choices_by_likelihood": _choices_by_likelihood(options.run, entries)})
+    sheet.add(_perplexity(options.run, answered))
+    sheet.add({"choices_by_likelihood": _choices_by_likelihood(options.run, answered)})
     try:
         problem = judge.ask()
     finally:  # also where Ctrl-C or a full disk ends the asking
@@ -245,6 +251,50 @@ def read_responses(run: Path) -> list[dict[str, Any]]:
     return [{**entry, "input": entry.get("input", "")} for entry in entries]
 
 
+def _answered(entries: Sequence[dict[str, Any]], run: Path) -> list[dict[str, Any]]:
+    """The entries that have been answered, which all figures are over; the others are said.
+
+    Raises:
+        UserError: there is none.
+    """
+    rows = left_out_rows(entries)
+    if len(rows) == len(entries):
+        raise UserError(
+            f"no responses to score: fastft generate left out all {len(entries)} entries of {run / RESPONSES}, the "
+            f"first one since {left_out(entries[0])}"
+        )
+    if rows:
+        warn(f"{len(rows)} of {len(entries)} entries were left out by generate and are in no figure: {_row_list(rows)}")
+    return [entry for entry in entries if left_out(entry) is None]
+
+
+def _check_data(run: Path, source: str, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Holds the entries against the test split of the run's data.
+
+    Raises:
+        UserError: the data is not what the run was trained on, or an entry is no test record of it.
+    """
+    from fastft.run import Run, data_of  # torch, which a score without a model does not wait for
+
+    records = Counter(map(_asked, (record.as_entry() for record in data_of(Run(run), source).part("test"))))
+    for row, entry in enumerate(entries, start=1):
+        records[_asked(entry)] -= 1
+        if records[_asked(entry)] < 0:
+            raise UserError(
+                f"{run / RESPONSES} row {row}: it answers no record of the test split of {source}; answer again with "
+                f"`fastft generate --run {run} --data {source}`"
+            )
+
+
+def _asked(entry: Mapping[str, Any]) -> tuple[str, str, str, tuple[str, ...]]:
+    return entry["instruction"], entry["input"], entry["output"], tuple(choices_of(entry))
+
+
+def left_out_rows(entries: Sequence[Mapping[str, Any]]) -> list[int]:
+    """The entries, counted from 1, that `fastft generate` left without a response."""
+    return [row for row, entry in enumerate(entries, start=1) if left_out(entry) is not None]
+
+
 def _are_stale(run: Path) -> bool:
     """Whether the run's weights have changed since its responses were generated."""
     origin, weights = run / "responses.made-from.json", run / "model" / "model.safetensors"
@@ -301,7 +351,9 @@ def summary_line(summary: Mapping[str, Any]) -> str:
     metrics_of_texts = (("exact match", "exact_match"), ("BLEU", "bleu"), ("ROUGE-L", "rouge_l"))
     said = [f"{title} {_percent(summary[name])}" for title, name in metrics_of_texts]
     said += [f"{name} {value:.2f}{unit}" for name, value, unit in figures if value is not None]
-    return f"{summary['n']} responses: {', '.join(said)}"
+    n_left_out = len(summary["left_out_rows"])
+    without = f" ({n_left_out} more entries were left out by generate)" if n_left_out else ""
+    return f"{summary['n']} responses{without}: {', '.join(said)}"
 
 
 def _percent(value: float | None) -> str:
@@ -319,7 +371,10 @@ class _Sheet:
         self.entries = entries
         self._judge = judge
         self._path = run / SCORES
-        self._summary: dict[str, Any] = {"responses_sha256": responses_sha256(run)}
+        self._summary: dict[str, Any] = {
+            "responses_sha256": responses_sha256(run),
+            "left_out_rows": left_out_rows(entries),
+        }
 
     def add(self, figures: Mapping[str, Any]) -> None:
         self._summary.update(figures)
@@ -339,7 +394,7 @@ class _Sheet:
         return {
             **self._judge.summary(judgements),
             "n_scored": len(scored),
-            "n_unscored": len(judgements) - len(scored),
+            "n_unscored": sum(judgement.score is None and not judgement.left_out for judgement in judgements),
             "judge_mean": _mean(scored),
             "judge_interval": metrics.mean_interval(scored),
         }

@@ -222,7 +222,7 @@ class RecordFile:
             "template": asdict(template),
             "parts": [_digest_of_indices(indices) for indices in (parts.train, parts.test, parts.val)],
         }
-        _, facts = self._made("audit", key, lambda _: asdict(audit(self, parts, template)))
+        _, facts = self._made("audit", key, lambda _: asdict(audit(self, parts, template, self.rules.end_marks)))
         return Findings(**facts)
 
     def encode(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from foreign import trained
 from hypothesis import given
 from hypothesis import strategies as st
 from small_records import made_records
@@ -17,12 +18,15 @@ from fastft.audit import Findings, audit
 from fastft.cli import main
 from fastft.config import TrainOptions
 from fastft.errors import UserError
+from fastft.folder_tokenizer import FolderTokenizer
 from fastft.model import GPT2Config, config_for
 from fastft.prompts import ALPACA, PHI3
-from fastft.records import Record, load_records, split
+from fastft.records import ReadingRules, Record, load_records, split
 from fastft.run import load_data, warn_of_data
+from fastft.token_cache import RecordFile, TokenCache
 
 MARK = "<|endoftext|>"
+EOS = b'{"eos_token": "</s>"}'
 
 
 def written(tmp_path: Path, changes: dict[int, dict[str, Any]], n: int = 40) -> Path:
@@ -116,6 +120,30 @@ def test_what_was_read_otherwise_is_counted(tmp_path: Path) -> None:
     assert "outputs with <|endoftext|>" not in "\n".join(found.lines())
     assert "records that hold <|endoftext|>, learned as text: 2: rows 2, 6" in found.lines()
     assert "empty outputs, learned as a response of nothing: 1: rows 3" in found.lines()
+
+
+def test_a_models_own_end_of_text_is_looked_for(tmp_path: Path) -> None:
+    """As another model's tokenizer has it, from memory and by way of the cache."""
+    path = written(tmp_path, {2: {"output": "end</s>"}, 4: {"output": f"end{MARK}"}, 6: {"input": "a</s> b"}})
+    tokenizer = FolderTokenizer(
+        {"tokenizer.json": trained(ends="</s>").encode(), "tokenizer_config.json": EOS}, "x", {}
+    )
+    rules = ReadingRules().with_end(tokenizer.decode([tokenizer.end_of_text]))
+    assert rules.end_marks == (MARK, "</s>")
+    with pytest.raises(UserError, match=r"row 6: `input` holds </s>"):
+        load_records(str(path), rules=rules)
+    for keep, taken, as_text in (("refuse", [2, 4], []), ("keep", [], [2, 4, 6])):
+        now = replace(rules, end_of_text_in_data=keep)
+        held = load_records(str(path), rules=now, skip_bad_records=True).good
+        found = audit(held, split(len(held)), ALPACA, now.end_marks)
+        cached = RecordFile.open(path, TokenCache(tmp_path / "cache"), now)
+        assert found == cached.audit(split(len(held)), ALPACA)
+        assert (found.end_taken, found.end_as_text) == (taken, as_text)
+        (line,) = (line for line in found.lines() if MARK in line)
+        assert line.startswith(
+            f"outputs with {MARK} or </s> at their end" if taken else f"records that hold {MARK} or </s>, learned"
+        )
+        assert found.as_json()["end_marks"] == [MARK, "</s>"]
 
 
 def test_duplicates_and_prompts_with_other_options(tmp_path: Path) -> None:

@@ -326,9 +326,6 @@ def test_a_missing_judge_is_pulled(runs: tuple[Path, Path]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pull": True}, "--pull: got it without --pairwise"),
-        ({"judge_model": "mistral"}, "--judge_model: got it without --pairwise"),
-        ({"require_judge": True}, "--require_judge: got it without --pairwise"),
         ({"pairwise": True, "judge": "openai"}, "expected --judge_url with it"),
         ({"pairwise": True, "judge_timeout": -1.0}, "got --judge_timeout -1.0"),
     ],
@@ -401,6 +398,65 @@ def test_a_pairwise_judge_without_a_verdict_is_no_usable_judge(runs: tuple[Path,
                 compare(options)
     found = json.loads(options.path().read_text())["pairwise"]
     assert found["n_unread"] == 2
+
+
+WHY = "its prompt fills the context of 256 tokens"
+
+
+def leave_out(run: Path, *rows: int) -> None:
+    """As if `generate` had left out these rows, counted from 1, and the run had been scored since."""
+    path = run / "responses.json"
+    entries = json.loads(path.read_text())
+    for row in rows:
+        entries[row - 1] |= {"model_response": "", "left_out": WHY}
+    path.write_text(json.dumps(entries))
+    scores = json.loads((run / "scores.json").read_text())
+    scores["summary"]["responses_sha256"] = responses_sha256(run)
+    for row in rows:
+        scores["judgements"][row - 1]["score"] = None
+    (run / "scores.json").write_text(json.dumps(scores))
+
+
+def test_entries_that_one_run_left_out_are_not_compared_and_are_said(
+    runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = compared(runs)
+    leave_out(runs[0], 1)
+    leave_out(runs[1], 1, 3)
+    result = compared(runs)
+    assert (whole["n"], whole["left_out_rows"]) == (5, {"a": [], "b": []})
+    assert (result["n"], result["left_out_rows"]) == (3, {"a": [1], "b": [1, 3]})
+    assert (result["metrics"]["exact_match"]["a"], result["metrics"]["exact_match"]["n"]) == (pytest.approx(200 / 3), 3)
+    assert (result["judge"]["n"], result["judge"]["n_left_out"], result["judge"]["a"]) == (2, 1, 95)
+    assert list(result["judge"]["by_category"]) == ["p", "q"]
+    assert main(["compare", *map(str, runs)]) == 0
+    said = capsys.readouterr().out
+    assert "2 more entries are not compared, since generate left out 1 of them in A and 2 in B" in said
+    assert "3 test entries" in said
+
+
+def test_pairs_are_named_by_their_rows_where_some_were_left_out(runs: tuple[Path, Path]) -> None:
+    leave_out(runs[0], 2)
+    with OllamaStub(says("A", prompt_eval_count=2000)) as stub:
+        found = compared(runs, pairwise=True, judge_url=stub.url)["pairwise"]
+    assert [one["row"] for one in found["judgements"]] == [1, 3, 4, 5]
+    assert found["cut_rows"] == [4]
+    assert not any(entry in prompt for prompt in stub.prompts() for entry in ("Say two.",))
+
+
+def test_runs_of_which_each_left_out_the_others_entries_do_not_compare(runs: tuple[Path, Path]) -> None:
+    leave_out(runs[0], 1, 2)
+    leave_out(runs[1], 3, 4, 5)
+    with pytest.raises(UserError, match="left out each of the 5 entries"):
+        compared(runs)
+
+
+def test_scores_with_another_number_of_judgements_are_the_users_mistake(runs: tuple[Path, Path]) -> None:
+    path = runs[1] / "scores.json"
+    scores = json.loads(path.read_text())
+    path.write_text(json.dumps({**scores, "judgements": scores["judgements"][:2]}))
+    with pytest.raises(UserError, match="2 judgements of 5 responses"):
+        compared(runs)
 
 
 def test_metrics_that_one_run_lacks_are_left_out() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from ollama_stub import OllamaStub, pull_lines, says, status
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
@@ -17,6 +18,7 @@ from small_records import made_records
 from fastft import console
 from fastft.cli import main
 from fastft.console import SafeConsole, printable
+from fastft.errors import EXIT_DONE
 
 CLEARS = "a\x1b[2J\x1b]0;title\x07b"
 SHOWN = r"a\x1b[2J\x1b]0;title\x07b"
@@ -87,3 +89,73 @@ def test_data_in_inspect_and_in_errors(tmp_path: Path, capsys: pytest.CaptureFix
     said = "".join(capsys.readouterr())
     assert "\x1b" not in said
     assert said.count(r"\x1b[2J") >= 4
+
+
+HOSTILE = CLEARS + "\r\nwarning: forged\x9b31m\u202e"
+
+
+def wrong_version(stub: OllamaStub) -> None:
+    stub.get_override = lambda handler: handler.json(200, {"version": "0.9", "models": HOSTILE})
+
+
+def refuses(stub: OllamaStub) -> None:
+    stub.get_override = status(401, HOSTILE)
+
+
+def cannot_chat(stub: OllamaStub) -> None:
+    stub.shown = {"capabilities": [HOSTILE]}
+
+
+def is_old(stub: OllamaStub) -> None:
+    stub.version = "0.1.0" + HOSTILE
+
+
+def has_another_model(stub: OllamaStub) -> None:
+    stub.models = {HOSTILE: "x"}
+
+
+def pulls(stub: OllamaStub) -> None:
+    stub.models = {}
+    stub.pull = pull_lines({"status": HOSTILE}, {"error": HOSTILE})
+
+
+OPENAI = ("--judge", "openai")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "options", "reply"),
+    [
+        (lambda _: None, (), says(HOSTILE)),
+        (lambda _: None, (), says("85" + HOSTILE)),
+        (lambda _: None, (), status(500, HOSTILE)),
+        (lambda _: None, OPENAI, status(400, "no temperature " + HOSTILE)),
+        (wrong_version, (), says("1")),
+        (refuses, (), says("1")),
+        (refuses, OPENAI, says("1")),
+        (cannot_chat, (), says("1")),
+        (is_old, ("--judge_style", "reason"), says("1")),
+        (has_another_model, OPENAI, says("1")),
+        (pulls, ("--pull",), says("1")),
+    ],
+)
+def test_what_a_judge_and_a_run_say_is_no_command_and_no_line_of_ours(
+    prepare: Callable[[OllamaStub], object],
+    options: tuple[str, ...],
+    reply: Callable[[object], None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    runs = [tmp_path / name for name in ("a", "b")]
+    for run in runs:
+        run.mkdir()
+        entry = {"instruction": HOSTILE, "input": "", "output": HOSTILE, "category": HOSTILE}
+        (run / "responses.json").write_text(json.dumps([{**entry, "model_response": run.name + HOSTILE}]))
+    with OllamaStub(reply) as stub:
+        prepare(stub)
+        judge = ("--judge_url", stub.url, "--judge_retries", "0", *options)
+        for run in runs:
+            assert main(["score", "--run", str(run), *judge]) == EXIT_DONE
+        assert main(["compare", *map(str, runs), "--pairwise", *judge[: 4 + 2 * (options == OPENAI)]]) == EXIT_DONE
+    said = "".join(capsys.readouterr())
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", said)
+    assert not re.search(r"^(warning: )?forged", said, re.MULTILINE)

@@ -126,3 +126,56 @@ def test_a_folder_named_as_the_published_weights_does_not_replace_them(
     said = "gpt2 means the published weights, not the folder here; for that give --weights ./gpt2"
     assert said in capsys.readouterr().err
     assert yaml.safe_load((run / "config.yaml").read_text())["weights"] is None
+
+
+def in_one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1
+    return said[0]
+
+
+def test_score_takes_the_new_place_of_moved_data_and_refuses_other_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 40 records the test split is rows 35 to 38, of which one has no room for a response."""
+    entries = made_records(40)
+    entries[35]["input"] = "word " * 300
+    run = trained(tmp_path, entries, "--too_long", "drop")
+    moved = (tmp_path / "data.json").rename(tmp_path / "moved.jsonl")
+    score = ["score", "--run", str(run), "--judge", "none"]
+    assert main(["generate", "--run", str(run), "--data", str(moved), "--max_new_tokens", "2"]) == 0
+    assert main([*score, "--data", str(moved)]) == 0
+    assert "3 responses (1 more entries were left out by generate): exact match" in capsys.readouterr().out
+    summary = json.loads((run / "scores.json").read_text())["summary"]
+    assert (summary["n"], summary["left_out_rows"], summary["empty_responses"]) == (3, [2], 0)
+    assert main(score) == 0  # responses.json holds what is scored
+
+    for name, changed in (("train", 0), ("test", 36), ("val", 39)):
+        other = [dict(entry) for entry in entries]
+        other[changed]["output"] += " and more"
+        moved.write_text("\n".join(map(json.dumps, other)))
+        (run / "scores.json").unlink()
+        assert main([*score, "--data", str(moved)]) == 2, name
+        assert f"{moved} is not what {run} was trained on" in in_one_line(capsys)
+        assert not (run / "scores.json").exists()
+        main(score)
+    assert main([*score, "--data", str(tmp_path / "gone.json")]) == 2
+    assert "data file not found" in in_one_line(capsys)
+
+
+@pytest.mark.parametrize("change", [{"output": "another"}, {"choices": ["a", "b"], "output": "a"}, {"input": "x"}])
+def test_responses_to_other_records_than_the_datas_are_refused(
+    change: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(tmp_path, made_records(40))
+    assert main(["generate", "--run", str(run), "--max_new_tokens", "2", "--limit", "3"]) == 0
+    score = ["score", "--run", str(run), "--judge", "none", "--data", str(tmp_path / "data.json")]
+    assert main(score) == 0
+    answered = json.loads((run / "responses.json").read_text())
+    answered[2] |= change
+    (run / "responses.json").write_text(json.dumps(answered))
+    assert main(score) == 2
+    assert "responses.json row 3: it answers no record of the test split" in in_one_line(capsys)
+    (run / "responses.json").write_text(json.dumps([answered[0], answered[1], answered[1]]))
+    assert main(score) == 2  # a record that stands once is answered once
+    assert "row 3: it answers no record" in in_one_line(capsys)

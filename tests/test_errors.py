@@ -703,6 +703,10 @@ def scoring(place: Place, *options: object) -> list[str]:
     place.json(
         [{"instruction": "a", "output": "b", "model_response": f"c{row}"} for row in range(3)], "out/responses.json"
     )
+    return scoring_what_is_there(place, *options)
+
+
+def scoring_what_is_there(place: Place, *options: object) -> list[str]:
     return ["score", "--run", str(place.out), *map(str, options)]
 
 
@@ -729,23 +733,59 @@ JUDGE = [
     Case(
         "pull for another",
         lambda p: scoring(p, "--judge", "openai", "--judge_url", "http://localhost:8000", "--pull"),
-        ("--pull", "expected --judge ollama"),
+        ("--pull", "no effect", "it needs --judge ollama"),
     ),
-    Case("none, pull", lambda p: scoring(p, "--judge", "none", "--pull"), ("--pull", "--judge none", "leave one")),
+    Case("none, pull", lambda p: scoring(p, "--judge", "none", "--pull"), ("--pull", "other than none", "leave it")),
     Case(
         "none, with a model",
         lambda p: scoring(p, "--judge", "none", "--judge_model", "phi3"),
-        ("--judge_model", "--judge none", "asks nobody", "leave one"),
+        ("--judge_model phi3", "no effect", "a --judge other than none, which asks nobody", "leave it out"),
     ),
     Case(
         "none, with a style",
         lambda p: scoring(p, "--judge", "none", "--judge_style", "reason"),
-        ("--judge_style", "--judge none", "leave one"),
+        ("--judge_style reason", "no effect", "other than none"),
     ),
     Case("a key for Ollama", lambda p: scoring(p, "--judge_key_env", "KEY"), ("--judge_key_env", "--judge openai")),
     Case("too little room", lambda p: scoring(p, "--judge_tokens", 100), ("--judge_tokens 100", "more than the 512")),
     Case(
-        "none, required", lambda p: scoring(p, "--judge", "none", "--require_judge"), ("--require_judge", "leave one")
+        "none, required", lambda p: scoring(p, "--judge", "none", "--require_judge"), ("--require_judge", "other than")
+    ),
+    Case(
+        "a pause before no retry",
+        lambda p: scoring(p, "--judge_retries", 0, "--judge_pause", 2),
+        ("--judge_pause 2", "no effect", "--judge_retries of at least 1"),
+    ),
+    Case(
+        "a silence longer than all",
+        lambda p: scoring(p, "--judge_timeout", 900),
+        ("--judge_timeout 900", "no effect", "--judge_total_timeout"),
+    ),
+    Case(
+        "responses of no run, with data",
+        lambda p: scoring(p, "--data", p.json(made_records())),
+        ("cannot read", "config.yaml", "--run takes the folder that train wrote"),
+    ),
+    Case(
+        "data of another run",
+        lambda p: (p.run(), scoring(p, "--data", p.json(made_records(31))))[1],
+        ("data.json is not what", "was trained on"),
+    ),
+    Case(
+        "responses to other records",
+        lambda p: (p.run(), scoring(p, "--data", p.out.parent / "run-data.json"))[1],
+        ("responses.json row 1", "no record of the test split", "fastft generate"),
+    ),
+    Case(
+        "nothing was answered",
+        lambda p: (
+            scoring(p),
+            p.json(
+                [{"instruction": "a", "output": "b", "model_response": "", "left_out": "why"}], "out/responses.json"
+            ),
+            scoring_what_is_there(p),
+        )[-1],
+        ("left out all 1 entries", "since why"),
     ),
     Case(
         "a folder for its answers",
@@ -1167,7 +1207,7 @@ def test_no_usable_judge_is_one_line_and_status_3_where_one_is_required(
     place = Place(tmp_path, tmp_path, pytest.MonkeyPatch())
     with OllamaStub(status(500, "invalid format")) as stub:
         case.prepare(stub)
-        argv = scoring(place, "--judge_url", stub.url, "--judge_retries", 0, "--judge_pause", 0.001, *case.options)
+        argv = scoring(place, "--judge_url", stub.url, "--judge_retries", 0, *case.options)
         exit_status = main([*argv, "--require_judge"] if required else argv)
     stderr = capsys.readouterr().err
     if required:

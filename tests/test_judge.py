@@ -354,7 +354,7 @@ def test_the_warm_up_loads_the_model_with_the_questions_context_and_waits_longer
             loaded(handler)
 
         stub.warm_up = slow
-        ollama(stub, silence=0.02, loading=5.0).warm_up(4096)
+        ollama(stub, silence=0.02, loading=5.0, whole=0.05).warm_up(4096)
     assert stub.warm_ups == [{"model": "llama3", "messages": [], "options": {"num_ctx": 4096}, "stream": False}]
     assert stub.asked == []
 
@@ -674,6 +674,18 @@ def test_parts_without_a_text_are_no_answer(content: Any) -> None:
         openai(stub, retries=0).ask(QUESTION)
 
 
+def test_the_first_openai_question_may_load_the_model_for_longer_than_an_answer_takes() -> None:
+    def slow(handler: Handler) -> None:
+        handler.stub.closing.wait(0.4)
+        completes("85")(handler)
+
+    with OllamaStub(slow) as stub:
+        server = openai(stub, silence=0.1, whole=0.1, loading=20.0, retries=0)
+        assert server.ask(QUESTION).content == "85"
+        with pytest.raises(NoAnswerError):  # now it is loaded
+            server.ask(QUESTION)
+
+
 def test_an_answer_that_thinks_longer_than_a_silence_is_waited_for() -> None:
     def slow(handler: Handler) -> None:
         handler.stub.closing.wait(0.4)
@@ -721,6 +733,38 @@ def test_an_openai_body_that_ends_early_is_not_whole_with_or_without_finish_reas
         head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (len(content) + 10)
         with OllamaStub(wire(head + content), completes("70")) as stub:
             assert openai(stub).ask(QUESTION).content == "70"
+
+
+def test_an_openai_body_without_a_length_is_not_whole_wherever_it_is_cut() -> None:
+    """The end of the connection is all that ends it: a part of an object is none."""
+    value = {"choices": [{"message": {"content": "85"}, "finish_reason": None}]}
+    content = json.dumps(value).encode()
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n"
+    with OllamaStub(*(wire(head + content[:cut]) for cut in range(len(content))), wire(head + content)) as stub:
+        server = openai(stub, retries=0)
+        for _ in range(len(content)):
+            with pytest.raises(NoAnswerError):
+                server.ask(QUESTION)
+        assert server.ask(QUESTION).content == "85"
+
+
+def test_an_openai_answer_in_pieces_ends_with_its_last_piece() -> None:
+    """Of a body in chunks the one without a byte says that it is whole, also where its JSON is."""
+    content = json.dumps({"choices": [{"message": {"content": "85"}}]}).encode()
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"%x\r\n%s\r\n" % (len(content), content)
+    with OllamaStub(wire(head), wire(head + b"0\r\n\r\n")) as stub:
+        assert openai(stub).ask(QUESTION).content == "85"
+        assert len(stub.asked) == 2
+
+
+@pytest.mark.parametrize("end", [b"", b"data: [DONE]\n\n"])
+def test_a_stream_that_nobody_asked_for_is_no_answer(end: bytes) -> None:
+    """One object is asked for (`stream` is nowhere in the request), and what else comes is never taken for it."""
+    pieces = b"".join(b'data: {"choices": [{"delta": {"content": "%d"}}]}\n\n' % digit for digit in (8, 5))
+    with OllamaStub(body(pieces + end, "text/event-stream")) as stub:
+        with pytest.raises(NoAnswerError, match="/chat/completions is not a JSON object"):
+            openai(stub).ask(QUESTION)
+        assert "stream" not in stub.asked[0]
 
 
 @pytest.mark.parametrize("word", ["length", "max_tokens", "MAX_TOKENS", "model_length"])

@@ -65,7 +65,8 @@ TEXT = st.lists(WORDS, max_size=12).map(" ".join)
 @given(st.lists(st.tuples(TEXT, TEXT, st.booleans()), min_size=1, max_size=6))
 def test_bleu_chrf_and_rouge_are_their_packages_own(pairs: list[tuple[str, str, bool]]) -> None:
     """ROUGE is their mean over the responses whose references have a word, or two."""
-    pairs = [(a, f"{b} x1", near) for a, b, near in pairs]  # so that most letters are Latin ones
+    # References of Latin letters, most of them plain ones: others have words that rouge-score does not know.
+    pairs = [(a, f"{b.replace('猫', 'on')} x1", near) for a, b, near in pairs]
     responses = [b + " " + a if near else a for a, b, near in pairs]
     references = [b for _, b, _ in pairs]
     bleu = metrics.bleu(responses, references)
@@ -121,6 +122,35 @@ def test_chinese_is_cut_as_sacrebleu_cuts_it() -> None:
 def test_the_reference_says_what_a_word_is_so_that_two_runs_are_measured_alike() -> None:
     assert metrics.rouge(["The cat 猫"], ["The cat sat"])["rouge_1"] == pytest.approx(100 * 2 * 2 / 5)
     assert metrics.rouge(["猫 the"], ["猫"])["rouge_1"] == pytest.approx(100 * 2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("reference", "wrong"),
+    [
+        ("GPT-2 很好", "GPT-2 很坏"),
+        ("The word 猫 means cat.", "The word 狗 means cat."),
+        ("In Russian it is слово.", "In Russian it is дело."),
+        ("The angle is π.", "The angle is φ."),
+        ("Write ٣ in words.", "Write ٤ in words."),
+    ],
+)
+def test_a_foreign_word_among_latin_ones_counts(reference: str, wrong: str) -> None:
+    """rouge-score drops it, so that a wrong one scored 100."""
+    assert metrics.rouge([reference], [reference]) == pytest.approx(
+        dict.fromkeys(("rouge_1", "rouge_2", "rouge_l"), 100)
+    )
+    for value in metrics.rouge([wrong], [reference]).values():
+        assert value is not None
+        assert 0 < value < 100
+
+
+@pytest.mark.parametrize("text", ["Übung macht den Meister, naïve façade", "120 m² and 1º, ½ of the 3ª"])
+def test_latin_letters_are_cut_as_rouge_score_cuts_them(text: str) -> None:
+    theirs = RougeScorer(["rouge1", "rougeL"]).score(text, text[4:])
+    ours = metrics.rouge([text[4:]], [text])
+    assert ours["rouge_1"] == pytest.approx(100 * theirs["rouge1"].fmeasure)
+    assert ours["rouge_l"] == pytest.approx(100 * theirs["rougeL"].fmeasure)
+    assert ours["rouge_1"] != 100
 
 
 @pytest.mark.parametrize(

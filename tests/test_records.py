@@ -270,6 +270,34 @@ def test_an_end_of_text_elsewhere_is_refused_unless_it_is_kept(key: str, value: 
     assert isinstance(read_one(entry, tmp_path, end_of_text_in_data="keep"), Record)
 
 
+@pytest.mark.parametrize("tail", ["</s>", " </s>\n", "</s><|endoftext|>", "<|endoftext|></s></s>"])
+def test_a_models_own_end_of_text_is_the_end_too(tail: str, tmp_path: Path) -> None:
+    entry = {"instruction": "a", "output": "b" + tail}
+    rules = {"end_marks": ReadingRules().with_end("</s>").end_marks}
+    found = read_one(entry, tmp_path, **rules)
+    assert isinstance(found, Record)
+    assert (found.output.strip(), found.notes) == ("b", (END_TAKEN,))
+    kept = read_one(entry, tmp_path, **rules, end_of_text_in_data="keep")
+    assert isinstance(kept, Record)
+    assert kept.output == entry["output"]
+
+
+@pytest.mark.parametrize("key", ["instruction", "input", "output", "context"])
+def test_a_models_own_end_of_text_elsewhere_is_named(key: str, tmp_path: Path) -> None:
+    """`</s>` ends HTML's crossed-out text: for GPT-2, which has another end, it is text."""
+    entry = {"instruction": "a", "output": "b", key: "<s>a</s> b"}
+    rules = ReadingRules().with_end("</s>")
+    assert reason(entry, tmp_path, end_marks=rules.end_marks).startswith(
+        f"`{ {'context': 'input'}.get(key, key) }` holds </s>, which would be learned as text"
+    )
+    assert isinstance(read_one(entry, tmp_path), Record)
+
+
+@pytest.mark.parametrize("text", ["", " \n", "<|endoftext|>"])
+def test_what_is_blank_or_known_is_no_further_mark(text: str) -> None:
+    assert ReadingRules().with_end(text) == ReadingRules()
+
+
 # Nothing
 
 

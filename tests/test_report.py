@@ -245,6 +245,34 @@ def test_what_is_undefined_is_a_dash_on_the_page_and_in_no_ranking(tmp_path: Pat
     assert sum(held["histograms"]["rouge_l"]) == 2
 
 
+def test_entries_that_generate_left_out_are_in_no_figure_of_the_page(tmp_path: Path) -> None:
+    why = "its prompt fills the context of 256 tokens"
+    entries = [
+        {"instruction": f"Say {word}.", "input": "", "output": word, "model_response": word}
+        for word in ("one", "two", "three", "four")
+    ]
+    left_out = [*entries[:2], *({**entry, "model_response": "", "left_out": why} for entry in entries[2:])]
+    for name, answers in (("whole", entries), ("part", left_out)):
+        (tmp_path / name).mkdir()
+        write_responses(tmp_path / name, answers)
+        score(ScoreOptions(run=tmp_path / name, judge="none"))
+    page = Page(report(ReportOptions(run=tmp_path / "part", against=[tmp_path / "whole"])))
+    said = page.squeezed()
+    assert "2 more entries are in no figure, since fastft generate left them without a response: # 3, 4." in said
+    assert "2 more questions are left out, to which one of the two has no response" in said
+    assert said.count(f"left out {why}") == 2
+    assert "empty" not in said
+    numbers = json.loads((tmp_path / "part" / "report.json").read_text())
+    part, whole = numbers["runs"]
+    assert (part["scores"]["n"], part["scores"]["exact_match"]) == (2, 100)
+    assert (sum(part["histograms"]["rouge_l"]), sum(whole["histograms"]["rouge_l"])) == (2, 4)
+    assert part["intervals"]["exact_match"] != whole["intervals"]["exact_match"]
+    assert not {3, 4} & {*part["best"], *part["worst"]}
+    assert [answer.get("left_out") for answer in part["answers"]] == [None, None, why, why]
+    assert (numbers["differences"][0]["n"], numbers["differences"][0]["n_left_out"]) == (2, 2)
+    assert numbers["differences"][0]["exact_match"]["mean"] == 0
+
+
 def test_a_run_of_which_rouge_says_nothing_has_dashes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

@@ -637,28 +637,7 @@ def test_what_a_server_refuses_is_remembered_recorded_and_asks_nothing_anew(run:
 
 
 BAD_OPTIONS: list[tuple[dict[str, Any], str]] = [
-    ({"judge": "none", "require_judge": True}, "--require_judge: got it with --judge none"),
-    ({"judge": "none", "pull": True}, "--pull: got it with --judge none, which asks nobody"),
-    *(
-        ({"judge": "none", name: value}, f"--{name}: got it with --judge none, which asks nobody; leave one of the two")
-        for name, value in {
-            "judge_model": "phi3",
-            "judge_url": "http://x",
-            "judge_key_env": "KEY",
-            "judge_tokens": 6000,
-            "judge_timeout": 1.0,
-            "judge_load_timeout": 1.0,
-            "judge_total_timeout": 1.0,
-            "judge_retries": 1,
-            "judge_pause": 1.0,
-            "judge_style": "reason",
-            "judge_rubric": Path("x"),
-            "judge_parallel": 2,
-        }.items()
-    ),
-    ({"judge_key_env": "KEY"}, "--judge_key_env: got it with --judge ollama, expected --judge openai"),
     ({"judge_tokens": 512}, "got --judge_tokens 512, expected more than the 512 of a first reply"),
-    ({"judge": "openai", "judge_url": "http://x", "pull": True}, "--pull: got it with --judge openai"),
     ({"judge": "openai"}, "--judge openai: expected --judge_url with it"),
     ({"judge_parallel": 0}, "got --judge_parallel 0, expected at least 1"),
     ({"judge_retries": -1}, "got --judge_retries -1, expected at least 0"),
@@ -806,10 +785,88 @@ def test_half_a_surrogate_pair_in_a_response_is_scored(tmp_path: Path) -> None:
 
 def test_summary_line_has_a_dash_for_what_is_undefined_and_leaves_out_what_is_not_known() -> None:
     summary = {"n": 4, "exact_match": 50.0, "bleu": None, "rouge_l": 75.0, "perplexity": None, "judge_mean": 82.5}
-    summary |= {"n_scored": 3}
+    summary |= {"n_scored": 3, "left_out_rows": []}
     assert summary_line(summary) == (
         "4 responses: exact match 50.00%, BLEU –, ROUGE-L 75.00%, judge's mean 82.50 over 3 of 4 responses"
     )
+    said = summary_line(summary | {"left_out_rows": [2, 5]})
+    assert said.startswith("4 responses (2 more entries were left out by generate): exact match")
+
+
+LEFT_OUT = "its prompt fills the context of 256 tokens"
+
+
+def without(entries: list[dict[str, Any]], *rows: int) -> list[dict[str, Any]]:
+    """As `generate` writes them where the prompts of these rows, from 1, leave no room for a response."""
+    return [
+        {**entry, "model_response": "", "left_out": LEFT_OUT} if row in rows else entry
+        for row, entry in enumerate(entries, start=1)
+    ]
+
+
+def test_entries_that_generate_left_out_are_in_no_figure_and_are_said(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Row 3 was answered with nothing, which scores 0; row 2 was not answered, which is no score at all."""
+    write(run, without(RESPONSES, 2))
+    with OllamaStub(says("100"), says("50")) as stub:
+        scores = scored(run, stub)
+        assert [word_in(prompt) for prompt in stub.prompts()] == ["one", "four"]
+    assert given(scores) == [100, None, 0, 50]
+    assert scores["judgements"][1] == {
+        "score": None, "raw": "", "key": None, "answered": True, "left_out": True,
+        "reason": f"left out by generate: {LEFT_OUT}",
+    }  # fmt: skip
+    summary = scores["summary"]
+    assert (summary["n"], summary["left_out_rows"], summary["judge_mean"]) == (3, [2], 50)
+    assert (summary["n_scored"], summary["n_unscored"], summary["unparsed_rows"]) == (3, 0, [])
+    assert (summary["exact_match"], summary["empty_responses"]) == (pytest.approx(100 / 3), 1)
+    assert (summary["judge_book_mean"], summary["n_book"]) == (50, 3)
+    assert (summary["by_category"]["a"]["n"], summary["by_category"]["a"]["exact_match"]) == (1, 100)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "warning: 1 of 4 entries were left out by generate and are in no figure: row 2" in said
+    expected = {key: value for key, value in metrics.summary([RESPONSES[0], *RESPONSES[2:]]).items() if key != "n"}
+    assert {key: summary[key] for key in expected if key != "by_category"} == {
+        key: value for key, value in expected.items() if key != "by_category"
+    }
+
+
+def test_a_prompt_that_was_left_out_does_not_make_the_judges_context_longer(run: Path) -> None:
+    long = [{**RESPONSES[0], "input": "word " * 3000}, *RESPONSES[1:]]
+    for entries, num_ctx in ((long, 8192), (without(long, 1), 2048)):
+        write(run, entries)
+        with OllamaStub(says("80")) as stub:
+            scored(run, stub)
+            assert {asked["options"]["num_ctx"] for asked in stub.asked} == {num_ctx}
+
+
+def test_an_entry_that_was_left_out_has_no_judgement_without_a_judge_either(run: Path) -> None:
+    write(run, without(RESPONSES, 2, 3))
+    for options in ({"judge_url": unused_url()}, {"judge": "none"}):
+        scores = score(ScoreOptions(run=run, **options))
+        assert scores["judgements"][1]["reason"] == f"left out by generate: {LEFT_OUT}"
+        assert (scores["summary"]["left_out_rows"], scores["summary"]["n"]) == ([2, 3], 2)
+
+
+def test_where_all_entries_were_left_out_there_is_nothing_to_score(run: Path) -> None:
+    write(run, without(RESPONSES, 1, 2, 3, 4))
+    with pytest.raises(UserError, match=f"left out all 4 entries of .*responses.json, the first one since {LEFT_OUT}"):
+        scored(run, unused_url())
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"left_out": False, "model_response": ""},
+        {"left_out": None, "model_response": ""},
+        {"left_out": "", "model_response": ""},
+        {"left_out": "by whom?", "model_response": "five"},
+    ],
+)
+def test_a_key_of_the_datas_own_leaves_nothing_out(run: Path, more: dict[str, Any]) -> None:
+    write(run, [{**RESPONSES[0], **more}])
+    with OllamaStub(says("80")) as stub:
+        assert scored(run, stub)["summary"]["left_out_rows"] == []
 
 
 def test_responses_of_other_weights_are_scored_with_a_warning(

@@ -17,7 +17,16 @@ from fastft.judging.journal import Reply, with_finish
 from fastft.judging.questions import SEED, TEMPERATURE, Question
 from fastft.judging.refusals import Refusals
 from fastft.judging.server import Known
-from fastft.judging.wire import NoAnswerError, Patience, Wire, checked_url, error_text, sound, without_password
+from fastft.judging.wire import (
+    NoAnswerError,
+    Patience,
+    Wire,
+    checked_url,
+    error_text,
+    one_line,
+    sound,
+    without_password,
+)
 
 DEFAULT_URL = "http://localhost:11434"
 DEFAULT_MODEL = "llama3"
@@ -116,7 +125,7 @@ class OllamaServer:
         """A chat without messages loads the model and answers nothing; its context must be that of the questions."""
         payload = {"model": self.model, "messages": [], "options": {"num_ctx": num_ctx}, "stream": False}
         loading = self._wire.patience.loading
-        self._wire.retried(lambda: _check_done(self._wire.post("/api/chat", payload, silence=loading)))
+        self._wire.retried(lambda: _check_done(self._wire.post("/api/chat", payload, silence=loading, whole=loading)))
 
     def options(self, question: Question) -> dict[str, Any]:
         """The book's options, and a bound for the reply."""
@@ -176,9 +185,9 @@ class OllamaServer:
     def _check_chats(self, shown: Mapping[str, Any]) -> None:
         can = shown.get("capabilities")
         if isinstance(can, list) and can and "completion" not in can:
+            named = one_line(", ".join(map(str, can)))
             raise JudgeUnavailable(
-                f"{self.model} at {self.where} cannot chat (it can: {', '.join(map(str, can))}): give a language model "
-                "with --judge_model"
+                f"{self.model} at {self.where} cannot chat (it can: {named}): give a language model with --judge_model"
             )
 
     def _get(self, path: str) -> dict[str, Any]:
@@ -259,7 +268,7 @@ class _Progress:
     def take(self, value: Mapping[str, Any]) -> bool:
         if "error" in value:
             raise NoAnswerError(error_text(value), may_pass=False)
-        status = str(value.get("status", ""))
+        status = one_line(str(value.get("status", "")))
         total, completed = _count(value.get("total")) or 0, _count(value.get("completed")) or 0
         tenth = _TENTHS * completed // total if total else 0
         if (status, tenth) not in self._said:

@@ -73,8 +73,8 @@ class OpenAIServer:
         self.where = without_password(self._url)
         self._key_variable = key_variable
         self._wire = Wire(self._url, patience or Patience(), key=key, proxies=True)
-        # Servers load a model with its first question, so that this one may take as long as Ollama's warm-up.
-        self._silence = self._wire.patience.loading
+        # Servers load a model with its first question, so that this one may take as long as Ollama's warm-up more.
+        self._loading = self._wire.patience.loading
         # OpenAI's newer models know the room by the other name alone.
         self._refusals = Refusals(("temperature", "seed", "max_tokens"), model, {"max_tokens": "max_completion_tokens"})
         self._served_as = model
@@ -136,15 +136,16 @@ class OpenAIServer:
         return self._refusals.asked(self.payload(question), lambda payload: self._post(payload, question))
 
     def _post(self, payload: Mapping[str, Any], question: Question) -> Reply:
+        patience = self._wire.patience
         # An answer comes in one piece: while a trace is being written there is nothing to be heard.
-        silence = max(self._silence, self._wire.patience.whole) if question.wide else self._silence
+        silence = max(self._loading or patience.silence, patience.whole if question.wide else 0.0)
         try:
-            value = self._wire.post("/chat/completions", payload, silence=silence)
+            value = self._wire.post("/chat/completions", payload, silence=silence, whole=patience.whole + self._loading)
         except NoAnswerError as failure:
             if question.schema is not None and self.refuses_schema(failure):
                 failure.may_pass = False
             raise
-        self._silence = self._wire.patience.silence
+        self._loading = 0.0
         return self._reply(value, question.room)
 
     def _reply(self, value: Mapping[str, Any], room: int) -> Reply:

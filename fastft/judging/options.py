@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -50,15 +50,7 @@ class JudgeOptions:
     """Exit with status 3 where no judge can be used, instead of leaving it out."""
 
     def __post_init__(self) -> None:
-        self.check_use(name for name in given(self, JudgeOptions) if name != "judge")
-        if self.pull and self.judge != "ollama":
-            raise UserError(
-                f"--pull: got it with --judge {self.judge}, expected --judge ollama, which alone has models to pull"
-            )
-        if self.judge_key_env is not None and self.judge != "openai":
-            raise UserError(
-                f"--judge_key_env: got it with --judge {self.judge}, expected --judge openai, which alone sends a key"
-            )
+        check_effects(self)
         if self.judge == "openai" and self.judge_url is None:
             raise UserError("--judge openai: expected --judge_url with it, such as http://localhost:8000/v1")
         if self.judge_tokens <= LARGEST_ROOM:
@@ -70,15 +62,6 @@ class JudgeOptions:
         for name in ("judge_timeout", "judge_load_timeout", "judge_total_timeout", "judge_pause"):
             if not 0 < getattr(self, name) <= _LONGEST_S:
                 raise UserError(f"got --{name} {getattr(self, name)}, expected seconds above 0, at most {_LONGEST_S:,}")
-
-    def check_use(self, names: Iterable[str]) -> None:
-        """Holds the options that were given for the asking against `--judge none`.
-
-        Raises:
-            UserError: nobody is asked, so that one of them has no effect.
-        """
-        for name in names if self.judge == "none" else ():
-            raise UserError(f"--{name}: got it with --judge none, which asks nobody; leave one of the two out")
 
     def patience(self) -> Patience:
         """How long the judge is waited for."""
@@ -119,9 +102,73 @@ class JudgeOptions:
             server.pull()
 
 
-def given(options: Any, of: type[Any]) -> list[str]:
-    """The fields of a dataclass whose values in `options` are not the defaults."""
-    return [field.name for field in fields(of) if getattr(options, field.name) != field.default]
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Under which an option has an effect.
+
+    Attributes:
+        holds: whether it is so.
+        needs: the condition in words, behind `needs`.
+    """
+
+    holds: Callable[[JudgeOptions], bool]
+    needs: str
+
+
+_IN_PAIRS = Condition(lambda o: getattr(o, "pairwise", True), "--pairwise, which alone asks a judge")
+_ASKED = Condition(lambda o: o.judge != "none", "a --judge other than none, which asks nobody")
+_ALWAYS = (_IN_PAIRS, _ASKED)
+
+CONDITIONS: dict[str, tuple[Condition, ...]] = {
+    "judge": (_IN_PAIRS,),
+    "judge_model": _ALWAYS,
+    "judge_url": _ALWAYS,
+    "judge_key_env": (
+        *_ALWAYS,
+        Condition(lambda o: o.judge == "openai", "--judge openai, which alone sends a key"),
+    ),
+    "judge_tokens": _ALWAYS,
+    "judge_timeout": (
+        *_ALWAYS,
+        Condition(
+            lambda o: not o.judge_timeout > o.judge_total_timeout,
+            "a --judge_total_timeout that is no shorter, and ends a request sooner",
+        ),
+    ),
+    "judge_load_timeout": _ALWAYS,
+    "judge_total_timeout": _ALWAYS,
+    "judge_retries": _ALWAYS,
+    "judge_pause": (
+        *_ALWAYS,
+        Condition(lambda o: o.judge_retries != 0, "--judge_retries of at least 1, before which it pauses"),
+    ),
+    "pull": (
+        *_ALWAYS,
+        Condition(lambda o: o.judge == "ollama", "--judge ollama, which alone has models to pull"),
+    ),
+    "require_judge": _ALWAYS,
+    "judge_style": _ALWAYS,
+    "judge_rubric": _ALWAYS,
+    "judge_parallel": _ALWAYS,
+}
+"""Options of `fastft score` and `fastft compare` about the judge, to what each needs."""
+
+
+def check_effects(options: JudgeOptions) -> None:
+    """Refuses options about the judge that are not at their defaults and can have no effect.
+
+    Raises:
+        UserError: one has none.
+    """
+    for field in fields(options):
+        value = getattr(options, field.name)
+        for condition in CONDITIONS.get(field.name, ()):
+            if value != field.default and not condition.holds(options):
+                said = str(value).lower() if isinstance(value, bool) else value
+                raise UserError(
+                    f"got --{field.name} {said}, which has no effect here: it needs {condition.needs}; "
+                    "leave it out, or see to what it needs"
+                )
 
 
 def server_of(judge: Mapping[str, Any]) -> OllamaServer | OpenAIServer | None:

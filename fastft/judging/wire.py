@@ -109,9 +109,11 @@ class Wire:
         content = self._exchange("GET", path, None, self.patience.checking, b"".join)
         return _object_or_fail(content, path)
 
-    def post(self, path: str, payload: Mapping[str, Any], *, silence: float) -> dict[str, Any]:
-        """The JSON object that answers a POST."""
-        return _object_or_fail(self._exchange("POST", path, payload, silence, b"".join), path)
+    def post(
+        self, path: str, payload: Mapping[str, Any], *, silence: float, whole: float | None = None
+    ) -> dict[str, Any]:
+        """The JSON object that answers a POST; it may take `whole` seconds, or as long as an answer."""
+        return _object_or_fail(self._exchange("POST", path, payload, silence, b"".join, whole=whole), path)
 
     def post_lines(
         self,
