@@ -300,6 +300,21 @@ def data_of(run: Run, moved_to: str | None = None) -> Data:
     return data
 
 
+def check_same_tokenizer(run: Run, tokenizer: Tokenizer) -> None:
+    """Holds a tokenizer against what the run was trained with, as far as the run's folder says it.
+
+    Raises:
+        UserError: it is another one: its ids would mean other texts.
+    """
+    known = files.object_or_empty(run.data).get("tokenizer_sha256")
+    if known not in (None, tokenizer.fingerprint()):
+        raise UserError(
+            f"the tokenizer is not the one that {run.folder} was trained with: its files, or the end-of-text that they "
+            f"name, have changed in {run.tokenizer} or {run.model}, or beside the weights; put them back, or train "
+            "again with --overwrite"
+        )
+
+
 def check_same_data(run: Run, data: Data) -> bool:
     """Holds data against what the run was trained on; False where the run's folder does not say.
 

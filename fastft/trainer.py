@@ -57,7 +57,7 @@ from fastft.model import GPT2, SIZES, config_for, number_of_parameters
 from fastft.optim import learning_rate
 from fastft.plan import Cost, Indices, Packing, Plan, Step, make_plan
 from fastft.precision import choose_device, choose_dtype
-from fastft.run import Data, MetricsFile, Run, check_same_data, load_data, warn_of_data
+from fastft.run import Data, MetricsFile, Run, check_same_data, check_same_tokenizer, load_data, warn_of_data
 from fastft.stopping import StopRequest, save_is_asked, stop_requests
 from fastft.tokenizer import gpt2_tokenizer
 from fastft.watch import Stragglers, Watchdog
@@ -109,6 +109,8 @@ def train(options: TrainOptions, *, stop_after: int | None = None) -> Outcome:
                 refuse_if_held(run.folder)  # before anything is loaded beside a run that trains; it is taken later
             data = load_data(options)
             model = _model_to_go_on(options, run) or initial_model(options)
+            if options.resume:
+                check_same_tokenizer(run, model.config.tokenizer)
         if data.bad:
             warn(f"left out, and listed in {run.data}: {data.describe_bad()}")
         warn_of_data(options, data)
@@ -133,6 +135,11 @@ def make_engine(model: GPT2, options: TrainOptions, world: World) -> AnyEngine:
         dtype = (config and config.dtype) or choose_dtype(options.dtype, device)
         if config is not None:
             config.check_dtype(dtype)
+        if options.compile and ops.resolve(options.impl, device) == "cpu":
+            raise UserError(
+                "got --compile true with the torch path (--impl cpu, or auto without a GPU for the kernels), which cannot "
+                "be compiled: each batch has tiles of its own; leave --compile out"
+            )
     with world.together():
         odd = world.differing(dtype)  # what `auto` takes depends on the machine
         if odd is not None:
@@ -217,7 +224,7 @@ class Trainer:
             )
             self.plan, self.evaluation = self._plan()
             facts = Facts(self.plan.total_steps, len(self.val_set), self.world.size, engine.device.type)
-            check_effects(options, facts)
+            check_effects("train", options, facts)
         self._data_seconds = data.seconds + time.perf_counter() - began
         self._ledger: MetricsFile | None = None
         self._trouble: FastftError | None = None
@@ -229,6 +236,13 @@ class Trainer:
         self._ahead = _STEPS_AHEAD if engine.device.type == "cuda" else 0
         with self.world.together():
             self.progress = Progress(data_fingerprint=self._fingerprint())
+        with self.world.together():
+            odd = self.world.differing(self.engine.model.config.tokenizer.fingerprint())
+            if odd is not None:
+                raise UserError(
+                    f"got another tokenizer on {odd} than on rank 0: what lies beside --weights {options.weights} is "
+                    "not the same on all machines; copy it, or put it on a file system that they share"
+                )
         with self.world.together():
             odd = self.world.differing(self.progress.data_fingerprint)
             if odd is not None:
@@ -641,7 +655,7 @@ class Trainer:
             if progress.data_fingerprint != self.progress.data_fingerprint:
                 raise UserError(
                     f"the examples are not those of {path}: the records of the data file, or their order, have changed "
-                    "in one of its splits; start again with --overwrite, or put the data back"
+                    "in one of its splits, or the tokenizer has; put them back, or start again with --overwrite"
                 )
             if progress.step > self.plan.total_steps:
                 raise UserError(
@@ -678,8 +692,10 @@ class Trainer:
         say(f"trained {self.progress.step} steps; the model is in {self.run.model}")
 
     def _fingerprint(self) -> str:
-        """SHA-256 over what the run's data is: the records of all its splits, and the examples made of them."""
-        parts = (self.data.fingerprint(), self.train_set.fingerprint(), self.val_set.fingerprint())
+        """SHA-256 over what the run's data is: the records of all its splits, the examples made of them, and the
+        tokenizer, which alone says what their ids mean."""
+        tokenizer = self.engine.model.config.tokenizer.fingerprint()
+        parts = (self.data.fingerprint(), self.train_set.fingerprint(), self.val_set.fingerprint(), tokenizer)
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def _data_seen(self) -> dict[str, Any]:
@@ -688,6 +704,7 @@ class Trainer:
             "source": self.data.source,
             "records": len(self.data.records),
             "split_sha256": self.data.fingerprint(),
+            "tokenizer_sha256": self.engine.model.config.tokenizer.fingerprint(),
             "taken_for": self.data.taken_for,
             "left_out": [asdict(bad) for bad in self.data.bad],
             "audit": self.data.audit().as_json(),
@@ -785,7 +802,7 @@ def _settled(options: TrainOptions, run: Run) -> TrainOptions:
     """The options with what a resumed run's own say; refuses what cannot be done before anything is changed."""
     if options.resume and options.dtype == "auto" and run.config.is_file():
         options = replace(options, dtype=run.options().dtype)  # another machine may find another one fast
-    check_effects(options)
+    check_effects("train", options)
     _check_folder(run, options)
     if options.tensorboard:
         summary_writer()  # that it is missing is said before anything is changed
