@@ -63,12 +63,7 @@ def _draws(options: Any, _: Facts) -> bool:
     return bool(options.temperature > 0)
 
 
-def _draws_among_some(options: Any, _: Facts) -> bool:
-    return bool(options.top_k != 1)
-
-
 _TEMPERATURE = "a --temperature above 0: else the most likely token is taken"
-_SOME = "more than the one most likely token to draw from: another --top_k than 1"
 _VALIDATION = "a validation split that is not empty"
 _TRAIN: Table = {
     "token_cache": (Condition(lambda o, _: o.data != "sample", "a data file: the embedded records have no cache"),),
@@ -107,10 +102,14 @@ _TRAIN: Table = {
 }
 
 _ANSWER: Table = {
-    "temperature": (Condition(_draws_among_some, _SOME),),
+    "temperature": (
+        Condition(
+            lambda o, _: o.top_k != 1, "more than the one most likely token to draw from: another --top_k than 1"
+        ),
+    ),
     "top_k": (Condition(_draws, _TEMPERATURE),),
-    "top_p": (Condition(_draws, _TEMPERATURE), Condition(_draws_among_some, _SOME)),
-    "seed": (Condition(_draws, _TEMPERATURE), Condition(_draws_among_some, _SOME)),
+    "top_p": (Condition(_draws, _TEMPERATURE),),
+    "seed": (Condition(_draws, _TEMPERATURE),),
 }
 _MADE_ALREADY = Condition(lambda o, _: not o.import_, "a page to make: ratings that are imported say it themselves")
 

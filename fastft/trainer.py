@@ -137,8 +137,8 @@ def make_engine(model: GPT2, options: TrainOptions, world: World) -> AnyEngine:
             config.check_dtype(dtype)
         if options.compile and ops.resolve(options.impl, device) == "cpu":
             raise UserError(
-                "got --compile true with the torch path (--impl cpu, or auto without a GPU for the kernels), which cannot "
-                "be compiled: each batch has tiles of its own; leave --compile out"
+                "got --compile true with the torch path (--impl cpu, or auto without a GPU for the kernels), which "
+                "cannot be compiled: each batch has tiles of its own; leave --compile out"
             )
     with world.together():
         odd = world.differing(dtype)  # what `auto` takes depends on the machine

@@ -53,7 +53,10 @@ DRAWN = {"temperature": 0.7}
 _OF_ANSWERS: dict[str, list[tuple[dict[str, Any], Facts, dict[str, Any]]]] = {
     "temperature": [({"temperature": 0.7, "top_k": 1}, NOTHING_KNOWN, {"temperature": 0.0, "top_k": 0})],
     "top_k": [({"top_k": 4}, NOTHING_KNOWN, DRAWN), ({"top_k": 1}, NOTHING_KNOWN, {"top_k": 0})],
-    "top_p": [({"top_p": 0.9}, NOTHING_KNOWN, DRAWN), ({"top_p": 0.9, "top_k": 4}, NOTHING_KNOWN, DRAWN)],
+    "top_p": [
+        ({"top_p": 0.9}, NOTHING_KNOWN, DRAWN),
+        ({"top_p": 0.9, "repetition_penalty": 1.1}, NOTHING_KNOWN, DRAWN),
+    ],
     "seed": [({"seed": 4}, NOTHING_KNOWN, DRAWN), ({"seed": 4, "repetition_penalty": 1.1}, NOTHING_KNOWN, DRAWN)],
 }
 WITHOUT: dict[str, dict[str, list[tuple[dict[str, Any], Facts, dict[str, Any]]]]] = {
@@ -185,6 +188,6 @@ def test_each_command_looks_at_its_table(tmp_path: Path) -> None:
 def test_the_doctor_says_that_there_are_no_speeds_to_leave_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(doctor.Examination, "tasks", lambda self, *, speeds: [])
+    monkeypatch.setattr(doctor, "_results", lambda *_, **__: iter(()))
     assert main(["doctor", "--device", "cpu", "--speed", "false"]) == 0
     assert "got --speed false, which has no effect here" in " ".join(capsys.readouterr().err.split())
