@@ -309,7 +309,7 @@ def _misfit(path: Path, engine: AnyEngine | None) -> str | None:
     """Why an engine cannot go on from a whole checkpoint; None where it can."""
     if not path.name.startswith(_SHARDS):
         return None
-    state = _state_of(path)
+    state = files.read_json(path / _STATE, what="checkpoint state")
     wrote = f"it is in shards, of {state['ranks']} ranks with ZeRO stage {state['stage']} in {state['dtype']}"
     if not isinstance(engine, ZeroEngine):
         return f"{wrote}, and this run has no ZeRO"
