@@ -486,26 +486,30 @@ def test_a_resumed_run_goes_on_with_the_same_ids(tmp_path: Path) -> None:
 
 def test_the_fingerprint_is_of_what_the_ids_mean(tmp_path: Path) -> None:
     """Not of the files' other words, nor of a library's version; the files that a run keeps have the same."""
-    change = lambda made: made.update(added_tokens=[])  # noqa: E731
-    plain = description(change)
-    mine = folder_of(tmp_path / "a", {"tokenizer.json": plain, "config.json": {"eos_token_id": 5}})
+
+    def without_special_tokens(made: dict[str, Any]) -> None:
+        made["added_tokens"] = []
+
+    ends_at_5 = {"config.json": {"eos_token_id": 5}}
+    plain = description(without_special_tokens, ends="</s>")
+    mine = folder_of(tmp_path / "a", {"tokenizer.json": plain, **ends_at_5})
     kept = folder_of(tmp_path / "b", mine.files(0))
     assert kept.end_of_text == mine.end_of_text == 5
     assert kept.fingerprint() == mine.fingerprint()
-    said = {"tokenizer.json": plain, "config.json": {"eos_token_id": 5}, "tokenizer_config.json": {"mine": 1}}
+    said = {"tokenizer.json": plain, **ends_at_5, "tokenizer_config.json": {"mine": 1}}
     assert folder_of(tmp_path / "c", said).fingerprint() == mine.fingerprint()
     others = [
         folder_of(tmp_path / "d", {"tokenizer.json": plain, "config.json": {"eos_token_id": 6}}),
-        folder_of(tmp_path / "e", {"tokenizer.json": description(change, vocab_size=399), **END_AT_5}),
+        folder_of(
+            tmp_path / "e",
+            {"tokenizer.json": description(without_special_tokens, ends="</s>", vocab_size=399), **ends_at_5},
+        ),
         folder_of(tmp_path / "f", permuted_gpt2()),
         folder_of(tmp_path / "g", permuted_gpt2(1)),
         gpt2_tokenizer(),
     ]
     assert len({one.fingerprint() for one in (mine, *others)}) == 1 + len(others)
     assert gpt2_tokenizer().fingerprint() == type(gpt2_tokenizer())().fingerprint()
-
-
-END_AT_5 = {"config.json": {"eos_token_id": 5}}
 
 
 def test_another_tokenizer_than_the_runs_is_refused_by_whatever_reads_it(

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from foreign import foreign_weights
 from hypothesis import given
 from hypothesis import strategies as st
-from foreign import foreign_weights
 from small_records import made_records
 
 from fastft.audit import audit
