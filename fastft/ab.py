@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from fastft.compare import matched
+from fastft.effects import check_effects
 from fastft.errors import UserError
+from fastft.lock import writing
 from fastft.pages import write_page
 from fastft.score import RESPONSES, read_responses
 
@@ -94,15 +96,17 @@ def make_page(options: AbOptions) -> Path:
     """Writes RUN_A/ab.html and returns its path.
 
     Raises:
-        UserError: a run has no responses, they answer other questions, or all answers are the same.
+        UserError: a run has no responses, they answer other questions, all answers are the same, or another process
+            writes to RUN_A.
     """
     assert options.run_a is not None
     assert options.run_b is not None
+    check_effects("ab", options)
     sheet = make_sheet((options.run_a, options.run_b), options.seed, options.limit)
     path = options.run_a / AB_PAGE
-    write_page(
-        path, "ab.html.j2", styles=("base.css", "ab.css"), scripts=("ab.js",), data=_page_data(sheet, options.reference)
-    )
+    shown = _page_data(sheet, options.reference)
+    with writing(options.run_a):
+        write_page(path, "ab.html.j2", styles=("base.css", "ab.css"), scripts=("ab.js",), data=shown)
     return path
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from fastft.console import printable, say
 from fastft.decoding import Answer, decode
+from fastft.effects import check_effects
 from fastft.generation import AnswerOptions
 from fastft.model import GPT2
 from fastft.prompts import TEMPLATES, Template
@@ -30,8 +31,9 @@ def chat(options: ChatOptions) -> None:
     """Answers the lines of standard input on standard output, until it ends.
 
     Raises:
-        UserError: the run has no model.
+        UserError: the run has no model, or an option can have no effect.
     """
+    check_effects("chat", options)
     model = options.model(rows=1)
     template = TEMPLATES[Run(options.run).options().template]
     given = ""

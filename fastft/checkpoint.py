@@ -23,8 +23,9 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -63,8 +64,12 @@ class Progress:
     best_step: int | None = None
     evaluations_since_best: int = 0
     data_fingerprint: str = ""
-    """SHA-256 over the records of all splits and the ids and masks of the training and validation examples: a position,
-    or a best loss, in other data would mean nothing."""
+    """SHA-256 over the records of all splits, the ids and masks of the training and validation examples, and the
+    tokenizer: a position, or a best loss, in other data would mean nothing."""
+
+
+_PROGRESS = tuple(field.name for field in fields(Progress))
+_BESIDE_PROGRESS = {_WHOLE: ("scaler",), _SHARDS: ("ranks", "stage", "dtype")}
 
 
 def save_checkpoint(folder: Path, engine: AnyEngine, progress: Progress, *, keep: int) -> None:
@@ -220,18 +225,15 @@ def load_checkpoint(path: Path, engine: AnyEngine) -> Progress:
     Raises:
         UserError: a file cannot be read, or is of another model.
     """
-    state = files.read_json(path / _STATE, what="checkpoint state")
+    state = _state_of(path)
     if path.name.startswith(_SHARDS):
         assert isinstance(engine, ZeroEngine)  # `newest_whole` gives them to no other
         engine.load_shards(path)
-        for name in ("ranks", "stage", "dtype"):
-            del state[name]
     else:
         engine.load(path / _MODEL, load_tensors(path / _OPTIMIZER))
-        engine.load_loss_scale(state.pop("scaler"))
+        engine.load_loss_scale(state["scaler"])
     _restore_random_states(load_tensors(path / _RNG))
-    del state["model"]
-    return Progress(**state)
+    return Progress(**{name: state[name] for name in _PROGRESS})
 
 
 def shape_of(folder: Path) -> GPT2Config | None:
@@ -263,6 +265,26 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
+
+
+def _state_of(path: Path) -> dict[str, Any]:
+    """What `state.json` of a whole checkpoint holds, all of it and nothing else.
+
+    Raises:
+        UserError: it holds something else, as that of another version of fastft does.
+    """
+    state = files.read_json(path / _STATE, what="checkpoint state")
+    got = set(state) if isinstance(state, dict) else set()
+    expected = {*_PROGRESS, "model", *_BESIDE_PROGRESS[path.name.partition("-")[0]]}
+    if odd := sorted(got ^ expected):
+        lacking = [f"no {name}" for name in odd if name not in got]
+        unknown = [f"an unknown {name}" for name in odd if name in got]
+        raise UserError(
+            f"{path / _STATE}: got {', '.join(lacking + unknown)}; another version of fastft wrote it: go on with that "
+            "one, or start again with --overwrite"
+        )
+    found: dict[str, Any] = state
+    return found
 
 
 def _from_first(world: World, find: Callable[[], Path | None]) -> Path | None:

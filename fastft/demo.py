@@ -11,6 +11,7 @@ from fastft.config import TrainOptions
 from fastft.console import printable, say
 from fastft.decoding import greedy
 from fastft.generation import GenerateOptions, generate
+from fastft.lock import writing
 from fastft.metrics import exact_match
 from fastft.model import GPT2
 from fastft.precision import choose_device
@@ -61,7 +62,8 @@ def demo(options: DemoOptions) -> Outcome:
     outcome = train(train_options)
     if outcome.interrupted_by is not None:
         return outcome
-    files.write_json(options.out / "demo.json", {"exact_match_before": before})
+    with writing(options.out):
+        files.write_json(options.out / "demo.json", {"exact_match_before": before})
     entries = generate(GenerateOptions(run=options.out, max_new_tokens=MAX_NEW_TOKENS, batch_size=64))
     scores = score(ScoreOptions(run=options.out, judge="ollama" if options.judge else "none"))
     page = report(ReportOptions(run=options.out))

@@ -26,6 +26,7 @@ from fastft import __version__, child_tasks, files, kernel_checks, kernel_speeds
 from fastft.child_tasks import Found
 from fastft.config import Device
 from fastft.console import say
+from fastft.effects import Facts, check_effects
 from fastft.errors import EXIT_DONE, EXIT_FAILED
 from fastft.kernel_checks import CASES, CPU_SIZES, GPU_SIZES
 from fastft.options import check_choices
@@ -65,6 +66,7 @@ def doctor(options: DoctorOptions) -> int:
         The exit status: 1 where a kernel is wrong here, or fails.
     """
     device = choose_device(options.device)
+    check_effects("doctor", options, Facts(device=device.type))
     report = Report(options.json)
     report.add({"environment": environment(device), "choice": choice(device)})
     for title in ("environment", "choice"):

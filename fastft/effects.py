@@ -1,12 +1,14 @@
 """Which options have an effect when: an option that is given where it has none is refused, or it is said.
 
-`CONDITIONS` has an entry for each option that needs something else; all others always have their effect.
+`CONDITIONS` has for each command an entry for each option that needs something else; all others always have their
+effect. A dry run takes the options of the run that it plans, though it does nothing of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from typing import Any
 
 from fastft.config import RECIPES, TrainOptions
 from fastft.console import warn
@@ -36,24 +38,34 @@ class Condition:
             several machines and data sets.
     """
 
-    holds: Callable[[TrainOptions, Facts], bool]
+    holds: Callable[[Any, Facts], bool]
     needs: str
     refused: bool = True
 
 
-def _packs(options: TrainOptions, _: Facts) -> bool:
-    return options.batching == "packed"
+Table = dict[str, tuple[Condition, ...]]
+"""Options to what they need."""
 
 
-def _validates(options: TrainOptions, facts: Facts) -> bool:
-    return options.eval_every > 0 and facts.val_examples != 0
+def _packs(options: Any, _: Facts) -> bool:
+    return bool(options.batching == "packed")
 
 
-def _has_validation(_: TrainOptions, facts: Facts) -> bool:
+def _validates(options: Any, facts: Facts) -> bool:
+    return bool(options.eval_every > 0 and facts.val_examples != 0)
+
+
+def _has_validation(_: Any, facts: Facts) -> bool:
     return facts.val_examples != 0
 
 
-CONDITIONS: dict[str, tuple[Condition, ...]] = {
+def _draws(options: Any, _: Facts) -> bool:
+    return bool(options.temperature > 0)
+
+
+_TEMPERATURE = "a --temperature above 0: else the most likely token is taken"
+_VALIDATION = "a validation split that is not empty"
+_TRAIN: Table = {
     "token_cache": (Condition(lambda o, _: o.data != "sample", "a data file: the embedded records have no cache"),),
     "share_prefix": (Condition(_packs, "--batching packed"),),
     "pack_tokens": (Condition(_packs, "--batching packed"),),
@@ -72,39 +84,74 @@ CONDITIONS: dict[str, tuple[Condition, ...]] = {
     "decay_all": (Condition(lambda o, _: o.weight_decay > 0, "a --weight_decay above 0"),),
     "tf32": (Condition(lambda _, facts: facts.device in (None, "cuda"), "a CUDA GPU", refused=False),),
     "hang_timeout": (Condition(lambda _, facts: facts.ranks != 1, "several ranks", refused=False),),
-    "eval_every": (Condition(_has_validation, "a validation split that is not empty", refused=False),),
+    "eval_every": (
+        Condition(lambda o, facts: o.eval_every == 0 or _has_validation(o, facts), _VALIDATION, refused=False),
+    ),
     "eval_examples": (
         Condition(lambda o, _: o.recipe != "book", "another run than the book's, which reads its first 5 batches"),
-        Condition(_has_validation, "a validation split that is not empty", refused=False),
+        Condition(_has_validation, _VALIDATION, refused=False),
     ),
     "samples": (
         Condition(lambda o, _: o.recipe != "book" or o.samples < 1, "another run than the book's, which answers one"),
-        Condition(_has_validation, "a validation split that is not empty", refused=False),
+        Condition(lambda o, facts: o.samples == 0 or _has_validation(o, facts), _VALIDATION, refused=False),
     ),
     "patience": (
         Condition(lambda o, _: o.keep_best, "--keep_best true: early stopping exports the best"),
         Condition(_validates, "evaluations: --eval_every of at least 1, and a validation split that is not empty"),
     ),
 }
-"""Options to what they need."""
+
+_ANSWER: Table = {
+    "temperature": (
+        Condition(
+            lambda o, _: o.top_k != 1, "more than the one most likely token to draw from: another --top_k than 1"
+        ),
+    ),
+    "top_k": (Condition(_draws, _TEMPERATURE),),
+    "top_p": (Condition(_draws, _TEMPERATURE),),
+    "seed": (Condition(_draws, _TEMPERATURE),),
+}
+_MADE_ALREADY = Condition(lambda o, _: not o.import_, "a page to make: ratings that are imported say it themselves")
+
+CONDITIONS: dict[str, Table] = {
+    "train": _TRAIN,
+    "verify-resume": {"epochs": (Condition(lambda *_: False, "another command: this one's runs have --steps"),)},
+    "generate": _ANSWER,
+    "chat": _ANSWER,
+    "inspect": {
+        "model": (Condition(lambda o, _: o.weights in (None, "none"), "no --weights, which have a size of their own"),),
+    },
+    "ab": dict.fromkeys(("seed", "limit", "reference"), (_MADE_ALREADY,)),
+    "doctor": {
+        "speed": (
+            Condition(
+                lambda _, facts: facts.device in (None, "cuda"), "a CUDA GPU: speeds are measured there", refused=False
+            ),
+        ),
+    },
+}
+"""By command, options to what they need; commands that are not there have no such option, or see to it themselves
+(`fastft.judging.options`)."""
 
 
-def check_effects(options: TrainOptions, facts: Facts | None = None) -> None:
-    """Refuses options that are not at their defaults and can have no effect, or warns of them.
+def check_effects(command: str, options: Any, facts: Facts | None = None) -> None:
+    """Refuses options of a command that are not at their defaults and can have no effect, or warns of them.
 
     Raises:
         UserError: one has none.
     """
-    for condition, line in _without_effect(options, facts or Facts()):
+    for condition, line in _without_effect(command, options, facts or Facts()):
         if condition.refused:
             raise UserError(f"{line}; leave it out, or see to what it needs")
         if facts is not None:
             warn(line)
 
 
-def _without_effect(options: TrainOptions, facts: Facts) -> Iterator[tuple[Condition, str]]:
-    defaults = {one.name: one.default for one in fields(TrainOptions)} | RECIPES.get(options.recipe or "", {})
-    for name, conditions in CONDITIONS.items():
+def _without_effect(command: str, options: Any, facts: Facts) -> Iterator[tuple[Condition, str]]:
+    defaults = {one.name: one.default for one in fields(options)}
+    if isinstance(options, TrainOptions):
+        defaults |= RECIPES.get(options.recipe or "", {})
+    for name, conditions in CONDITIONS[command].items():
         value = getattr(options, name)
         for condition in conditions:
             if value != defaults[name] and not condition.holds(options, facts):

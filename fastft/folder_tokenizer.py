@@ -23,7 +23,7 @@ import tokenizers
 from fastft import files
 from fastft.console import warn
 from fastft.errors import UserError
-from fastft.tokenizer import END_OF_TEXT, Tokenizer, gpt2_tokenizer
+from fastft.tokenizer import END_OF_TEXT, Tokenizer, gpt2_tokenizer, sha256_of
 
 NAMES = (
     "tokenizer.json",
@@ -126,6 +126,11 @@ class FolderTokenizer(Tokenizer):
             digest.update(f"{name} {len(content)}\n".encode() + content)
         texts = {"gpt2": self._gpt2.identity()} if self._gpt2 else {"tokenizers": tokenizers.__version__}
         return {"files": digest.hexdigest(), "end_of_text": self.end_of_text, **texts}
+
+    def fingerprint(self) -> str:
+        """See `Tokenizer`. The end-of-text's token is left out: `files` may name it where `config.json` alone did."""
+        added = [token for token in self._description["added_tokens"] if token["id"] != self.end_of_text]
+        return sha256_of({**self._description, "added_tokens": added, "end_of_text": self.end_of_text})
 
     def files(self, n_ctx: int) -> dict[str, bytes]:
         """See `Tokenizer`: those that it was read from, and its end-of-text among them where `config.json` alone named

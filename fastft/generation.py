@@ -14,18 +14,20 @@ import torch
 from fastft.config import Device
 from fastft.console import meter, say, warn
 from fastft.decoding import decode
+from fastft.effects import check_effects
 from fastft.encode import name_rows
 from fastft.errors import UserError
-from fastft.inference import prepared
+from fastft.folder_tokenizer import tokenizer_of
+from fastft.inference import prepared, trained_model
 from fastft.lock import writing
 from fastft.model import GPT2
 from fastft.options import check_choices
 from fastft.precision import choose_device
 from fastft.records import Record
 from fastft.responses import Responses
-from fastft.run import Data, Run, data_of
+from fastft.run import Data, Run, check_same_tokenizer, data_of
 from fastft.sampling import Sampling
-from fastft.weights import load
+from fastft.tokenizer import Tokenizer, gpt2_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,7 @@ class AnswerOptions:
         run = Run(self.run)
         run.options()  # that there is a run is said first
         _check_model(run)
-        model = load(run.model).to(choose_device(self.device)).eval()
+        model = trained_model(run).to(choose_device(self.device)).eval()
         return prepared(model, torch.bfloat16 if self.dtype == "bf16" else torch.float32, rows=rows)
 
 
@@ -107,8 +109,10 @@ def generate(options: GenerateOptions) -> list[dict[str, Any]]:
     Each answer is written down as it ends; a second call goes on where a killed one stopped.
 
     Raises:
-        UserError: the run has no model, or a prompt leaves no room in the context (the rows are named).
+        UserError: the run has no model, a prompt leaves no room in the context (the rows are named), or an option can
+            have no effect.
     """
+    check_effects("generate", options)
     run = Run(options.run)
     run.options()  # that there is a run is said first
     _check_model(run)
@@ -121,8 +125,11 @@ def _generate(run: Run, options: GenerateOptions) -> list[dict[str, Any]]:
     records = data.part(options.split)
     if not records:
         raise UserError(f"the {options.split} split holds no record; its data is too small")
+    tokenizer = tokenizer_of(run.model) or gpt2_tokenizer()
+    check_same_tokenizer(run, tokenizer)
     prompts = [data.template.prompt_of(record) for record in records]
-    responses = Responses(run.responses_of(options.split), records, _made_from(run, options, records, prompts))
+    made_from = _made_from(run, tokenizer, options, records, prompts)
+    responses = Responses(run.responses_of(options.split), records, made_from)
     asked = min(len(records), options.limit or len(records))
     missing = responses.missing(asked)
     if len(missing) < asked:
@@ -165,8 +172,10 @@ def _answer(
             progress.advance()
 
 
-def _made_from(run: Run, options: GenerateOptions, records: Sequence[Record], prompts: Sequence[str]) -> dict[str, Any]:
-    """Answers are taken up again only where weights, prompts, records and options are the same."""
+def _made_from(
+    run: Run, tokenizer: Tokenizer, options: GenerateOptions, records: Sequence[Record], prompts: Sequence[str]
+) -> dict[str, Any]:
+    """Answers are taken up again only where weights, tokenizer, prompts, records and options are the same."""
     asked = hashlib.sha256()
     for record, prompt in zip(records, prompts, strict=True):
         asked.update(json.dumps([prompt, record.as_entry()], sort_keys=True).encode())
@@ -174,6 +183,7 @@ def _made_from(run: Run, options: GenerateOptions, records: Sequence[Record], pr
         digest = hashlib.file_digest(weights, "sha256").hexdigest()
     return {
         "weights_sha256": digest,
+        "tokenizer_sha256": tokenizer.fingerprint(),
         "asked_sha256": asked.hexdigest(),
         "max_new_tokens": options.max_new_tokens,
         "dtype": options.dtype,

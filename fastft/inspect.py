@@ -14,14 +14,16 @@ from rich.text import Text
 
 from fastft.audit import Findings, audit
 from fastft.console import SafeConsole
+from fastft.effects import check_effects
 from fastft.encode import EncodedSet, TooLong, encode, name_rows
 from fastft.errors import UserError
-from fastft.keywords import hidden_path
-from fastft.model import config_for
+from fastft.keywords import hidden_path, is_keyword
+from fastft.model import SIZES, GPT2Config, config_for
 from fastft.options import check_choices
 from fastft.prompts import TEMPLATES
 from fastft.records import EndOfTextInData, ReadingRules, Record, load_records, split
-from fastft.tokenizer import END_OF_TEXT, gpt2_tokenizer
+from fastft.tokenizer import Tokenizer
+from fastft.weights import config_of
 
 _PARTS = ("train", "test", "val")
 _STYLES = {"prompt": "dim", "supervised": "bold green", "padding": "red"}
@@ -35,6 +37,8 @@ class InspectOptions:
     """A .json, .jsonl, .json.gz or .jsonl.gz file; `book` or `sample`."""
     model: str = "gpt2-medium"
     """The model whose context limits an example's length."""
+    weights: str | None = None
+    """Weights as `fastft train` takes them: their tokenizer and their context are the model's."""
     template: Literal["alpaca", "phi3"] = "alpaca"
     """The prompt template."""
     mask_prompt: bool = True
@@ -61,9 +65,22 @@ class InspectOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"got --{name} {value}, expected at least 1")
-        n_ctx = config_for(self.model).n_ctx
-        if self.max_length is not None and self.max_length > n_ctx:
-            raise UserError(f"got --max_length {self.max_length}, expected at most the model's context of {n_ctx}")
+        config_for(self.model)  # refuses names that mean nothing
+
+    def config(self) -> GPT2Config:
+        """The model's shape and tokenizer.
+
+        Raises:
+            UserError: there are no such weights, or their context is shorter than what is asked for.
+        """
+        if self.weights is None or is_keyword("weights", self.weights):
+            own = config_for(self.weights if self.weights in SIZES else self.model)
+        else:
+            own = config_of(self.weights)
+            own.tokenizer.check_fits(own.vocab_size, self.weights)
+        if self.max_length is not None and self.max_length > own.n_ctx:
+            raise UserError(f"got --max_length {self.max_length}, expected at most the model's context of {own.n_ctx}")
+        return own
 
 
 def padded_positions(lengths: Sequence[int], batch_size: int) -> int:
@@ -78,10 +95,13 @@ def inspect(options: InspectOptions) -> None:
     Raises:
         UserError: the data cannot be read at all, or the row to show is not there.
     """
+    check_effects("inspect", options)
+    config = options.config()
     out = SafeConsole(highlight=False, soft_wrap=True)
-    rules = ReadingRules(options.end_of_text_in_data, options.allow_empty_output)
+    rules = ReadingRules(options.end_of_text_in_data, options.allow_empty_output).with_end(config.tokenizer.end_mark)
     records = load_records(options.data, skip_bad_records=True, rules=rules)
-    for line in filter(None, (hidden_path("data", options.data), records.taken_for)):
+    kept = (hidden_path("data", options.data), hidden_path("weights", options.weights), records.taken_for)
+    for line in filter(None, kept):
         out.print(line, markup=False, style="yellow")
     for bad in records.bad:
         out.print(f"{records.source} {bad}", markup=False, style="red")
@@ -89,22 +109,24 @@ def inspect(options: InspectOptions) -> None:
         total = len(records.good) + len(records.bad)
         out.print(f"{len(records.bad)} of {total} records are malformed: training stops, unless --skip_bad_records")
     parts = split(len(records.good), options.split_seed)
-    limit = options.max_length or config_for(options.model).n_ctx
-    sets = {name: _encoded([records.good[i] for i in getattr(parts, name)], options, limit) for name in _PARTS}
+    limit, tokenizer = options.max_length or config.n_ctx, config.tokenizer
+    sets = {
+        name: _encoded([records.good[i] for i in getattr(parts, name)], options, limit, tokenizer) for name in _PARTS
+    }
     out.print(_lengths(sets), _positions(sets, options.batch_size))
-    _print_end_of_text(out, sets)
+    _print_end_of_text(out, sets, tokenizer)
     for name, encoded in sets.items():
         for line in encoded.report.lines(limit):
             out.print(f"{name}: {line}", markup=False)
-    _print_findings(out, audit(records.good, parts, TEMPLATES[options.template]))
-    _print_example(out, sets, options)
+    _print_findings(out, audit(records.good, parts, TEMPLATES[options.template], rules.end_marks))
+    _print_example(out, sets, options, tokenizer)
 
 
-def _encoded(records: Sequence[Record], options: InspectOptions, limit: int) -> EncodedSet:
+def _encoded(records: Sequence[Record], options: InspectOptions, limit: int, tokenizer: Tokenizer) -> EncodedSet:
     return encode(
         records,
         TEMPLATES[options.template],
-        gpt2_tokenizer(),
+        tokenizer,
         mask_prompt=options.mask_prompt,
         max_length=limit,
         too_long=options.too_long,
@@ -138,13 +160,13 @@ def _table(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def _print_end_of_text(out: Console, sets: dict[str, EncodedSet]) -> None:
+def _print_end_of_text(out: Console, sets: dict[str, EncodedSet], tokenizer: Tokenizer) -> None:
     """Looks at each example's last id: supervised, as the last one always is, it teaches the model to stop."""
     n, without = 0, []
     for encoded in sets.values():
         ends = encoded.ids[encoded.offsets[1:] - 1]
         n += len(encoded)
-        without += encoded.rows[ends != END_OF_TEXT].tolist()
+        without += encoded.rows[ends != tokenizer.end_of_text].tolist()
     where = f", not in {name_rows(without)}" if without else ""
     out.print(f"end-of-text supervised in {n - len(without)} of {n} rows{where}", style="yellow" if without else None)
 
@@ -154,21 +176,21 @@ def _print_findings(out: Console, found: Findings) -> None:
         out.print(line, markup=False, style="yellow" if is_found else None)
 
 
-def _print_example(out: Console, sets: dict[str, EncodedSet], options: InspectOptions) -> None:
+def _print_example(out: Console, sets: dict[str, EncodedSet], options: InspectOptions, tokenizer: Tokenizer) -> None:
     encoded, index = _find(sets, options.example)
     ids, start = encoded[index].tolist(), int(encoded.first_target[index])
     begin = index - index % options.batch_size
     longest = int(encoded.lengths[begin : begin + options.batch_size].max())
-    padding = [END_OF_TEXT] * (longest + 1 - len(ids))
+    padding = [tokenizer.end_of_text] * (longest + 1 - len(ids))
     out.print(f"row {encoded.rows[index]} in its padded batch of {options.batch_size}:")
     for name, part in (("prompt", ids[:start]), ("supervised", ids[start:]), ("padding", padding)):
-        out.print(Text(f"  {name:<10} {len(part):>4} tokens  ").append(_quoted(part), style=_STYLES[name]))
+        out.print(Text(f"  {name:<10} {len(part):>4} tokens  ").append(_quoted(part, tokenizer), style=_STYLES[name]))
 
 
-def _quoted(ids: Sequence[int]) -> str:
+def _quoted(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     """The text of ids in quotes, and outside of them the end-of-text tokens behind it, which no text can look like."""
-    n_ends = next((n for n, token in enumerate(reversed(ids)) if token != END_OF_TEXT), len(ids))
-    text = gpt2_tokenizer().decode(ids[: len(ids) - n_ends])
+    n_ends = next((n for n, token in enumerate(reversed(ids)) if token != tokenizer.end_of_text), len(ids))
+    text = tokenizer.decode(ids[: len(ids) - n_ends])
     parts = [repr(text)] if text else []
     if n_ends:
         parts.append("end-of-text" if n_ends == 1 else f"end-of-text x {n_ends}")

@@ -40,8 +40,8 @@ def writing(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=_PATIENCE_S, poll_interval=_EVERY_S)
     except filelock.Timeout:
         raise UserError(
-            f"another process writes to {folder} (fastft train, generate, score, report or compare); wait for its end, "
-            "or take another folder"
+            f"another process writes to {folder} (fastft train, generate, score, report, compare or ab); wait for its "
+            "end, or take another folder"
         ) from None
     except (OSError, NotImplementedError) as error:
         if not (isinstance(error, OSError) and error.errno in _TOLD_BY_THE_WRITE):

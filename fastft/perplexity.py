@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fastft import ops
 from fastft.encode import EncodedSet, EncodingRules, encoded_set, texts_of
 from fastft.errors import UserError
+from fastft.inference import trained_model
 from fastft.metrics import accuracy
 from fastft.model import GPT2
 from fastft.prompts import TEMPLATES, Template
@@ -24,7 +25,6 @@ from fastft.run import Run
 from fastft.sampling import ids_without_text
 from fastft.staging import Staging
 from fastft.statistics import Floats
-from fastft.weights import load
 
 _BATCH_SIZE = 16
 
@@ -57,11 +57,12 @@ def response_perplexities(run: Path, entries: Sequence[Mapping[str, Any]]) -> di
         The perplexity of all entries under None, and of each category of which an entry fits.
 
     Raises:
-        UserError: the folder lacks a file, or no entry fits the context.
+        UserError: the folder lacks a file, its tokenizer is not the one that it was trained with, or no entry fits the
+            context.
     """
     folder = Run(run)
     records = [_record(row, entry) for row, entry in enumerate(entries)]
-    return _perplexities(load(folder.model), records, TEMPLATES[folder.options().template])
+    return _perplexities(trained_model(folder), records, TEMPLATES[folder.options().template])
 
 
 def choice_accuracy(run: Path, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -78,7 +79,7 @@ def choice_accuracy(run: Path, entries: Sequence[Mapping[str, Any]]) -> dict[str
     if not records:
         return None
     folder = Run(run)
-    found = choice_likelihoods(load(folder.model), records, TEMPLATES[folder.options().template])
+    found = choice_likelihoods(trained_model(folder), records, TEMPLATES[folder.options().template])
     right = [(record, *_is_right(record, likely)) for record, likely in zip(records, found, strict=True) if likely]
     if not right:
         return None

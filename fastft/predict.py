@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import jsonargparse
 import numpy as np
 from fastft_kernels import AttentionPlan, roofline
 from fastft_kernels.roofline import CARDS, Cost
@@ -20,6 +21,7 @@ from fastft import ops
 from fastft.batch import Batch, Batcher
 from fastft.console import SafeConsole
 from fastft.encode import EncodedSet, encode
+from fastft.errors import FastftError, UserError
 from fastft.model import GPT2Config, config_for, number_of_parameters
 from fastft.options import options_parser
 from fastft.prompts import ALPACA
@@ -128,7 +130,10 @@ def main() -> None:
     parser = options_parser(PredictOptions, prog="python -m fastft.predict")
     given = parser.parse_args(sys.argv[1:]).as_dict()
     options = PredictOptions(**{name: given[name] for name in ("data", "model", "examples")})
-    batch = packed_batch(training_set(options.data), options.examples)
+    encoded = training_set(options.data)
+    if not 1 <= options.examples <= len(encoded):
+        raise UserError(f"got --examples {options.examples}, expected 1 to the {len(encoded)} of the training split")
+    batch = packed_batch(encoded, options.examples)
     costs = step_costs(config_for(options.model), batch)
     table = Table(
         "work", "launches", "GB moved", "TFLOP", *(f"{card}, ms" for card in CARDS), box=SIMPLE_HEAD,
@@ -147,4 +152,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (FastftError, jsonargparse.ArgumentError) as wrong:
+        sys.exit(f"error: {wrong}")

@@ -25,8 +25,10 @@ from rich.text import Text
 
 from fastft.ab import CHOICES, RATINGS_FORMAT, SCALE, AbOptions, Sheet, make_sheet
 from fastft.console import SafeConsole
+from fastft.effects import check_effects
 from fastft.errors import UserError
 from fastft.files import read_json, write_json
+from fastft.lock import writing
 from fastft.pages import chance
 from fastft.run import names_of
 from fastft.score import OTHER_JUDGES, RESPONSES, SCORES, judge_identity, responses_sha256
@@ -93,13 +95,15 @@ def import_ratings(options: AbOptions) -> tuple[Path, dict[str, Any]]:
     Raises:
         UserError: a file holds no ratings, or ratings of another page than the two runs give.
     """
+    check_effects("ab", options)
     files = [_read(path) for path in options.import_]
     _check_one_page(files)
     sheet = _sheet_of(files[0], options)
     by_rater = {file.rater: _unblinded(file, sheet) for file in files}
     result = summary(sheet, by_rater)
     path = sheet.runs[0] / AB_FILE
-    write_json(path, result)
+    with writing(sheet.runs[0]):
+        write_json(path, result)
     return path, result
 
 

@@ -21,13 +21,24 @@ from fastft.console import warn
 from fastft.encode import EncodedSet, EncodingRules, encode, name_rows
 from fastft.errors import UserError
 from fastft.folder_tokenizer import NAMES as TOKENIZER_FILES
+from fastft.folder_tokenizer import tokenizer_of
 from fastft.json_rows import BadRecord
 from fastft.keywords import hidden_path
 from fastft.model import GPT2Config
 from fastft.prompts import TEMPLATES, Template
-from fastft.records import Record, Split, check_usable, data_path, describe_bad, digest_of, load_records, split
+from fastft.records import (
+    ReadingRules,
+    Record,
+    Split,
+    check_usable,
+    data_path,
+    describe_bad,
+    digest_of,
+    load_records,
+    split,
+)
 from fastft.token_cache import RecordFile, cache_for, pick
-from fastft.tokenizer import Tokenizer
+from fastft.tokenizer import Tokenizer, gpt2_tokenizer
 
 _RESULTS = (
     *("responses.json", "responses.val.json", "responses.train.json", "scores.json", "judge-replies.jsonl"),
@@ -163,6 +174,10 @@ class Run:
                 else:
                     path.unlink(missing_ok=True)
 
+    def own_tokenizer(self) -> Tokenizer:
+        """The tokenizer that the run trains with: its own, or GPT-2's where it keeps none."""
+        return tokenizer_of(self.tokenizer) or gpt2_tokenizer()
+
     def options(self) -> TrainOptions:
         """The options that the run was trained with."""
         if not self.folder.is_dir():
@@ -201,6 +216,8 @@ class Data:
     """How the file was read, where its name says something else."""
     seconds: float = 0.0
     """That reading has taken."""
+    end_marks: tuple[str, ...] = ReadingRules().end_marks
+    """The texts of end-of-texts that were looked for."""
 
     def describe_bad(self) -> str:
         """The malformed records in one line."""
@@ -210,7 +227,7 @@ class Data:
         """What was read otherwise than it is written, what is not read, and what makes scores lie."""
         if isinstance(self.records, RecordFile):
             return self.records.audit(self.parts, self.template)
-        return audit(self.records, self.parts, self.template)
+        return audit(self.records, self.parts, self.template, self.end_marks)
 
     def fingerprint(self) -> str:
         """SHA-256 over all records and their split: another order would put training rows into the test split."""
@@ -258,10 +275,16 @@ class Data:
         return encode(self.part(name), self.template, tokenizer, **asdict(rules))
 
 
-def load_data(options: TrainOptions) -> Data:
-    """Reads and splits the data of a run; a large file's records stay in the file (see `fastft.token_cache`)."""
+def load_data(options: TrainOptions, tokenizer: Tokenizer | None = None) -> Data:
+    """Reads and splits the data of a run; a large file's records stay in the file (see `fastft.token_cache`).
+
+    Args:
+        options: of the run.
+        tokenizer: the model's, whose end-of-text is looked for in the records; GPT-2's where it is not given.
+    """
     began = time.perf_counter()
-    path, rules = data_path(options.data), options.reading_rules()
+    rules = options.reading_rules().with_end((tokenizer or gpt2_tokenizer()).end_mark)
+    path = data_path(options.data)
     cache = cache_for(path, options.token_cache) if path is not None else None
     found = (
         load_records(options.data, skip_bad_records=options.skip_bad_records, rules=rules)
@@ -271,7 +294,8 @@ def load_data(options: TrainOptions) -> Data:
     records, source = (found, str(path)) if isinstance(found, RecordFile) else (found.good, found.source)
     check_usable(source, len(records), found.bad, skip_bad_records=options.skip_bad_records)
     parts, template = split(len(records), options.split_seed), TEMPLATES[options.template]
-    return Data(source, records, found.bad, parts, template, found.taken_for, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return Data(source, records, found.bad, parts, template, found.taken_for, seconds, rules.end_marks)
 
 
 def warn_of_data(options: TrainOptions, data: Data) -> Findings:
@@ -291,13 +315,28 @@ def data_of(run: Run, moved_to: str | None = None) -> Data:
         UserError: it has changed since, or nothing tells whether it has.
     """
     options = run.options()
-    data = load_data(options if moved_to is None else replace(options, data=moved_to))
+    data = load_data(options if moved_to is None else replace(options, data=moved_to), run.own_tokenizer())
     if not check_same_data(run, data):
         raise UserError(
             f"{run.data} does not say what {run.folder} was trained on, so that its test split may hold training "
             f"records; write it again with `fastft train --resume --out {run.folder}`"
         )
     return data
+
+
+def check_same_tokenizer(run: Run, tokenizer: Tokenizer) -> None:
+    """Holds a tokenizer against what the run was trained with, as far as the run's folder says it.
+
+    Raises:
+        UserError: it is another one: its ids would mean other texts.
+    """
+    known = files.object_or_empty(run.data).get("tokenizer_sha256")
+    if known not in (None, tokenizer.fingerprint()):
+        raise UserError(
+            f"the tokenizer is not the one that {run.folder} was trained with: its files, or the end-of-text that they "
+            f"name, have changed in {run.tokenizer} or {run.model}, or beside the weights; put them back, or train "
+            "again with --overwrite"
+        )
 
 
 def check_same_data(run: Run, data: Data) -> bool:

@@ -94,9 +94,19 @@ class Tokenizer(ABC):
             UserError: its vocabulary is too small.
         """
 
+    @property
+    def end_mark(self) -> str:
+        """The text of its end-of-text, as it would stand in data."""
+        return self.decode([self.end_of_text])
+
     @abstractmethod
     def identity(self) -> dict[str, Any]:
         """What decides the ids that a text gets, as JSON: vocabulary, rules, the library's version."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 of the vocabulary, the rules and the end-of-text: of what a run's ids mean. It is the same under
+        every version of a library, and for the files that a run keeps of it."""
 
     @abstractmethod
     def files(self, n_ctx: int) -> dict[str, bytes]:
@@ -180,6 +190,10 @@ class GPT2Tokenizer(Tokenizer):
             "tiktoken": tiktoken.__version__,
         }
 
+    def fingerprint(self) -> str:
+        """See `Tokenizer`."""
+        return sha256_of({name: value for name, value in self.identity().items() if name != "tiktoken"})
+
     def files(self, n_ctx: int) -> dict[str, bytes]:
         """See `Tokenizer`."""
         carried = carried_files()
@@ -203,6 +217,11 @@ class GPT2Tokenizer(Tokenizer):
 
     def __reduce__(self) -> tuple[Callable[[], GPT2Tokenizer], tuple[()]]:
         return gpt2_tokenizer, ()  # another process reads the files itself
+
+
+def sha256_of(value: Any) -> str:
+    """SHA-256 of a value that JSON can say, whatever the order of its objects' keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 @functools.cache

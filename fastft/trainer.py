@@ -48,9 +48,8 @@ from fastft.encode import name_rows
 from fastft.engine import AnyEngine, Engine, Update
 from fastft.errors import FastftError, TrainingError, UserError
 from fastft.evaluate import TokenMean
-from fastft.folder_tokenizer import tokenizer_of
 from fastft.gpu_engine import GpuEngine
-from fastft.keywords import hidden_path
+from fastft.keywords import hidden_path, is_keyword
 from fastft.lock import refuse_if_held, writing
 from fastft.log import Log, summary_writer, writers
 from fastft.memory import peak_memory
@@ -59,11 +58,11 @@ from fastft.optim import learning_rate
 from fastft.plan import Cost, Indices, Packing, Plan, Step, make_plan
 from fastft.precision import choose_device, choose_dtype
 from fastft.records import Record
-from fastft.run import Data, MetricsFile, Run, check_same_data, load_data, warn_of_data
+from fastft.run import Data, MetricsFile, Run, check_same_data, check_same_tokenizer, load_data, warn_of_data
 from fastft.stopping import StopRequest, save_is_asked, stop_requests
-from fastft.tokenizer import gpt2_tokenizer
+from fastft.tokenizer import Tokenizer, gpt2_tokenizer
 from fastft.watch import Stragglers, Watchdog
-from fastft.weights import load, save_hf, write_tokenizer
+from fastft.weights import config_of, load, save_hf, write_tokenizer
 from fastft.world import World, joined, world_of
 from fastft.zero import ZeroEngine
 from fastft.zero_config import read_zero_config
@@ -109,8 +108,10 @@ def train(options: TrainOptions, *, stop_after: int | None = None) -> Outcome:
             options = _settled(options, run)
             if world.is_first and not options.dry_run:
                 refuse_if_held(run.folder)  # before anything is loaded beside a run that trains; it is taken later
-            data = load_data(options)
+            data = load_data(options, _tokenizer_to_be(options, run))
             model = _model_to_go_on(options, run) or initial_model(options)
+            if options.resume:
+                check_same_tokenizer(run, model.config.tokenizer)
         if data.bad:
             warn(f"left out, and listed in {run.data}: {data.describe_bad()}")
         warn_of_data(options, data)
@@ -135,6 +136,11 @@ def make_engine(model: GPT2, options: TrainOptions, world: World) -> AnyEngine:
         dtype = (config and config.dtype) or choose_dtype(options.dtype, device)
         if config is not None:
             config.check_dtype(dtype)
+        if options.compile and ops.resolve(options.impl, device) == "cpu":
+            raise UserError(
+                "got --compile true with the torch path (--impl cpu, or auto without a GPU for the kernels), which "
+                "cannot be compiled: each batch has tiles of its own; leave --compile out"
+            )
     with world.together():
         odd = world.differing(dtype)  # what `auto` takes depends on the machine
         if odd is not None:
@@ -219,7 +225,7 @@ class Trainer:
             )
             self.plan, self.evaluation = self._plan()
             facts = Facts(self.plan.total_steps, len(self.val_set), self.world.size, engine.device.type)
-            check_effects(options, facts)
+            check_effects("train", options, facts)
         self._data_seconds = data.seconds + time.perf_counter() - began
         self._ledger: MetricsFile | None = None
         self._trouble: FastftError | None = None
@@ -231,6 +237,13 @@ class Trainer:
         self._ahead = _STEPS_AHEAD if engine.device.type == "cuda" else 0
         with self.world.together():
             self.progress = Progress(data_fingerprint=self._fingerprint())
+        with self.world.together():
+            odd = self.world.differing(self.engine.model.config.tokenizer.fingerprint())
+            if odd is not None:
+                raise UserError(
+                    f"got another tokenizer on {odd} than on rank 0: what lies beside --weights {options.weights} is "
+                    "not the same on all machines; copy it, or put it on a file system that they share"
+                )
         with self.world.together():
             odd = self.world.differing(self.progress.data_fingerprint)
             if odd is not None:
@@ -647,7 +660,7 @@ class Trainer:
             if progress.data_fingerprint != self.progress.data_fingerprint:
                 raise UserError(
                     f"the examples are not those of {path}: the records of the data file, or their order, have changed "
-                    "in one of its splits; start again with --overwrite, or put the data back"
+                    "in one of its splits, or the tokenizer has; put them back, or start again with --overwrite"
                 )
             if progress.step > self.plan.total_steps:
                 raise UserError(
@@ -684,8 +697,10 @@ class Trainer:
         say(f"trained {self.progress.step} steps; the model is in {self.run.model}")
 
     def _fingerprint(self) -> str:
-        """SHA-256 over what the run's data is: the records of all its splits, and the examples made of them."""
-        parts = (self.data.fingerprint(), self.train_set.fingerprint(), self.val_set.fingerprint())
+        """SHA-256 over what the run's data is: the records of all its splits, the examples made of them, and the
+        tokenizer, which alone says what their ids mean."""
+        tokenizer = self.engine.model.config.tokenizer.fingerprint()
+        parts = (self.data.fingerprint(), self.train_set.fingerprint(), self.val_set.fingerprint(), tokenizer)
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def _data_seen(self) -> dict[str, Any]:
@@ -694,6 +709,7 @@ class Trainer:
             "source": self.data.source,
             "records": len(self.data.records),
             "split_sha256": self.data.fingerprint(),
+            "tokenizer_sha256": self.engine.model.config.tokenizer.fingerprint(),
             "taken_for": self.data.taken_for,
             "left_out": [asdict(bad) for bad in self.data.bad],
             "audit": self.data.audit().as_json(),
@@ -791,7 +807,7 @@ def _settled(options: TrainOptions, run: Run) -> TrainOptions:
     """The options with what a resumed run's own say; refuses what cannot be done before anything is changed."""
     if options.resume and options.dtype == "auto" and run.config.is_file():
         options = replace(options, dtype=run.options().dtype)  # another machine may find another one fast
-    check_effects(options)
+    check_effects("train", options)
     _check_folder(run, options)
     if options.tensorboard:
         summary_writer()  # that it is missing is said before anything is changed
@@ -816,9 +832,20 @@ def _model_to_go_on(options: TrainOptions, run: Run) -> GPT2 | None:
     shape = shape_of(run.checkpoints) if options.resume else None
     if shape is None:
         return None
-    model = GPT2(replace(shape, tokenizer=tokenizer_of(run.tokenizer) or gpt2_tokenizer()))
+    model = GPT2(replace(shape, tokenizer=run.own_tokenizer()))
     model.checkpoint_activations = options.activation_checkpointing
     return model
+
+
+def _tokenizer_to_be(options: TrainOptions, run: Run) -> Tokenizer:
+    """The tokenizer of the model that will be trained, before any weight is read: data are read by its end-of-text."""
+    if options.resume and shape_of(run.checkpoints) is not None:
+        return run.own_tokenizer()
+    source = options.weights
+    if source is None or is_keyword("weights", source):
+        return gpt2_tokenizer()
+    with silenced(True):  # what is odd about the weights is said where they are loaded
+        return config_of(source).tokenizer
 
 
 def initial_model(options: TrainOptions) -> GPT2:

@@ -16,6 +16,7 @@ import torch
 from fastft.checkpoint import load_tensors
 from fastft.config import TrainOptions
 from fastft.console import say
+from fastft.effects import check_effects
 from fastft.errors import TrainingError, UserError
 from fastft.precision import choose_device
 from fastft.run import Run, read_metrics
@@ -66,6 +67,7 @@ def verify_resume(options: VerifyOptions) -> Proof:
         UserError: what `train` raises.
         TrainingError: the two runs differ.
     """
+    check_effects("verify-resume", options)
     steps = options.steps or _STEPS
     device = choose_device(options.device, world_of(os.environ).local_rank)
     with joined(device, timeout_s=options.hang_timeout or 86400.0) as world:

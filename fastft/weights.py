@@ -37,6 +37,7 @@ _HEAD, _EMBEDDING = "lm_head.weight", "wte.weight"
 _SAFETENSORS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_WHOLE_VOCABULARIES = ("tokenizer.json", "vocab.json")
 _PROBLEMS_SHOWN = 10
 
 T = TypeVar("T")
@@ -140,9 +141,9 @@ def load(source: str | Path, *, tie_head: bool | None = None, config: GPT2Config
     Args:
         source: a Hugging Face folder (`config.json`, `model.safetensors` or its shards, the files of its tokenizer); a
             `.pth` or `.pt` file in the book's layout, also of a compiled or wrapped model, also in a checkpoint's
-            dictionary; or a Hugging Face id: `gpt2-medium` means `openai-community/gpt2-medium`, also beside a folder
-            of that name, which is `./gpt2-medium`. Else what exists on the disk comes before an id; a `Path` is never
-            an id.
+            dictionary, with the files of its tokenizer beside it where it is not GPT-2's; or a Hugging Face id:
+            `gpt2-medium` means `openai-community/gpt2-medium`, also beside a folder of that name, which is
+            `./gpt2-medium`. Else what exists on the disk comes before an id; a `Path` is never an id.
         tie_head: None keeps the head as the source has it; False gives a tied one weights of its own, a copy of the
             token embedding (the book); True ties a head that equals the token embedding.
         config: the shape of a `.pth` whose width is none of GPT-2's four, which would leave the number of heads open.
@@ -153,10 +154,18 @@ def load(source: str | Path, *, tie_head: bool | None = None, config: GPT2Config
             architecture; missing, unexpected or wrongly shaped tensors; a head that cannot be tied; a tokenizer that
             cannot be used, or is not the weights' own.
     """
-    path = _located(source)
-    reading = _opened_folder if path.is_dir() else _opened_book
-    with reading(path, config) as checkpoint:
+    with _opened(source, config) as checkpoint:
         return _assembled(checkpoint, tie_head)
+
+
+def config_of(source: str | Path) -> GPT2Config:
+    """The configuration and tokenizer of what `load` would load; no weight is read.
+
+    Raises:
+        UserError: as `load` does, as far as it has to do with them.
+    """
+    with _opened(source, None) as checkpoint:
+        return checkpoint.config
 
 
 def load_weights(model: GPT2, path: Path) -> None:
@@ -259,6 +268,11 @@ def _downloaded(model_id: str) -> Path:
     return Path(folder)
 
 
+def _opened(source: str | Path, config: GPT2Config | None) -> contextlib.AbstractContextManager[_Checkpoint]:
+    path = _located(source)
+    return _opened_folder(path, config) if path.is_dir() else _opened_book(path, config)
+
+
 @contextlib.contextmanager
 def _opened_folder(folder: Path, config: GPT2Config | None) -> Iterator[_Checkpoint]:
     paths = _safetensors_of(folder)
@@ -284,10 +298,29 @@ def _tokenizer_of(folder: Path, vocab_size: int) -> Tokenizer:
     return gpt2_tokenizer()
 
 
+def _tokenizer_beside(path: Path, config: GPT2Config) -> Tokenizer:
+    """The tokenizer of a `.pth` file: the one in its folder, which is said, as the folder may be about something else;
+    without one that which `config` names, usually GPT-2's."""
+    folder = path.parent
+    if not any((folder / name).is_file() for name in _WHOLE_VOCABULARIES):
+        if unread := [name for name in (*TOKENIZER_FILES, *UNREAD) if (folder / name).is_file()]:
+            said = ", ".join(unread)
+            warn(f"{path}: {said} beside it tells no tokenizer that is read: its ids are taken to be GPT-2's own")
+        return config.tokenizer
+    found = tokenizer_of(folder)
+    if found is None:
+        return config.tokenizer
+    found.check_fits(config.vocab_size, path.parent)
+    if found is not config.tokenizer:
+        warn(f"{path}: the tokenizer beside it is taken for its own; put it into a folder by itself if it is not")
+    return found
+
+
 @contextlib.contextmanager
 def _opened_book(path: Path, config: GPT2Config | None) -> Iterator[_Checkpoint]:
     tensors = {name: t for name, t in _book_tensors(path).items() if not _BOOK_MASKS.fullmatch(name)}
     own = replace(config, tie_head=False) if config is not None else _book_config(path, tensors)
+    own = replace(own, tokenizer=_tokenizer_beside(path, own))
     stored = {
         name: _Stored(tuple(t.shape), _DTYPE_NAMES.get(t.dtype, str(t.dtype)), lambda t=t: t)  # type: ignore[misc]
         for name, t in tensors.items()

@@ -110,6 +110,14 @@ def put(folder: Path, files: dict[str, Any]) -> Path:
     return folder
 
 
+def foreign_weights(kind: str, folder: Path) -> Path:
+    """Weights of pico with a tokenizer of their own: as large as GPT-2's, or smaller."""
+    if kind == "same size":
+        return put(weights(folder, 50257, n_ctx=256), permuted_gpt2())
+    files = {"tokenizer.json": trained(ends="</s>"), "tokenizer_config.json": {"eos_token": "</s>", "mine": 1}}
+    return put(weights(folder, 420, n_ctx=512), files)
+
+
 def texts() -> Iterable[str]:
     """What every tokenizer has to give back."""
     yield from SENTENCES

@@ -114,6 +114,17 @@ def gradient_not_finite_on_rank_1() -> None:
     Trainer._begin, Trainer.__init__ = begin, init
 
 
+def gradient_never_finite() -> None:
+    """One weight's gradient overflows in every step, whatever the loss is scaled by."""
+    right_init = Trainer.__init__
+
+    def init(self: Trainer, run: Any, options: Any, data: Any, engine: Any, **kwargs: Any) -> None:
+        right_init(self, run, options, data, engine, **kwargs)
+        engine.model.h[0].mlp.c_fc.bias.register_hook(lambda g: g * torch.inf)
+
+    Trainer.__init__ = init
+
+
 def rank_1_sleeps() -> None:
     """The second rank hangs in the middle of a step."""
 

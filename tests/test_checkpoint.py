@@ -326,3 +326,31 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     other = Engine(GPT2(replace(SHAPE, n_embd=32)), TrainOptions(device="cpu", dtype="fp32"))
     with pytest.raises(UserError, match=r"wte\.weight"):
         load_checkpoint(tmp_path / "step-1", other)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda state: state.pop("model"), "got no model; another version of fastft wrote it"),
+        (lambda state: state.pop("scaler"), "got no scaler; another version"),
+        (lambda state: state.update(momentum=1), "got an unknown momentum; another version"),
+    ],
+)
+def test_a_state_of_another_version_is_one_line(tmp_path: Path, change: Any, says: str) -> None:
+    """A checkpoint that is whole, as its own version wrote it."""
+    saved = engine()
+    do_steps(saved, 1)
+    save_checkpoint(tmp_path, saved, Progress(step=1), keep=2)
+    path = tmp_path / "step-1"
+    state = json.loads((path / "state.json").read_text())
+    change(state)
+    (path / "state.json").write_text(json.dumps(state))
+    manifest = json.loads((path / "DONE").read_text())
+    (path / "DONE").write_text(json.dumps({**manifest, "state.json": identity(path / "state.json")}))
+    assert newest_whole(tmp_path) == path
+    before = [p.detach().clone() for p in saved.model.parameters()]
+    with pytest.raises(UserError, match=says) as caught:
+        load_checkpoint(path, saved)
+    assert str(path / "state.json") in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(a, b) for a, b in zip(before, saved.model.parameters(), strict=True))

@@ -13,6 +13,7 @@ from fastft import demo as demo_module
 from fastft.checkpoint import Progress
 from fastft.cli import EXIT_INTERRUPTED, main
 from fastft.config import TrainOptions
+from fastft.lock import writing
 from fastft.run import Run
 from fastft.trainer import Outcome
 
@@ -50,3 +51,18 @@ def test_the_real_demo_learns_to_answer(tmp_path: Path) -> None:
     assert before < 2
     assert summary["exact_match"] >= 80
     assert len(json.loads((tmp_path / "demo" / "responses.json").read_text())) >= 100
+
+
+def test_a_demo_beside_another_writer_of_its_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At its beginning, and where one came while it trained."""
+    monkeypatch.setattr(demo_module, "_exact_match_of", lambda *_: 0.0)
+    with writing(tmp_path):
+        assert main(["demo", "--out", str(tmp_path)]) == 2
+        monkeypatch.setattr(demo_module, "train", lambda options: Outcome(Run(options.out), Progress()))
+        assert main(["demo", "--out", str(tmp_path)]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(said) == 2
+    assert all("another process writes to" in line for line in said)
+    assert not (tmp_path / "demo.json").exists()

@@ -35,6 +35,7 @@ from fastft.cli import main
 from fastft.errors import EXIT_NO_JUDGE, UserError
 from fastft.lock import LOCK_FILE
 from fastft.run import Run, load_data
+from fastft.tokenizer import GPT2Tokenizer
 
 resource = pytest.importorskip("resource", reason="full disks are played by RLIMIT_FSIZE, which POSIX alone has")
 
@@ -463,6 +464,14 @@ OPTIONS = [
     Case("negative clipping", lambda p: p.train("--clip", "-1"), ("--clip -1", "at least 0")),
     Case("seed beyond 64 bits", lambda p: p.train("--seed", "9" * 30), ("--seed 999", "at most")),
     Case("absurd number of threads", lambda p: p.train("--threads", "9" * 15), ("--threads 999", "at most")),
+    Case(
+        "compile the torch path", lambda p: p.train("--compile", "true", "--device", "cpu"), ("--compile true", "tiles")
+    ),
+    Case(
+        "compile the torch path by name",
+        lambda p: p.train("--compile", "--impl", "cpu", "--tie_head", "false"),
+        ("--compile true", "--impl cpu"),
+    ),
     Case("unknown model", lambda p: p.train("--model", "gpt9"), ("gpt9", "gpt2-medium", "nano")),
     Case("unknown template", lambda p: p.train("--template", "vicuna"), ("--template vicuna", "alpaca or phi3")),
     Case("unknown dtype", lambda p: p.train("--dtype", "int8"), ("--dtype int8", "bf16", "fp32")),
@@ -982,7 +991,7 @@ def test_what_deepspeed_refuses_is_one_line(section: dict[str, Any], place: Plac
     assert snapshot(place.tmp) == before
 
 
-@pytest.mark.parametrize("what", ["data", "dtype"])
+@pytest.mark.parametrize("what", ["data", "dtype", "tokenizer"])
 def test_ranks_that_would_not_train_the_same_are_refused(what: str, place: Place) -> None:
     """A file that is not the same on all machines; hardware that `--dtype auto` takes something else on."""
     port = free_port()
@@ -992,14 +1001,20 @@ def test_ranks_that_would_not_train_the_same_are_refused(what: str, place: Place
         def run() -> object:
             os.environ.update(variables(rank, 2, port))
             trainer.choose_dtype = lambda *_: "bf16" if what == "dtype" and rank else "fp32"
+            if what == "tokenizer" and rank:  # one that gives the same ids to the data's texts
+                GPT2Tokenizer.fingerprint = lambda _: "another"
             return main(place.train("--device", "cpu", data=files[rank if what == "data" else 0]))
 
         return run
 
     first, second = in_forks(of(0), of(1))
     assert (first.gave, second.gave) == (2, 2), (first, second)
-    words = ("other examples on rank 1", "--data") if what == "data" else ("--dtype auto", "rank 1")
-    check_line(first.said, words)
+    words = {
+        "data": ("other examples on rank 1", "--data"),
+        "dtype": ("--dtype auto", "rank 1"),
+        "tokenizer": ("another tokenizer on rank 1", "--weights"),
+    }
+    check_line(first.said, words[what])
     assert "error:" not in second.said  # one says it for all
     assert not place.out.exists()
 

@@ -14,7 +14,7 @@ import pytest
 import tokenizers
 import torch
 import yaml
-from foreign import description, permuted_gpt2, put, texts, trained, weights, write_old_files
+from foreign import description, foreign_weights, permuted_gpt2, put, texts, trained, weights, write_old_files
 from small_records import made_records
 from transformers import AutoTokenizer
 
@@ -397,13 +397,6 @@ def test_a_download_brings_the_tokenizer(tmp_path: Path, monkeypatch: pytest.Mon
 # It is used for everything
 
 
-def foreign_weights(kind: str, folder: Path) -> Path:
-    if kind == "same size":
-        return put(weights(folder, 50257, n_ctx=256), permuted_gpt2())
-    files = {"tokenizer.json": trained(ends="</s>"), "tokenizer_config.json": {"eos_token": "</s>", "mine": 1}}
-    return put(weights(folder, 420, n_ctx=512), files)
-
-
 def argv(data: Path, folder: Path, out: Path, *more: str) -> list[str]:
     return [
         "train", "--data", str(data), "--model", "pico", "--weights", str(folder), "--out", str(out), "--steps", "4",
@@ -491,6 +484,79 @@ def test_a_resumed_run_goes_on_with_the_same_ids(tmp_path: Path) -> None:
     assert kept.identity() == whole.config.tokenizer.identity()
 
 
+def test_the_fingerprint_is_of_what_the_ids_mean(tmp_path: Path) -> None:
+    """Not of the files' other words, nor of a library's version; the files that a run keeps have the same."""
+
+    def without_special_tokens(made: dict[str, Any]) -> None:
+        made["added_tokens"] = []
+
+    ends_at_5 = {"config.json": {"eos_token_id": 5}}
+    plain = description(without_special_tokens, ends="</s>")
+    mine = folder_of(tmp_path / "a", {"tokenizer.json": plain, **ends_at_5})
+    kept = folder_of(tmp_path / "b", mine.files(0))
+    assert kept.end_of_text == mine.end_of_text == 5
+    assert kept.fingerprint() == mine.fingerprint()
+    said = {"tokenizer.json": plain, **ends_at_5, "tokenizer_config.json": {"mine": 1}}
+    assert folder_of(tmp_path / "c", said).fingerprint() == mine.fingerprint()
+    others = [
+        folder_of(tmp_path / "d", {"tokenizer.json": plain, "config.json": {"eos_token_id": 6}}),
+        folder_of(
+            tmp_path / "e",
+            {"tokenizer.json": description(without_special_tokens, ends="</s>", vocab_size=399), **ends_at_5},
+        ),
+        folder_of(tmp_path / "f", permuted_gpt2()),
+        folder_of(tmp_path / "g", permuted_gpt2(1)),
+        gpt2_tokenizer(),
+    ]
+    assert len({one.fingerprint() for one in (mine, *others)}) == 1 + len(others)
+    assert gpt2_tokenizer().fingerprint() == type(gpt2_tokenizer())().fingerprint()
+
+
+def test_another_tokenizer_than_the_runs_is_refused_by_whatever_reads_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also one that gives the data's texts the same ids, which nothing but its identity tells."""
+    data, folder, run = tmp_path / "data.json", foreign_weights("smaller", tmp_path / "weights"), tmp_path / "run"
+    data.write_text(json.dumps(made_records(40)))
+    assert main(argv(data, folder, run)) == 0
+    before = (run / "metrics.jsonl").read_bytes()
+    assert main(["generate", "--run", str(run), "--max_new_tokens", "4", "--limit", "1", "--device", "cpu"]) == 0
+    made_from = json.loads((run / "responses.made-from.json").read_text())
+    ours = load(folder).config.tokenizer.fingerprint()
+    assert made_from["tokenizer_sha256"] == ours
+    assert json.loads((run / "data.json").read_text())["tokenizer_sha256"] == ours
+    entries = json.loads((run / "responses.json").read_text())
+
+    def rare(made: dict[str, Any]) -> None:  # two tokens that the data does not have change their ids
+        vocab = made["model"]["vocab"]
+        one, other = (token for token in vocab if token in ("\u0108", "\u0109"))
+        vocab[one], vocab[other] = vocab[other], vocab[one]
+
+    swapped = description(rare, ends="</s>")
+    for place in ("model", "tokenizer"):
+        put(run / place, {"tokenizer.json": swapped})
+    text = ALPACA.prompt("Say the number 3 in words.", "")
+    assert tokenizer_of(run / "model").encode(text) == load(folder).config.tokenizer.encode(text)  # type: ignore[union-attr]
+    commands = {
+        "generate": ["generate", "--run", str(run), "--max_new_tokens", "4", "--device", "cpu"],
+        "chat": ["chat", "--run", str(run), "--device", "cpu"],
+        "resume": ["train", "--resume", "--out", str(run), "--steps", "6"],
+    }
+    for name, command in commands.items():
+        capsys.readouterr()
+        assert main(command) == 2, name
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+        assert len(said) == 1
+        assert "the tokenizer is not the one that" in said[0]
+    with pytest.raises(UserError, match="the tokenizer is not the one that"):
+        response_perplexities(run, entries)
+    shutil.rmtree(run / "tokenizer")  # then GPT-2's would be taken
+    assert main(commands["resume"]) == 2
+    assert (run / "metrics.jsonl").read_bytes() == before
+    put(run / "tokenizer", load(folder).config.tokenizer.files(0))
+    assert main(commands["resume"]) == 0
+
+
 def test_with_gpt2s_tokenizer_a_run_keeps_no_copy(tmp_path: Path) -> None:
     data = tmp_path / "data.json"
     data.write_text(json.dumps(made_records(40)))
@@ -517,3 +583,31 @@ def test_chat_answers_with_the_runs_tokenizer(
     prompt = tokenizer.encode(ALPACA.prompt("Say the number 3 in words.", ""))
     ids = greedy_reference(model, prompt, max_new_tokens=9)
     assert capsys.readouterr().out.strip() == ALPACA.extract(tokenizer.decode(ids)).strip()
+
+
+def test_the_models_own_end_of_text_is_looked_for_in_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Behind an output it is the end; elsewhere the record is malformed, for every command that reads the data."""
+    from fastft.config import TrainOptions
+    from fastft.generation import GenerateOptions, generate
+    from fastft.inspect import InspectOptions, inspect
+    from fastft.trainer import train
+
+    data, folder = tmp_path / "data.json", foreign_weights("smaller", tmp_path / "weights")
+    records = made_records(40)
+    records[0]["output"] += "</s>"
+    data.write_text(json.dumps(records))
+    options = TrainOptions(
+        data=str(data), model="pico", weights=str(folder), out=tmp_path / "run", steps=2, device="cpu", dtype="fp32",
+        samples=0,
+    )  # fmt: skip
+    train(options)
+    assert "or </s> at their end, taken as the end: 1" in " ".join(capsys.readouterr().err.split())
+    inspect(InspectOptions(data=str(data), weights=str(folder)))
+    assert "or </s> at their end, taken as the end: 1" in " ".join(capsys.readouterr().out.split())
+    train(replace(options, steps=3, resume=True))
+    assert len(generate(GenerateOptions(run=options.out, max_new_tokens=2, device="cpu"))) == 4
+    records[1]["input"] = "a </s> in the middle"
+    data.write_text(json.dumps(records))
+    with pytest.raises(UserError, match=r"row 2.*</s>"):
+        train(replace(options, overwrite=True))
+    train(replace(options, overwrite=True, end_of_text_in_data="keep"))

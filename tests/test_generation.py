@@ -176,14 +176,13 @@ class TestStage:
         ("options", "afresh"),
         [
             ({"max_new_tokens": 4}, 10), ({"split": "val"}, 5), ({"temperature": 1.0}, 10), ({"dtype": "bf16"}, 10),
-            ({"repetition_penalty": 1.1}, 10), ({"seed": 5}, 0), ({"top_k": 4}, 0), ({"batch_size": 2}, 0),
+            ({"repetition_penalty": 1.1}, 10), ({"batch_size": 2}, 0), ({"limit": 10}, 0),
         ],
         ids=str,
     )  # fmt: skip
     def test_options_that_change_answers_have_them_made_afresh(
         self, ask: Callable[..., list[dict[str, Any]]], options: dict[str, Any], afresh: int
     ) -> None:
-        """A seed changes nothing where nothing is drawn."""
         ask(Asked())
         again = Asked()
         ask(again, **options)

@@ -5,15 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from foreign import foreign_weights
 from hypothesis import given
 from hypothesis import strategies as st
 from small_records import made_records
 
 from fastft.audit import audit
 from fastft.cli import main
-from fastft.inspect import padded_positions
+from fastft.errors import UserError
+from fastft.inspect import InspectOptions, inspect, padded_positions
 from fastft.prompts import ALPACA
 from fastft.records import Record, load_records, split
+from fastft.weights import load
 
 
 def records_of(entries: list[dict[str, Any]]) -> list[Record]:
@@ -63,6 +66,39 @@ def test_what_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 PARTS = ("prompt", "supervised")
+
+
+@pytest.mark.parametrize("kind", ["same size", "smaller"])
+def test_of_weights_their_own_tokenizer_and_context_count(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, folder = tmp_path / "data.json", foreign_weights(kind, tmp_path / "weights")
+    entries = made_records(40)
+    data.write_text(json.dumps(entries))
+    assert main(["inspect", "--data", str(data), "--weights", str(folder), "--example", "3"]) == 0
+    out = capsys.readouterr().out
+    tokenizer = load(folder).config.tokenizer
+    prompt = ALPACA.prompt(entries[2]["instruction"], entries[2]["input"])
+    supervised = tokenizer.encode(prompt + ALPACA.response(entries[2]["output"]))[len(tokenizer.encode(prompt)) :]
+    assert f"  prompt     {len(tokenizer.encode(prompt)):>4} tokens  {prompt!r}\n" in out
+    assert (
+        f"  supervised {len(supervised) + 1:>4} tokens  {ALPACA.response(entries[2]['output'])!r} + end-of-text" in out
+    )
+    assert "end-of-text supervised in 40 of 40 rows\n" in out
+    with pytest.raises(
+        UserError, match="the model's context of 512" if kind == "smaller" else "the model's context of 256"
+    ):
+        inspect(InspectOptions(data=str(data), weights=str(folder), max_length=513))
+
+
+def test_published_weights_are_gpt2s_and_not_downloaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(made_records(40)))
+    assert main(["inspect", "--data", str(data)]) == 0
+    plain = capsys.readouterr().out
+    for weights in ("gpt2", "none"):
+        assert main(["inspect", "--data", str(data), "--weights", weights]) == 0
+        assert capsys.readouterr().out == plain
 
 
 def test_cut_rows_lose_their_end_of_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

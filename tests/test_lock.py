@@ -16,14 +16,17 @@ from pathlib import Path
 
 import pytest
 from forks import in_fork, in_forks
+from rating_pages import exported, rated, says
 from runs import metrics, wait_for_lines, wait_until, write_records
 
+from fastft.ab import AbOptions, make_page
 from fastft.cli import main
 from fastft.compare import CompareOptions, compare
 from fastft.config import TrainOptions
 from fastft.errors import UserError
 from fastft.generation import GenerateOptions, generate
 from fastft.lock import LOCK_FILE, refuse_if_held, writing
+from fastft.ratings import import_ratings
 from fastft.report import ReportOptions, report
 from fastft.run import Run
 from fastft.score import ScoreOptions, score
@@ -93,6 +96,9 @@ def test_every_command_that_writes_takes_the_lock(argv: list[str], tmp_path: Pat
     generate(GenerateOptions(run=other, max_new_tokens=2))
     assert main(argv) == 0
     generate(GenerateOptions(run=run, max_new_tokens=2))
+    answers = json.loads((other / "responses.json").read_text())
+    (other / "responses.json").write_text(json.dumps([{**one, "model_response": "other"} for one in answers]))
+    ratings = exported(tmp_path, rated(make_page(AbOptions(run, other)), "Eve", says("other")))
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     options = Run(run).options()
     commands: list[Callable[[], object]] = [
@@ -102,6 +108,8 @@ def test_every_command_that_writes_takes_the_lock(argv: list[str], tmp_path: Pat
         lambda: score(ScoreOptions(run=run, judge="none")),
         lambda: report(ReportOptions(run=run)),
         lambda: compare(CompareOptions(run, other)),
+        lambda: make_page(AbOptions(run, other)),
+        lambda: import_ratings(AbOptions(import_=[ratings])),
     ]
     with writing(run):
         for number, command in enumerate(commands):

@@ -9,6 +9,7 @@ from fastft_kernels import roofline
 
 from fastft import predict
 from fastft.batch import Batcher
+from fastft.errors import UserError
 from fastft.model import config_for
 
 
@@ -58,3 +59,10 @@ def test_the_command_says_that_it_predicts(monkeypatch: pytest.MonkeyPatch, caps
     printed = capsys.readouterr().out
     assert "PREDICTED, not measured" in printed
     assert "whole step" in printed
+
+
+@pytest.mark.parametrize("examples", ["0", "1225"])
+def test_examples_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch, examples: str) -> None:
+    monkeypatch.setattr("sys.argv", ["predict", "--model", "nano", "--examples", examples])
+    with pytest.raises(UserError, match=f"got --examples {examples}, expected 1 to the 1224 of the training split"):
+        predict.main()

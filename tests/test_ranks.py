@@ -421,6 +421,40 @@ def test_too_many_skipped_steps_stop_all_ranks(launcher: Launcher, command: Comm
     assert (run / "checkpoints/step-4/DONE").is_file()
 
 
+@pytest.mark.parametrize("zero", ["zero2", long_only("plain"), long_only("zero1"), long_only("zero3")])
+def test_in_fp16_a_step_that_no_scale_helps_is_skipped_and_stops_the_run(
+    launcher: Launcher, command: Command, tmp_path: Path, zero: str
+) -> None:
+    """The scale falls to 1 first, which counts for nothing; then each step counts, as DeepSpeed's own error would not
+    let it."""
+    run = tmp_path / "run"
+    arguments = command(run, zero, dtype="fp16", steps=60, max_skipped=2, eval_every=0, samples=0)
+    ended = launcher.run_ranks(arguments, 2, fault="gradient_never_finite")
+    all_ended(ended, 1)
+    assert "Traceback" not in ended[0].said + ended[1].said
+    assert "skipped step 3, --max_skipped allows 2" in " ".join(ended[0].said.split())
+    lines = Trained(run).lines("loss")
+    assert all(line["skipped"] for line in lines)
+    rescaled = [line["rescaled"] for line in lines]
+    assert rescaled == [True] * (len(rescaled) - 3) + [False] * 3
+    assert 16 <= len(rescaled) - 3 < 40  # from 2 ** 16 to 1
+    state = json.loads((run / f"checkpoints/step-{len(lines)}/state.json").read_text())
+    assert (state["skipped"], state["scaler"]["scale"]) == (3, 1)
+
+
+@pytest.mark.parametrize("zero", ["zero2", long_only("plain"), long_only("zero3")])
+def test_in_fp16_a_loss_that_is_not_finite_counts_at_any_scale(
+    launcher: Launcher, command: Command, tmp_path: Path, zero: str
+) -> None:
+    run = tmp_path / "run"
+    arguments = command(run, zero, dtype="fp16", steps=6, max_skipped=0, eval_every=0, samples=0)
+    ended = launcher.run_ranks(arguments, 2, fault="loss_not_finite_on_rank_1")
+    all_ended(ended, 1)
+    assert "step 4 has loss inf" in ended[0].said
+    assert "--max_skipped allows 0" in " ".join(ended[0].said.split())
+    assert (run / "checkpoints/step-4/DONE").is_file()
+
+
 def test_a_rank_that_hangs_ends_the_run_with_every_stack(launcher: Launcher, command: Command, tmp_path: Path) -> None:
     run = tmp_path / "run"
     ended = launcher.run_ranks(command(run, "zero2", hang_timeout=3, eval_every=0), 2, fault="rank_1_sleeps")

@@ -526,3 +526,19 @@ def test_settings_that_a_resumed_run_may_change(options: TrainOptions) -> None:
     assert changed_settings(options, replace(options, lr=1.0)) == ["lr: 5e-05 then, 1.0 now"]
     falling = replace(options, schedule="cosine")
     assert changed_settings(falling, replace(falling, steps=99)) == ["steps: None then, 99 now"]
+
+
+@pytest.mark.parametrize(("impl", "tie_head"), [("cpu", True), ("cpu", False), ("auto", True)])
+def test_the_torch_path_is_not_compiled_and_says_so_beforehand(
+    options: TrainOptions, impl: Any, tie_head: bool
+) -> None:
+    with pytest.raises(UserError, match="got --compile true with the torch path"):
+        train(replace(options, compile=True, impl=impl, tie_head=tie_head))
+    assert not options.out.exists()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("tie_head", [True, False])
+def test_the_reference_is_compiled_to_the_same_curve(options: TrainOptions, tie_head: bool) -> None:
+    options = replace(options, impl="reference", tie_head=tie_head)
+    assert difference(losses(replace(options, compile=True), 5), losses(options, 5)) < 1e-5

@@ -13,6 +13,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from foreign import description, put, trained, write_old_files
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from transformers import GPT2Config as HFConfig
 
 from fastft.batch import padded_batch
 from fastft.errors import UserError
+from fastft.folder_tokenizer import FolderTokenizer
+from fastft.folder_tokenizer import tokenizer_of as folder_tokenizer_of
 from fastft.model import GPT2, GPT2Config
 from fastft.tokenizer import gpt2_tokenizer
 from fastft.weights import load, load_weights, save_hf, save_weights
@@ -476,6 +479,47 @@ def test_the_books_file_loads_with_its_own_head(tmp_path: Path, zipped: bool) ->
     path = save_book(tmp_path / "sft.pth", model, _use_new_zipfile_serialization=zipped)
     assert_same_parameters(load(str(path), config=TINY), model)
     assert torch.equal(our_logits(load(path, config=TINY)), our_logits(model))
+
+
+@pytest.mark.parametrize("form", ["tokenizer.json", "vocab.json and merges.txt"])
+def test_the_tokenizer_beside_the_books_file_is_its_own_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    model = our_model(replace(UNTIED, vocab_size=400))
+    path = save_book(tmp_path / "sft.pth", model)
+    if form == "tokenizer.json":
+        put(tmp_path, {"tokenizer.json": trained()})
+    else:
+        write_old_files(tmp_path, description())
+    found = load(path, config=model.config).config.tokenizer
+    assert isinstance(found, FolderTokenizer)
+    assert found.encode("Der schnelle braune Fuchs") == folder_tokenizer_of(tmp_path).encode(
+        "Der schnelle braune Fuchs"
+    )
+    assert f"{path}: the tokenizer beside it is taken for its own" in " ".join(capsys.readouterr().err.split())
+
+
+def test_beside_the_books_file_gpt2s_files_are_gpt2s_and_others_are_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = save_book(tmp_path / "sft.pth", our_model(UNTIED))
+    assert load(path, config=TINY).config.tokenizer is gpt2_tokenizer()
+    assert capsys.readouterr().err == ""
+    put(tmp_path, {"vocab.txt": "[PAD]\n", "tokenizer_config.json": {"tokenizer_class": "BertTokenizer"}})
+    assert load(path, config=TINY).config.tokenizer is gpt2_tokenizer()
+    said = " ".join(capsys.readouterr().err.split())
+    assert "tokenizer_config.json, vocab.txt beside it tells no tokenizer that is read: its ids are taken to be" in said
+    put(tmp_path, {"vocab.json": {"a": 0}})
+    with pytest.raises(UserError, match=r"vocab\.json"):
+        load(path, config=TINY)
+
+
+def test_a_tokenizer_beside_the_books_file_that_has_more_ids_is_refused(tmp_path: Path) -> None:
+    model = our_model(replace(UNTIED, vocab_size=300))
+    path = save_book(tmp_path / "sft.pth", model)
+    put(tmp_path, {"tokenizer.json": trained()})
+    with pytest.raises(UserError, match="its vocabulary 300 ids"):
+        load(path, config=model.config)
 
 
 def test_the_books_shapes_tell_the_configuration(tmp_path: Path) -> None:

@@ -374,6 +374,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     began = time.perf_counter()
     cases = {name: run for name, run in CASES.items() if fnmatch.fnmatch(name, f"*{options.case}*")}
+    if not cases:
+        parser.error(f"--case {options.case}: no case has such a name, expected one of {', '.join(CASES)}")
     golden: Golden = json.loads(options.golden.read_text(encoding="utf-8")) if options.golden.exists() else {}
     rows: list[Row] = []
     failures: list[str] = []
