@@ -164,9 +164,12 @@ class GpuEngine(WholeModel):
         self._missing = [len(bucket.names) for bucket in self.flat.buckets]
         for tensor in self.flat.tensors.values():
             tensor.grad = None  # of a pass that was broken off
-        loss, losses = self.flat.computes(batch, row_weights=batch.weights, impl=self.impl)
-        (loss * self._scale if self.dtype == "fp16" else loss).backward()
-        self._pack_loss.copy_(loss.detach())
+        # fp16's scale is in the weights, not at the loss: some gradients of logits are there before the backward pass.
+        is_scaled = self.dtype == "fp16"
+        weights = batch.weights * self._scale if is_scaled else batch.weights
+        loss, losses = self.flat.computes(batch, row_weights=weights, impl=self.impl)
+        loss.backward()
+        self._pack_loss.copy_(loss.detach() / self._scale if is_scaled else loss.detach())
         row_losses.copy_(losses)
 
     def _arrived(self, index: int, _: Tensor) -> None:
