@@ -68,7 +68,7 @@ class ZeroEngine:
         self.device = choose_device(options.device, world.local_rank)
         self.impl = ops.resolve(options.impl, self.device)
         self.model = model
-        self._staging = Staging(self.device, keep=False)
+        self._staging = Staging(self.device)
         self._is_broken = False
         _check(options, dtype, config.stage, self.device)
         deepspeed = _deepspeed(self.device)

@@ -347,6 +347,18 @@ class TestGraphs:
         assert graphs.captured == 1
         assert capsys.readouterr().err.count("1 CUDA graphs of training are captured") == 1
 
+    def test_it_says_beforehand_what_is_to_stay_where_it_is(self) -> None:
+        graphs, done = _Recorded(most=1), []
+        said = []
+        for name in "aabba":
+            said.append(graphs.captures(name))
+            graphs.run(name, self._work(done, name))
+        assert said == [False, True, False, False, True]  # of a the second time on; the second b is beyond the limit
+        refusing = _Recorded(most=1, refused=("a",))
+        for _ in range(2):
+            refusing.run("a", self._work(done, "a"))
+        assert not refusing.captures("a")
+
     def test_what_cannot_be_captured_runs_as_it_is_and_it_is_said_once(
         self, capsys: pytest.CaptureFixture[str]
     ) -> None:
