@@ -47,6 +47,12 @@ class Graphs:
         """How many graphs there are."""
         return sum(graph is not None for graph in self._graphs.values())
 
+    def captures(self, key: Hashable) -> bool:
+        """Whether work of this key is captured, or will be when it is run next: its inputs are then to stay."""
+        if self._graphs.get(key) is not None:
+            return True
+        return self._enabled and key in self._graphs and self.captured < self._most
+
     def run(self, key: Hashable, work: Callable[[], object]) -> None:
         """Does the work, which is known by `key`: the same kernels on the same tensors, whenever the key is the same.
 
@@ -57,14 +63,14 @@ class Graphs:
         graph = self._graphs.get(key)
         if graph is not None:
             graph.replay()
-        elif not self._enabled or key not in self._graphs:
-            self._graphs.setdefault(key, None)
-            work()
-        elif self.captured >= self._most:
-            self._say_full()
-            work()
-        else:
+        elif self.captures(key):
             self._capture(key, work)
+        else:
+            if self._enabled and key in self._graphs:
+                self._say_full()
+            elif self._enabled:
+                self._graphs[key] = None
+            work()
 
     def _capture(self, key: Hashable, work: Callable[[], object]) -> None:
         try:

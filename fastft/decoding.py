@@ -89,8 +89,8 @@ def decode(
 
     Args:
         model: any GPT-2, on its device; as it was trained, or `fastft.inference.prepared`.
-        prompts: token ids, each at least one and shorter than the context.
-        max_new_tokens: the most ids that each may get; the context's end stops a sequence too.
+        prompts: token ids, each at least one, and none longer than the context.
+        max_new_tokens: the most ids that each may get, at least 1; the context's end stops a sequence too.
         stop: the id that ends a sequence; the end-of-text of the model's tokenizer where not given, `NO_STOP` for
             none.
         batch_size: the most sequences that go on at a time.
@@ -101,7 +101,11 @@ def decode(
         decoder: see `Decoder`.
         graphs: a step of `slots` may be captured as a CUDA graph. Only for a model whose weights lie where they lie
             until the last answer: not for one that gathers them for each use, as the third stage of ZeRO does.
+
+    Raises:
+        ValueError: a prompt without a token or longer than the context, or nothing that may be answered.
     """
+    _check(model, prompts, max_new_tokens, batch_size)
     device = model.wte.weight.device
     chosen = ("slots" if device.type == "cuda" else "ragged") if decoder == "auto" else decoder
     request = Request(
@@ -118,3 +122,12 @@ def decode(
         without_text=ids_without_text(model),
     )
     yield from (slots.answers if chosen == "slots" else ragged.answers)(request)
+
+
+def _check(model: GPT2, prompts: Sequence[Sequence[int]], max_new_tokens: int, batch_size: int) -> None:
+    for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"got {name} = {value}, expected at least 1")
+    for index, prompt in enumerate(prompts):
+        if not 1 <= len(prompt) <= model.config.n_ctx:
+            raise ValueError(f"got prompt {index} of {len(prompt)} tokens, expected 1 to {model.config.n_ctx}")

@@ -176,9 +176,10 @@ class Engine(WholeModel):
             batch = batch.to(self.device)
             if self.copies is not None:
                 self.copies.sum_up()  # of the step's earlier batches
-            loss, row_losses = self._forward(batch, row_weights=batch.weights / count)
-            torch.autograd.backward(self.scaler.scale(loss))
-        return loss.detach(), row_losses
+            # The scale is in the weights, not at the loss: some gradients of logits are there before the backward pass.
+            loss, row_losses = self._forward(batch, row_weights=self.scaler.scale(batch.weights / count))
+            torch.autograd.backward(loss)
+        return loss.detach() / self.scaler.get_scale(), row_losses
 
     def abandon(self) -> None:
         """See `AnyEngine`."""

@@ -27,7 +27,7 @@ from fastft.errors import UserError
 from fastft.flat import Bucket, FlatWeights
 from fastft.model import GPT2
 from fastft.precision import NARROW, choose_device, choose_dtype
-from fastft.staging import Staging
+from fastft.staging import Staged, Staging
 from fastft.transfers import Reading, on_the_way, pinned
 from fastft.weights import load_weights
 from fastft.world import ALONE, World
@@ -63,7 +63,7 @@ class GpuEngine(WholeModel):
         self._captures = captures_graphs(options, self.impl, self.device)
         self.graphs = Graphs(self.device, "training", enabled=self._captures)
         self.evaluation_graphs = Graphs(self.device, "evaluation", enabled=self._captures)
-        self._staging = Staging(self.device, keep=self._captures)
+        self._staging = Staging(self.device)
         self._clip = options.clip or math.inf
         self._exchanges: list[Any] = []
         self._missing: list[int] = []
@@ -78,7 +78,7 @@ class GpuEngine(WholeModel):
         wide = torch.float64 if self.dtype == "fp64" else torch.float32
         self._packs = 0  # of the step that goes on
         self._pack_loss = torch.zeros((), dtype=wide, device=self.device)
-        self._row_losses: dict[int, Tensor] = {}  # by R
+        self._row_losses: dict[int, Tensor] = {}  # by R, of batches that stay where they are
         self._loss = torch.zeros((), dtype=torch.float64, device=self.device)  # of the step
         self._lr = torch.zeros((), device=self.device)
         self._scale = torch.full((), _FIRST_SCALE if self.dtype == "fp16" else 1.0, device=self.device)
@@ -88,12 +88,9 @@ class GpuEngine(WholeModel):
 
     def accumulate(self, batch: Batch, count: int, *, last: bool = True) -> tuple[Tensor, Tensor]:
         """See `fastft.engine.AnyEngine`."""
-        staged = self._staging.put(batch.divided(count))
-        R = batch.rows.numel()
-        if R not in self._row_losses:
-            self._row_losses[R] = self._pack_loss.new_zeros(R)
-        rows = self._row_losses[R]
         self._adds = self._packs > 0
+        staged = self._staging.put(batch.divided(count), lambda sizes: self.graphs.captures((sizes, self._adds)))
+        rows = self._row_losses_of(staged)
         self._exchanges_now = last and self.world.size > 1 and not self._captures
         self._packs += 1
         with abandoned_on_error(self):
@@ -119,7 +116,7 @@ class GpuEngine(WholeModel):
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> Tensor:
         """See `fastft.engine.AnyEngine`."""
-        staged = self._staging.put(batch)
+        staged = self._staging.put(batch, self.evaluation_graphs.captures)
 
         def forward() -> None:
             self._pack_loss.copy_(self.flat.computes(staged.batch, impl=self.impl)[0])
@@ -159,14 +156,27 @@ class GpuEngine(WholeModel):
             self._scale.fill_(state["scale"])
             self._good_steps.fill_(state["good_steps"])
 
+    def _row_losses_of(self, staged: Staged) -> Tensor:
+        """Where the row losses `[R]` of a batch go: as the batch itself, to one place where they are captured."""
+        R = staged.batch.rows.numel()
+        losses = self._row_losses.get(R)
+        if losses is None:
+            losses = self._pack_loss.new_zeros(R)
+            if self.graphs.captures((staged.sizes, self._adds)):
+                self._row_losses[R] = losses
+        return losses
+
     def _forward_backward(self, batch: Batch, row_losses: Tensor) -> None:
         self._exchanges.clear()
         self._missing = [len(bucket.names) for bucket in self.flat.buckets]
         for tensor in self.flat.tensors.values():
             tensor.grad = None  # of a pass that was broken off
-        loss, losses = self.flat.computes(batch, row_weights=batch.weights, impl=self.impl)
-        (loss * self._scale if self.dtype == "fp16" else loss).backward()
-        self._pack_loss.copy_(loss.detach())
+        # fp16's scale is in the weights, not at the loss: some gradients of logits are there before the backward pass.
+        is_scaled = self.dtype == "fp16"
+        weights = batch.weights * self._scale if is_scaled else batch.weights
+        loss, losses = self.flat.computes(batch, row_weights=weights, impl=self.impl)
+        loss.backward()
+        self._pack_loss.copy_(loss.detach() / self._scale if is_scaled else loss.detach())
         row_losses.copy_(losses)
 
     def _arrived(self, index: int, _: Tensor) -> None:

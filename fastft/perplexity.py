@@ -140,7 +140,7 @@ def _example_losses(model: GPT2, encoded: EncodedSet) -> tuple[Floats, Floats]:
     """The sum of each example's supervised losses, and their count, `[n]` each."""
     device = model.wte.weight.device
     impl = ops.resolve("auto", device)
-    batcher, staging = ops.batcher(impl, device), Staging(device, keep=False)
+    batcher, staging = ops.batcher(impl, device), Staging(device)
     model, places = _among_texts(model)
     batches, row_losses = [], []
     for begin in range(0, len(encoded), _BATCH_SIZE):

@@ -8,7 +8,7 @@ graph finds them where it has them from.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 
 import torch
@@ -37,14 +37,18 @@ class Staged:
 class Staging:
     """Puts batches on a device."""
 
-    def __init__(self, device: torch.device, *, keep: bool) -> None:
-        """Args: the device; whether batches of equal sizes are to lie at the same place each time."""
+    def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._keep = keep
         self._kept: dict[Hashable, tuple[Tensor, Batch]] = {}  # by sizes: the bytes, and the batch that they are
 
-    def put(self, batch: Batch) -> Staged:
-        """The batch on the device; where batches are kept, the one before of equal sizes is overwritten."""
+    def put(self, batch: Batch, stays: Callable[[Hashable], bool] = lambda _: False) -> Staged:
+        """The batch on the device.
+
+        Args:
+            batch: on the host.
+            stays: whether batches of these sizes are to lie at one place from now on, each overwriting the one before.
+                Its memory is then never given back: nothing for sizes that come once.
+        """
         batch = replace(batch, pair_rows=batch.pair_rows[:0], pair_examples=batch.pair_examples[:0])
         tensors = batch.tensors()
         begins, length = _layout(tensors)
@@ -59,8 +63,8 @@ class Staging:
         if there is None:
             parts = iter([_part(place, tensor, begin) for tensor, begin in zip(tensors, begins, strict=True)])
             there = with_tensors(batch, lambda _: next(parts))
-        if self._keep:
-            self._kept[sizes] = place, there
+            if stays(sizes):
+                self._kept[sizes] = place, there
         return Staged(there, sizes)
 
 

@@ -68,7 +68,7 @@ class ZeroEngine:
         self.device = choose_device(options.device, world.local_rank)
         self.impl = ops.resolve(options.impl, self.device)
         self.model = model
-        self._staging = Staging(self.device, keep=False)
+        self._staging = Staging(self.device)
         self._is_broken = False
         _check(options, dtype, config.stage, self.device)
         deepspeed = _deepspeed(self.device)
@@ -127,9 +127,12 @@ class ZeroEngine:
     def _forward_backward(self, batch: Batch, count: int, *, last: bool) -> tuple[Tensor, Tensor]:
         self.zero.set_gradient_accumulation_boundary(last)
         # By the number of ranks the mean that DeepSpeed takes over them becomes a sum. It goes into the weights, since
-        # a factor at the loss would be one more pass over the head's gradient.
-        ranks = self.world.size
-        loss, row_losses = self.zero(batch, row_weights=batch.weights * (ranks / count), impl=self.impl)
+        # a factor at the loss would be one more pass over the head's gradient; so does fp16's scale, since some
+        # gradients of logits are there before the backward pass. DeepSpeed scales what it is given, to the same end.
+        ranks, scale = self.world.size, self.loss_scale().get("scale", 1.0)
+        weights = batch.weights * (ranks / count) * scale
+        loss, row_losses = self.zero(batch, row_weights=weights, impl=self.impl)
+        loss = loss / scale
         self.zero.backward(loss, scale_wrt_gas=False)
         return loss.detach() / ranks, row_losses
 

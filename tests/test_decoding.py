@@ -145,6 +145,30 @@ class TestManyAtOnce:
     def test_no_prompt_no_answer(self) -> None:
         assert list(decode(model("wider"), [], max_new_tokens=3)) == []
 
+    @pytest.mark.parametrize("decoder", ["ragged", "slots"])
+    @pytest.mark.parametrize(
+        ("prompts", "changed", "said"),
+        [
+            ([[5, 6], []], {}, "got prompt 1 of 0 tokens, expected 1 to "),
+            ([[5]], {"max_new_tokens": 0}, "got max_new_tokens = 0, expected at least 1"),
+            ([[5]], {"batch_size": 0}, "got batch_size = 0, expected at least 1"),
+        ],
+    )
+    def test_what_cannot_be_answered_is_refused(
+        self, decoder: Any, prompts: list[list[int]], changed: dict[str, int], said: str
+    ) -> None:
+        with pytest.raises(ValueError, match=said):
+            list(decode(model("wider"), prompts, **{"max_new_tokens": 3, "decoder": decoder, **changed}))
+
+    @pytest.mark.parametrize("decoder", ["ragged", "slots"])
+    def test_a_prompt_as_long_as_the_context_gets_one_token_and_a_longer_one_none(self, decoder: Any) -> None:
+        asked = model("wider")
+        whole = [number % VOCAB for number in range(asked.config.n_ctx)]
+        (answer,) = decode(asked, [whole], max_new_tokens=3, stop=NO_STOP, decoder=decoder)
+        assert answer.ids == greedy_reference(asked, whole, max_new_tokens=1, stop=NO_STOP)
+        with pytest.raises(ValueError, match=f"got prompt 0 of {len(whole) + 1} tokens, expected 1 to {len(whole)}"):
+            list(decode(asked, [[*whole, 1]], max_new_tokens=3, decoder=decoder))
+
     def test_the_common_beginning_lies_in_the_cache_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         prompts = with_beginning(20, [4, 2, 6], seed=1)
         seen = []

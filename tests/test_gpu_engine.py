@@ -200,6 +200,31 @@ def test_the_loss_scale_changes_no_result() -> None:
     assert difference(*found) < 5e-3
 
 
+def gradient_of_many_targets(engine_class: Any, dtype: str, scale: float = 2.0**16) -> Tensor:
+    """That of the head, of a step so large that a target's part of it is about the least number of fp16."""
+    engine = engine_class(model(tie_head=False), options(dtype=dtype, impl="cpu"))
+    engine.load_loss_scale({"scale": scale, "good_steps": 0})
+    (batch,) = batches(0)
+    count = 1_000_000
+    loss, _ = engine.accumulate(batch, count)
+    assert loss.item() * count / batch.count == pytest.approx(math.log(SHAPE.vocab_size), rel=0.1)
+    if engine_class is GpuEngine:
+        gradient = engine.flat.part(engine.flat.gradients, "lm_head.weight")
+    else:
+        gradient = engine.model.lm_head.weight.grad
+    return gradient.double() / engine.loss_scale().get("scale", 1.0)
+
+
+@pytest.mark.parametrize("engine_class", [Engine, GpuEngine])
+def test_the_loss_scale_is_there_before_the_gradients_of_logits_are_rounded(engine_class: Any) -> None:
+    exact = gradient_of_many_targets(engine_class, "fp64")
+
+    def distance(scale: float) -> float:
+        return float((gradient_of_many_targets(engine_class, "fp16", scale) - exact).norm() / exact.norm())
+
+    assert distance(2.0**16) < 2e-3 < 2e-2 < distance(1.0)
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_either_engine_goes_on_from_the_others_state(dtype: str, tmp_path: Path) -> None:
     chosen = options(dtype=dtype)
@@ -321,6 +346,18 @@ class TestGraphs:
         assert done == ["a", "b"] * 3
         assert graphs.captured == 1
         assert capsys.readouterr().err.count("1 CUDA graphs of training are captured") == 1
+
+    def test_it_says_beforehand_what_is_to_stay_where_it_is(self) -> None:
+        graphs, done = _Recorded(most=1), []
+        said = []
+        for name in "aabba":
+            said.append(graphs.captures(name))
+            graphs.run(name, self._work(done, name))
+        assert said == [False, True, False, False, True]  # of a the second time on; the second b is beyond the limit
+        refusing = _Recorded(most=1, refused=("a",))
+        for _ in range(2):
+            refusing.run("a", self._work(done, "a"))
+        assert not refusing.captures("a")
 
     def test_what_cannot_be_captured_runs_as_it_is_and_it_is_said_once(
         self, capsys: pytest.CaptureFixture[str]
