@@ -206,3 +206,10 @@ def test_it_says_why_it_cannot_run() -> None:
     done = gate(TRITON_INTERPRET="1")
     assert done.returncode == 2
     assert "TRITON_INTERPRET is set" in done.stdout
+
+
+def test_a_case_that_is_not_there_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        static.main(["--arch", "sm_80", "--case", "gleu"])
+    assert ended.value.code == 2
+    assert "--case gleu: no case has such a name, expected one of" in capsys.readouterr().err
