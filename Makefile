@@ -39,7 +39,7 @@ test-matrix:
 
 # A real language model as a judge, on the CPU: minutes, most of them the model's.
 judge-test: $(VENV)/.installed-judge
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/test_judge_real.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/judging/test_judge_real.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

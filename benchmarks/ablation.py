@@ -48,8 +48,8 @@ TOKENS = ("padded", "real", "computed", "supervised")
 def measure(row: Row, size: str, steps: int, device: str) -> dict[str, Any]:
     """Times a row's steps in this process, and then computes its difference from the reference."""
     from benchmarks.engines import Stopwatch, Timed, new_engine, train_step
-    from fastft.model import config_for
-    from fastft.plan import make_plan
+    from fastft.batches.plan import make_plan
+    from fastft.model.gpt2 import config_for
 
     encoded = common.encoded_records(common.training_records(), config_for(size).n_ctx)
     plan = make_plan(encoded, batch_size=common.BATCH_SIZE, steps=steps + common.WARMUP, bucketed=row.bucketed)
@@ -82,7 +82,7 @@ def measure(row: Row, size: str, steps: int, device: str) -> dict[str, Any]:
 def model_of(row: Row) -> type[Any]:
     """The forward pass that has the row's savings and no others."""
     from benchmarks.engines import AllLogits, AllTokens
-    from fastft.model import GPT2
+    from fastft.model.gpt2 import GPT2
 
     if row.pruned or row.impl == "reference":
         return GPT2

@@ -18,7 +18,7 @@ from benchmarks import common
 if TYPE_CHECKING:
     import torch
 
-    from fastft.model import GPT2Config
+    from fastft.model.gpt2 import GPT2Config
 
 
 class BareProducts:
@@ -77,7 +77,7 @@ def measure(size: str, dtype: str, steps: int, device: str) -> dict[str, Any]:
     import torch
 
     from benchmarks.engines import Stopwatch, Timed, new_engine, train_step
-    from fastft.model import config_for
+    from fastft.model.gpt2 import config_for
 
     n = common.BATCH_SIZE
     encoded = common.encoded_records(common.records_in_order(n * (steps + common.WARMUP)), config_for(size).n_ctx)

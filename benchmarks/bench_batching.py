@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import common
-from fastft.batch import Batcher
+from fastft.batches.batch import Batcher
 
 BATCHERS = {
     "padded": Batcher(packed=False),

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastft.encode import EncodedSet
-from fastft.model import config_for
-from fastft.plan import Cost, Packing, Plan, make_plan
+from fastft.batches.plan import Cost, Packing, Plan, make_plan
+from fastft.data.encode import EncodedSet
+from fastft.model.gpt2 import config_for
 
 EXAMPLES = 52_000
 BATCH_SIZE = 64

@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks import common
 from benchmarks.engines import new_engine, train_step
-from fastft.engine import choose_device, choose_dtype
-from fastft.model import config_for
+from fastft.engines.engine import choose_device, choose_dtype
+from fastft.model.gpt2 import config_for
 
 BATCHINGS = {"padded": {"packed": False}, "packed": {"share_prefix": False}, "shared": {}}
 """What each batching asks of `common.batcher_of`."""

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastft.batch import Batcher
-    from fastft.encode import EncodedSet
-    from fastft.engine import AnyEngine
-    from fastft.records import Record
+    from fastft.batches.batch import Batcher
+    from fastft.data.encode import EncodedSet
+    from fastft.data.records import Record
+    from fastft.engines.engine import AnyEngine
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -45,7 +45,7 @@ def data_name() -> str:
 
 def training_records() -> list[Record]:
     """The training split's records of the data that `data_name` names."""
-    from fastft.records import load_records, split
+    from fastft.data.records import load_records, split
 
     records = load_records(os.environ.get("FASTFT_BOOK_DATA") or "sample").good
     return [records[index] for index in split(len(records)).train]
@@ -53,9 +53,9 @@ def training_records() -> list[Record]:
 
 def encoded_records(records: Sequence[Record], max_length: int = 1024) -> EncodedSet:
     """The records as the chapter encodes them, the prompt masked."""
-    from fastft.encode import encode
-    from fastft.prompts import ALPACA
-    from fastft.tokenizer import gpt2_tokenizer
+    from fastft.data.encode import encode
+    from fastft.data.prompts import ALPACA
+    from fastft.data.tokenizer import gpt2_tokenizer
 
     return encode(records, ALPACA, gpt2_tokenizer(), mask_prompt=True, max_length=max_length, too_long="drop")
 
@@ -83,7 +83,7 @@ def begin(threads: int) -> None:
     """What a worker does first, as `fastft train` does it: threads, and memory that is kept once freed."""
     import torch
 
-    from fastft.memory import keep_freed_memory
+    from fastft.common.memory import keep_freed_memory
 
     torch.set_num_threads(threads)
     keep_freed_memory()
@@ -106,7 +106,7 @@ def wait_for(device: str) -> None:
 
 def batcher_of(engine: AnyEngine, *, packed: bool = True, share_prefix: bool = True) -> Batcher:
     """What makes an engine's batches, as the trainer does."""
-    from fastft import ops
+    from fastft.model import ops
 
     return ops.batcher(engine.impl, engine.device, packed=packed, share_prefix=share_prefix)
 
@@ -114,7 +114,7 @@ def batcher_of(engine: AnyEngine, *, packed: bool = True, share_prefix: bool = T
 def seconds_of(work: Callable[[], object], device: str) -> float:
     """How long a device works on something: a GPU by its own clock, without what the host needs to ask for it."""
     if device == "cuda":
-        from fastft import gpu_clock
+        from fastft.gpu import clock as gpu_clock
 
         return gpu_clock.gpu_times(work, rounds=1).median / 1e3
     begin = time.perf_counter()
@@ -263,7 +263,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
 
 def write_result(folder: Path, name: str, result: dict[str, Any]) -> None:
     """Writes `result` to `folder/name.json`."""
-    from fastft.files import write_json
+    from fastft.common.files import write_json
 
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / f"{name}.json", result)

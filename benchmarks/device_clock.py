@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastft import gpu_clock
+from fastft.gpu import clock as gpu_clock
 
 
 class DeviceClock:
     """Seconds that the GPU has worked on what `timed` was given: `pytest.mark.benchmark(timer=CLOCK)`.
 
     pytest-benchmark reads its timer before and after a call, on the host. The function that `timed` makes has its work
-    timed by `fastft.gpu_clock` and sets the clock forward by the outcome, so that the difference is the GPU's time.
+    timed by `fastft.gpu.clock` and sets the clock forward by the outcome, so that the difference is the GPU's time.
     """
 
     def __init__(self) -> None:

@@ -26,9 +26,9 @@ BATCH_SIZES = (16, 32, 64, 128)
 
 def prompts_of(options: argparse.Namespace) -> list[list[int]]:
     """Token ids of the test split's prompts."""
-    from fastft.prompts import ALPACA
-    from fastft.records import load_records, split
-    from fastft.tokenizer import gpt2_tokenizer
+    from fastft.data.prompts import ALPACA
+    from fastft.data.records import load_records, split
+    from fastft.data.tokenizer import gpt2_tokenizer
 
     records = load_records(os.environ.get("FASTFT_BOOK_DATA") or "sample").good
     test = [records[index] for index in split(len(records)).test][: options.prompts]
@@ -38,8 +38,8 @@ def prompts_of(options: argparse.Namespace) -> list[list[int]]:
 def model_of(options: argparse.Namespace) -> Any:
     """A GPT2 with the weights that all peers have: random ones by name, or those of `--weights`."""
     from benchmarks.peers import shared
-    from fastft.model import GPT2, config_for
-    from fastft.weights import load
+    from fastft.model.gpt2 import GPT2, config_for
+    from fastft.model.weights import load
 
     if options.weights:
         return load(options.weights)
@@ -53,8 +53,8 @@ def by_fastft(options: argparse.Namespace) -> dict[str, Any]:
     """All prompts at once; making the model ready is part of the time."""
     import torch
 
-    from fastft.decoding import NO_STOP, decode
-    from fastft.inference import prepared
+    from fastft.decoding.decode import NO_STOP, decode
+    from fastft.decoding.inference import prepared
 
     device = common.chosen_device(options.device)
     model, prompts = model_of(options).eval().to(device), prompts_of(options)
@@ -126,7 +126,7 @@ def bare(options: argparse.Namespace) -> dict[str, Any]:
     import torch
     from torch.nn import functional as F
 
-    from fastft.decoding import common_beginning
+    from fastft.decoding.decode import common_beginning
 
     device = common.chosen_device(options.device)
     model, prompts = model_of(options).to(device), prompts_of(options)

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from benchmarks.device_clock import CLOCK
-from fastft import gpu_clock
-from fastft.kernel_checks import GPU_SIZES
-from fastft.kernel_speeds import OURS, implementations, work_of
+from fastft.doctor.kernel_checks import GPU_SIZES
+from fastft.doctor.kernel_speeds import OURS, implementations, work_of
+from fastft.gpu import clock as gpu_clock
 
 ROUNDS = 20
 

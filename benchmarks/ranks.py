@@ -51,8 +51,8 @@ def balance(options: argparse.Namespace, ranks: int) -> dict[str, Any]:
     """How evenly the plan loads the ranks: the dearest rank's cost in an epoch to the mean, and in the worst step."""
     import numpy as np
 
-    from fastft.model import config_for
-    from fastft.plan import Cost, Packing, make_plan
+    from fastft.batches.plan import Cost, Packing, make_plan
+    from fastft.model.gpt2 import config_for
 
     config = config_for(options.size)
     encoded = common.encoded_records(common.training_records(), config.n_ctx)

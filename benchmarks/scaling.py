@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import common
 
 if TYPE_CHECKING:
-    from fastft.batch import Batch
+    from fastft.batches.batch import Batch
 
 EXAMPLES = (8, 16, 32, 64, 128, 256)
 
@@ -33,7 +33,7 @@ def attention_seconds(batch: Batch, n_head: int, width: int, dtype: str, device:
     """Seconds of one layer's attention, forward and backward; of a GPU, by its own clock."""
     import torch
 
-    from fastft import ops
+    from fastft.model import ops
 
     torch.manual_seed(0)
     kind = {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]

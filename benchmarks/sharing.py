@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import common
 
 if TYPE_CHECKING:
-    from fastft.encode import EncodedSet
+    from fastft.data.encode import EncodedSet
 
 SHARING = ("true", "false")
 
@@ -22,8 +22,8 @@ def made_examples(examples: int, prompt: int, answer: int) -> EncodedSet:
     """Random ids: one prompt of `prompt` ids for all, and an answer of `answer` ids each, its end-of-text included."""
     import numpy as np
 
-    from fastft.encode import EncodedSet
-    from fastft.tokenizer import END_OF_TEXT
+    from fastft.data.encode import EncodedSet
+    from fastft.data.tokenizer import END_OF_TEXT
 
     random = np.random.default_rng(0)
     ids = np.empty((examples, prompt + answer), dtype=np.int32)

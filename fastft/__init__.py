@@ -1,14 +1,13 @@
 """fastft instruction-tunes GPT-2 exactly as the reference PyTorch path would, and faster."""
 
-__version__ = "0.1.0"  # before the imports: the modules read it
-
-from fastft.batch import Batch, pack
-from fastft.config import TrainOptions, recipe_options
-from fastft.errors import FastftError, UserError
-from fastft.generation import GenerateOptions, generate
-from fastft.model import GPT2, GPT2Config
-from fastft.trainer import train
-from fastft.weights import load, save_hf
+from fastft.answers.generation import GenerateOptions, generate
+from fastft.batches.batch import Batch, pack
+from fastft.common.errors import FastftError, UserError
+from fastft.common.version import __version__ as __version__
+from fastft.model.gpt2 import GPT2, GPT2Config
+from fastft.model.weights import load, save_hf
+from fastft.run.config import TrainOptions, recipe_options
+from fastft.training.trainer import train
 
 __all__ = [
     "GPT2",

@@ -1,6 +1,6 @@
 """The command line: each command is a dataclass of options and the function that takes it.
 
-Exit status (also `fastft.errors`): 0 done, 1 failed for a reason of its own, 2 the user's mistake, 3 a judge was
+Exit status (also `fastft.common.errors`): 0 done, 1 failed for a reason of its own, 2 the user's mistake, 3 a judge was
 required and none answered; 130 when Ctrl-C stopped it.
 """
 
@@ -22,25 +22,25 @@ import jsonargparse
 import torch
 import yaml
 
-from fastft import __version__
-from fastft.ab import AbOptions, make_page
-from fastft.chat import ChatOptions, chat
-from fastft.compare import CompareOptions, compare, show
-from fastft.config import RECIPES, TrainOptions
-from fastft.console import console, discard
+from fastft.answers.chat import ChatOptions, chat
+from fastft.answers.generation import GenerateOptions, generate
+from fastft.common.console import console, discard
+from fastft.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR, FastftError, UserError
+from fastft.common.memory import keep_freed_memory
+from fastft.common.options import options_parser, plain_error, positionals
+from fastft.common.version import __version__
 from fastft.demo import DemoOptions, demo
-from fastft.doctor import DoctorOptions, doctor
-from fastft.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR, FastftError, UserError
-from fastft.generation import GenerateOptions, generate
+from fastft.doctor.doctor import DoctorOptions, doctor
 from fastft.inspect import InspectOptions, inspect
-from fastft.memory import keep_freed_memory
-from fastft.options import options_parser, plain_error, positionals
-from fastft.ratings import import_ratings, print_summary
-from fastft.report import ReportOptions, report
-from fastft.run import Run
-from fastft.score import ScoreOptions, score, summary_line
-from fastft.trainer import Outcome, train
-from fastft.verify import VerifyOptions, verify_resume
+from fastft.reports.report import ReportOptions, report
+from fastft.run.config import RECIPES, TrainOptions
+from fastft.run.folder import Run
+from fastft.scores.ab import AbOptions, make_page
+from fastft.scores.compare import CompareOptions, compare, show
+from fastft.scores.ratings import import_ratings, print_summary
+from fastft.scores.score import ScoreOptions, score, summary_line
+from fastft.training.trainer import Outcome, train
+from fastft.training.verify import VerifyOptions, verify_resume
 
 EXIT_INTERRUPTED = 130
 _FIRST_SPEAKS_S = 10.0

@@ -6,20 +6,20 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastft import files
-from fastft.config import TrainOptions
-from fastft.console import printable, say
-from fastft.decoding import greedy
-from fastft.generation import GenerateOptions, generate
-from fastft.lock import writing
-from fastft.metrics import exact_match
-from fastft.model import GPT2
-from fastft.precision import choose_device
-from fastft.report import ReportOptions, report
-from fastft.run import load_data
-from fastft.score import ScoreOptions, score
-from fastft.tokenizer import gpt2_tokenizer
-from fastft.trainer import Outcome, initial_model, train
+from fastft.answers.generation import GenerateOptions, generate
+from fastft.common import files
+from fastft.common.console import printable, say
+from fastft.common.lock import writing
+from fastft.data.tokenizer import gpt2_tokenizer
+from fastft.decoding.decode import greedy
+from fastft.metrics.text_metrics import exact_match
+from fastft.model.gpt2 import GPT2
+from fastft.model.precision import choose_device
+from fastft.reports.report import ReportOptions, report
+from fastft.run.config import TrainOptions
+from fastft.run.folder import load_data
+from fastft.scores.score import ScoreOptions, score
+from fastft.training.trainer import Outcome, initial_model, train
 
 MAX_NEW_TOKENS = 32
 ANSWERS_SHOWN = 5

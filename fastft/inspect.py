@@ -12,18 +12,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fastft.audit import Findings, audit
-from fastft.console import SafeConsole
-from fastft.effects import check_effects
-from fastft.encode import EncodedSet, TooLong, encode, name_rows
-from fastft.errors import UserError
-from fastft.keywords import hidden_path, is_keyword
-from fastft.model import SIZES, GPT2Config, config_for
-from fastft.options import check_choices
-from fastft.prompts import TEMPLATES
-from fastft.records import EndOfTextInData, ReadingRules, Record, load_records, split
-from fastft.tokenizer import Tokenizer
-from fastft.weights import config_of
+from fastft.common.console import SafeConsole
+from fastft.common.errors import UserError
+from fastft.common.keywords import hidden_path, is_keyword
+from fastft.common.options import check_choices
+from fastft.data.audit import Findings, audit
+from fastft.data.encode import EncodedSet, TooLong, encode, name_rows
+from fastft.data.prompts import TEMPLATES
+from fastft.data.records import EndOfTextInData, ReadingRules, Record, load_records, split
+from fastft.data.tokenizer import Tokenizer
+from fastft.model.gpt2 import SIZES, GPT2Config, config_for
+from fastft.model.weights import config_of
+from fastft.run.effects import check_effects
 
 _PARTS = ("train", "test", "val")
 _STYLES = {"prompt": "dim", "supervised": "bold green", "padding": "red"}

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fastft import __version__
 from fastft.cli import COMMANDS, main, parse
-from fastft.compare import CompareOptions
-from fastft.config import BOOK_RECIPE, TrainOptions, to_yaml
+from fastft.common.version import __version__
+from fastft.run.config import BOOK_RECIPE, TrainOptions, to_yaml
+from fastft.scores.compare import CompareOptions
 
 
 def test_defaults_recipe_config_and_options_in_this_order(tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from fastft import demo as demo_module
-from fastft.checkpoint import Progress
 from fastft.cli import EXIT_INTERRUPTED, main
-from fastft.config import TrainOptions
-from fastft.lock import writing
-from fastft.run import Run
-from fastft.trainer import Outcome
+from fastft.common.lock import writing
+from fastft.run.config import TrainOptions
+from fastft.run.folder import Run
+from fastft.training.checkpoint import Progress
+from fastft.training.trainer import Outcome
 
 
 def test_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

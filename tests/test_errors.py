@@ -30,12 +30,12 @@ from rating_pages import entries, exported, made_page, rated, says, two_runs, wr
 from safetensors.torch import load_file, save_file
 from small_records import made_records
 
-from fastft import trainer
 from fastft.cli import main
-from fastft.errors import EXIT_NO_JUDGE, UserError
-from fastft.lock import LOCK_FILE
-from fastft.run import Run, load_data
-from fastft.tokenizer import GPT2Tokenizer
+from fastft.common.errors import EXIT_NO_JUDGE, UserError
+from fastft.common.lock import LOCK_FILE
+from fastft.data.tokenizer import GPT2Tokenizer
+from fastft.run.folder import Run, load_data
+from fastft.training import trainer
 
 resource = pytest.importorskip("resource", reason="full disks are played by RLIMIT_FSIZE, which POSIX alone has")
 

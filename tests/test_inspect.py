@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_records import made_records
 
-from fastft.audit import audit
 from fastft.cli import main
-from fastft.errors import UserError
+from fastft.common.errors import UserError
+from fastft.data.audit import audit
+from fastft.data.prompts import ALPACA
+from fastft.data.records import Record, load_records, split
 from fastft.inspect import InspectOptions, inspect, padded_positions
-from fastft.prompts import ALPACA
-from fastft.records import Record, load_records, split
-from fastft.weights import load
+from fastft.model.weights import load
 
 
 def records_of(entries: list[dict[str, Any]]) -> list[Record]:

@@ -17,7 +17,7 @@ from llms_from_scratch.ch07 import custom_collate_fn
 
 from benchmarks import common
 from benchmarks.peers import shared
-from fastft.model import GPT2Config, config_for
+from fastft.model.gpt2 import GPT2Config, config_for
 
 KINDS = ("plain", "fast")
 

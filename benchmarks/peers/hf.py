@@ -20,7 +20,7 @@ from transformers import GPT2Config as HFConfig
 
 from benchmarks import common
 from benchmarks.peers import shared
-from fastft.model import GPT2Config, config_for
+from fastft.model.gpt2 import GPT2Config, config_for
 
 KINDS = ("padded", "masked", "flat")
 PAD = 50256

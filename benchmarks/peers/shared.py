@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from benchmarks import common
-from fastft.model import GPT2Config, config_for
+from fastft.model.gpt2 import GPT2Config, config_for
 
 if TYPE_CHECKING:
-    from fastft.encode import EncodedSet
-    from fastft.records import Record
+    from fastft.data.encode import EncodedSet
+    from fastft.data.records import Record
 
 RATE = 5e-5
 WEIGHT_DECAY = 0.1

@@ -24,9 +24,9 @@ from trl import SFTConfig, SFTTrainer
 from benchmarks import common
 from benchmarks.peers import shared
 from benchmarks.peers.hf import new_model
-from fastft.model import config_for
-from fastft.prompts import ALPACA
-from fastft.tokenizer import carried_files
+from fastft.data.prompts import ALPACA
+from fastft.data.tokenizer import carried_files
+from fastft.model.gpt2 import config_for
 
 KINDS = ("padded", "flat", "packed")
 PACKED_LENGTH = 512

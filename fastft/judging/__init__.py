@@ -1,4 +1,5 @@
-"""What `fastft/judge.py` asks with: questions, the wire, two protocols, the reading of replies, and the journal.
+"""What `fastft/judging/judge.py` asks with: questions, the wire, two protocols, the reading of replies, and the
+journal.
 
     questions.py  an entry -> what is asked about it (prompt, JSON schema, room for the reply), and one num_ctx for all
     wire.py       a request -> its body, within time and size; what counts as no answer, and when to try again

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastft.jsonl import JsonLines
+from fastft.common.jsonl import JsonLines
 
 _FULL = {"length", "max_tokens", "max_length", "model_length"}
 """Words of servers for a reply that ended because its room was full."""

@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastft.console import say
-from fastft.errors import JudgeUnavailable, UserError
+from fastft.common.console import say
+from fastft.common.errors import JudgeUnavailable, UserError
 from fastft.judging.journal import Reply, with_finish
 from fastft.judging.questions import SEED, TEMPERATURE, Question
 from fastft.judging.refusals import Refusals

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastft.errors import JudgeUnavailable, UserError
+from fastft.common.errors import JudgeUnavailable, UserError
 from fastft.judging.journal import Reply, with_finish
 from fastft.judging.ollama import full_name
 from fastft.judging.questions import SEED, TEMPERATURE, Question

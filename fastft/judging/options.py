@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from fastft.errors import JudgeUnavailable, UserError
+from fastft.common.errors import JudgeUnavailable, UserError
 from fastft.judging.ollama import DEFAULT_MODEL, DEFAULT_URL, OllamaServer
 from fastft.judging.openai import DEFAULT_KEY_VARIABLE, OpenAIServer, key_from_environment
 from fastft.judging.questions import LARGEST_ROOM

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from fastft.prompts import ALPACA
-from fastft.records import choices_of
-from fastft.tokenizer import gpt2_tokenizer
+from fastft.data.prompts import ALPACA
+from fastft.data.records import choices_of
+from fastft.data.tokenizer import gpt2_tokenizer
 
 Style = Literal["book", "reason"]
 

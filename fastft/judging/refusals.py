@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from fastft.console import warn
+from fastft.common.console import warn
 from fastft.judging.wire import NoAnswerError
 
 T = TypeVar("T")

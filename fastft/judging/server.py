@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
-from fastft.errors import JudgeUnavailable
+from fastft.common.errors import JudgeUnavailable
 from fastft.judging.journal import Journal, Reply
 from fastft.judging.questions import Question
 from fastft.judging.thoughts import spoken

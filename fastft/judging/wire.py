@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import requests
 import urllib3
 
-from fastft.errors import UserError
+from fastft.common.errors import UserError
 
 T = TypeVar("T")
 _Opener = Callable[[], contextlib.AbstractContextManager[requests.Response]]

@@ -3,8 +3,8 @@
 import argparse
 import sys
 
-from fastft import files
-from fastft.errors import UserError
+from fastft.common import files
+from fastft.common.errors import UserError
 from fastft.scaling.page import PAGE, page
 
 

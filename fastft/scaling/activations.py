@@ -1,5 +1,5 @@
 """What the forward pass of a pack saves for the backward pass, and what both have at a time: counted from the tensors
-that autograd saves, and held against them in tests/test_scaling.py.
+that autograd saves, and held against them in tests/scaling/test_scaling.py.
 
 For the torch path the count is within 2% of what is measured on a CPU. For the Triton kernels it is a PREDICTION: their
 saved tensors were counted in Triton's interpreter, and no GPU has measured it.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from fastft.model import GPT2Config
+from fastft.model.gpt2 import GPT2Config
 from fastft.scaling.setup import CACHED_BYTES, FLOAT32, KEPT_PAIRS, LOGIT_CHUNK_BYTES, Setup, Sizes
 
 

@@ -9,7 +9,7 @@ import psutil
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from fastft.model import GPT2Config
+from fastft.model.gpt2 import GPT2Config
 from fastft.scaling.memory import Memory, memory
 from fastft.scaling.setup import Setup, Sizes
 from fastft.scaling.traffic import Traffic, traffic

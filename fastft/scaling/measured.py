@@ -1,17 +1,17 @@
-"""Bytes that real ranks measured, beside what is predicted for them. `tests/scaling_ranks.py` measures."""
+"""Bytes that real ranks measured, beside what is predicted for them. `tests/support/scaling_ranks.py` measures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from fastft.model import SIZES, GPT2Config
+from fastft.model.gpt2 import SIZES, GPT2Config
 from fastft.scaling.memory import memory
 from fastft.scaling.setup import Buckets, Setup, Sizes
 from fastft.scaling.traffic import traffic
 
 Entry = Mapping[str, Any]
-"""What `tests/scaling_ranks.py` writes of a case: what was run, and what was measured of all ranks' most."""
+"""What `tests/support/scaling_ranks.py` writes of a case: what was run, and what was measured of all ranks' most."""
 
 
 class Compared(NamedTuple):

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fastft.model import GPT2Config
+from fastft.model.gpt2 import GPT2Config
 from fastft.scaling.activations import activations, logits, passing, transient
 from fastft.scaling.fetches import Fetches, fetches
 from fastft.scaling.setup import Layout, Setup, Sizes, layout
@@ -157,7 +157,7 @@ class _Step:
         element, root = self.setup.element, sum(self.tensors.root)
         rest = root - self.config.vocab_size * self.config.n_embd
         here = self.state.grows * rest - self.hidden + element * min(self.fetches.loss, root)
-        is_one = self.head_comes_early and self.config.tie_head  # `fastft.tied`; elsewhere the lookup has its own
+        is_one = self.head_comes_early and self.config.tie_head  # `fastft.model.tied`; elsewhere the lookup has its own
         return here + max(0 if is_one else self.head, self._copy(waiting) + self.state.at_end)
 
     def _copy(self, waiting: int) -> int:

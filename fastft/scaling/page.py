@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fastft import predict
-from fastft.batch import Batch
-from fastft.errors import UserError
-from fastft.model import config_for
+from fastft.batches.batch import Batch
+from fastft.common.errors import UserError
+from fastft.model.gpt2 import config_for
+from fastft.scaling import predict
 from fastft.scaling.advice import COLUMNS, GB, GIB, number
 from fastft.scaling.measured import Compared, Entry, config_of, memory_compared, setup_of, traffic_compared
 from fastft.scaling.memory import memory
@@ -62,7 +62,9 @@ def page() -> str:
         UserError: the measured figures are not there, as in an installed package.
     """
     if not MEASURED.is_file():
-        raise UserError(f"{MEASURED} is not there; run this in a checkout of fastft, after tests/scaling_ranks.py")
+        raise UserError(
+            f"{MEASURED} is not there; run this in a checkout of fastft, after tests/support/scaling_ranks.py"
+        )
     batch = _batch()
     parts = [_INTRODUCTION.replace("{remedy}", _remedy(batch)), _assumptions(batch)]
     for model in MODELS:
@@ -294,7 +296,8 @@ _ASSUMPTIONS = """\
   So a step of twice the GPUs trains twice the examples.
 - Memory is what tensors hold, without the contexts of CUDA and NCCL, workspaces and fragmentation: leave 15% free.
   Pinned host memory may take up to twice its size, as torch rounds it up to a power of two.
-- Kernels at {efficiency} of the cards' peak rates (`fastft.predict`), links at {efficiency} of theirs, by rings, with
+- Kernels at {efficiency} of the cards' peak rates (`fastft.scaling.predict`), links at {efficiency} of theirs, by
+rings, with
   {node} GPUs a machine. A GPU's links in each direction:
 {links}
   From NVIDIA's data sheets of the cards and of DGX A100 and DGX H100.
@@ -307,10 +310,10 @@ _ASSUMPTIONS = """\
 _MEASURED = """\
 ## What CPU ranks measured
 
-Measured by `python tests/scaling_ranks.py` ({versions}): ranks of one thread over gloo train
-three steps through `fastft.zero.ZeroEngine`, or `fastft.engine.Engine` at stage 0, and the third is measured. The tests
-measure some of it again each time, `make test-long` all of it. Buckets are small, so that they fill several times;
-models are small, so that it takes seconds.
+Measured by `python tests/support/scaling_ranks.py` ({versions}): ranks of one thread over gloo train
+three steps through `fastft.engines.zero.ZeroEngine`, or `fastft.engines.engine.Engine` at stage 0, and the third is
+measured. The tests measure some of it again each time, `make test-long` all of it. Buckets are small, so that they fill
+several times; models are small, so that it takes seconds.
 
 Bytes of whole tensors that a rank handed to collectives in a step; {exact} of {count} cases are predicted to the byte
 (L layers, C width; `reuse`, `live` and `prefetch` are other settings of stage 3 than fastft's files have):

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from fastft.batch import Batch
-from fastft.model import GPT2, GPT2Config
-from fastft.optim import parameter_groups
+from fastft.batches.batch import Batch
+from fastft.engines.optim import parameter_groups
+from fastft.model.gpt2 import GPT2, GPT2Config
 
 FLOAT32 = 4
 ELEMENT = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2}
 
-# Of the kernels' torch path; tests/test_scaling.py holds them against fastft_kernels.
+# Of the kernels' torch path; tests/scaling/test_scaling.py holds them against fastft_kernels.
 KEPT_PAIRS = 1 << 17
 LARGEST_GROUP = 1 << 19
 LOGIT_CHUNK_BYTES = 64 << 20
@@ -69,10 +69,10 @@ class Setup:
         ranks: processes.
         packs: forward and backward passes of a rank in one optimizer step.
         dtype: fp32, bf16, fp16 (counted as bf16) or fp64 (stage 0 alone).
-        impl: as in `fastft.ops`, resolved.
+        impl: as in `fastft.model.ops`, resolved.
         cuda: whether the device is a GPU, where stage 0 is the `GpuEngine`.
         activation_checkpointing: blocks are computed again in the backward pass.
-        decay_all: as in `fastft.config.TrainOptions`; it makes one group of AdamW's two.
+        decay_all: as in `fastft.run.config.TrainOptions`; it makes one group of AdamW's two.
         buckets: DeepSpeed's settings.
     """
 

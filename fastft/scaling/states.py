@@ -1,5 +1,5 @@
 """What a rank holds of weights, gradients and moments, and how gradients come and go: of plain data parallelism, and of
-DeepSpeed 0.19.8 as its files in `deepspeed/runtime` do it with fastft's settings (`fastft.zero_config`).
+DeepSpeed 0.19.8 as its files in `deepspeed/runtime` do it with fastft's settings (`fastft.engines.zero_config`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ FLOAT64 = 8
 MOMENTS = 8
 """Of AdamW's two moments, for each weight."""
 SCRATCH = 4 << 20
-"""Of `fastft.optim.MixedAdamW`: some weights' gradients in float32."""
+"""Of `fastft.engines.optim.MixedAdamW`: some weights' gradients in float32."""
 ALL_REDUCED = 500_000_000
 """Elements that `bf16_optimizer.py` puts together for an all-reduce."""
 
@@ -60,8 +60,8 @@ def state_of(tensors: Layout, setup: Setup) -> State:
 
 
 def _plain(tensors: Layout, setup: Setup) -> State:
-    """`fastft.engine.Engine`: all weights, gradients and moments on every rank. In 16 bits copies of the weights
-    compute, whose gradients are summed in float32 over packs and ranks."""
+    """`fastft.engines.engine.Engine`: all weights, gradients and moments on every rank. In 16 bits copies of the
+    weights compute, whose gradients are summed in float32 over packs and ranks."""
     if setup.cuda:
         return _flat(tensors, setup)
     wide = max(setup.element, FLOAT32)
@@ -82,8 +82,8 @@ def _plain(tensors: Layout, setup: Setup) -> State:
 
 
 def _flat(tensors: Layout, setup: Setup) -> State:
-    """`fastft.gpu_engine.GpuEngine`: the same in flat tensors that are always there; narrow gradients stay where the
-    backward pass makes them until a block's are complete."""
+    """`fastft.engines.gpu_engine.GpuEngine`: the same in flat tensors that are always there; narrow gradients stay
+    where the backward pass makes them until a block's are complete."""
     wide = max(setup.element, FLOAT32)
     whole = wide * tensors.all
     return State(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastft.model import GPT2Config
+from fastft.model.gpt2 import GPT2Config
 from fastft.scaling.fetches import fetches
 from fastft.scaling.setup import FLOAT32, Layout, Setup, layout, rounded
 from fastft.scaling.states import FLOAT64, padded_groups, uses_bf16_optimizer

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from talkers import SHAPES, in_order, model, with_beginning
 
-from fastft.decoding import NO_STOP, Decoder, decode
-from fastft.model import GPT2
+from fastft.decoding.decode import NO_STOP, Decoder, decode
+from fastft.model.gpt2 import GPT2
 
 
 def test_the_kernels_give_the_text_of_the_torch_path() -> None:

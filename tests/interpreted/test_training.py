@@ -12,16 +12,16 @@ import torch
 from fastft_kernels import tables
 from proofs import largest_error
 
-from fastft import ops
-from fastft.batch import Batch, Batcher, pack
-from fastft.config import TrainOptions
-from fastft.encode import EncodedSet, encode
-from fastft.engine import Engine
-from fastft.errors import UserError
-from fastft.model import GPT2, SIZES
-from fastft.prompts import ALPACA
-from fastft.records import load_records
-from fastft.tokenizer import gpt2_tokenizer
+from fastft.batches.batch import Batch, Batcher, pack
+from fastft.common.errors import UserError
+from fastft.data.encode import EncodedSet, encode
+from fastft.data.prompts import ALPACA
+from fastft.data.records import load_records
+from fastft.data.tokenizer import gpt2_tokenizer
+from fastft.engines.engine import Engine
+from fastft.model import ops
+from fastft.model.gpt2 import GPT2, SIZES
+from fastft.run.config import TrainOptions
 
 VOCABULARY = {"BM": 64, "BN": 4096, "BK": 256, "G": 8, "num_warps": 8, "num_stages": 3}
 

@@ -5,5 +5,6 @@
     python -m tools.gpu_day.collect FOLDER     afterwards: into benchmarks/results, beside what was predicted
 
 Each module of `phases` is a phase: the names of its tasks, and what does one. The tasks run in child processes
-(`fastft.child_tasks`), so that a kernel that breaks its process costs one task, and a phase that takes too long itself.
+(`fastft.doctor.child_tasks`), so that a kernel that breaks its process costs one task, and a phase that takes too long
+itself.
 """

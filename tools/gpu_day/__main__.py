@@ -63,7 +63,7 @@ class Day:
 
     def run(self, phase: Phase, *, until: float | None = None) -> None:
         """Does a phase's tasks in child processes, until its time or the day's is over."""
-        from fastft import child_tasks
+        from fastft.doctor import child_tasks
         from tools.gpu_day.child import phase as module_of
 
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""A phase's child process: `python -m tools.gpu_day.child PHASE TASK...` (see `fastft.child_tasks.serve`)."""
+"""A phase's child process: `python -m tools.gpu_day.child PHASE TASK...` (see `fastft.doctor.child_tasks.serve`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 from types import ModuleType
 
-from fastft import child_tasks
+from fastft.doctor import child_tasks
 from tools.gpu_day import pretended
 from tools.gpu_day.models import PRETENDED
 

@@ -1,8 +1,8 @@
 """`python -m tools.gpu_day.collect FOLDER`: a GPU day's results into benchmarks/results, beside what was predicted.
 
 It writes `CARD.json` (`h100.json`): the machine, every figure, and for those that the roofline predicts
-(`fastft.predict`, at its part of the peak rates) the prediction. Each that is off by more than a factor of `FAR` is
-listed and printed: there either the kernel or the prediction is to be looked at.
+(`fastft.scaling.predict`, at its part of the peak rates) the prediction. Each that is off by more than a factor of
+`FAR` is listed and printed: there either the kernel or the prediction is to be looked at.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS
-from fastft import files
-from fastft.errors import EXIT_DONE, UserError
-from fastft.predict import EFFICIENCY
+from fastft.common import files
+from fastft.common.errors import EXIT_DONE, UserError
+from fastft.scaling.predict import EFFICIENCY
 from tools.gpu_day import summary
 from tools.gpu_day.summary import Result
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from fastft import gpu_clock
+from fastft.gpu import clock as gpu_clock
 
 
 def begin() -> None:

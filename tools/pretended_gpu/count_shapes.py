@@ -2,7 +2,7 @@
 
     python -m tools.pretended_gpu.count_shapes --examples 8 16 32 64
 
-It needs no GPU, pretended or not. Two batches are of one size if one graph serves both (`fastft.staging`).
+It needs no GPU, pretended or not. Two batches are of one size if one graph serves both (`fastft.gpu.staging`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastft import ops, staging
-from fastft.encode import EncodedSet
-from fastft.predict import training_set
+from fastft.data.encode import EncodedSet
+from fastft.gpu import staging
+from fastft.model import ops
+from fastft.scaling.predict import training_set
 from tools.pretended_gpu import measuring
 
 COMMONEST = 8

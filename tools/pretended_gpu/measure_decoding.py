@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastft import ragged, sampling, slots
-from fastft.answers import Answer, Request
-from fastft.decoding import NO_STOP, decode
-from fastft.inference import prepared
-from fastft.kv_cache import KVCache
-from fastft.model import GPT2, config_for
-from fastft.sampling import GREEDY, NO_OTHER, Choice, Chosen, Sampler, Sampling
+from fastft.decoding import ragged, sampling, slots
+from fastft.decoding.answers import Answer, Request
+from fastft.decoding.decode import NO_STOP, decode
+from fastft.decoding.inference import prepared
+from fastft.decoding.kv_cache import KVCache
+from fastft.decoding.sampling import GREEDY, NO_OTHER, Choice, Chosen, Sampler, Sampling
+from fastft.model.gpt2 import GPT2, config_for
 from tools.pretended_gpu.counters import counts
 from tools.pretended_gpu.measuring import arguments, say_and_write
 

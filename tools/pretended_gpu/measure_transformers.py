@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from benchmarks.peers import hf, shared
-from fastft.model import config_for
-from fastft.predict import training_set
+from fastft.model.gpt2 import config_for
+from fastft.scaling.predict import training_set
 from tools.pretended_gpu import measuring
 from tools.pretended_gpu.measuring import Parts
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from benchmarks import common
 from benchmarks.engines import gradients, largest_difference
-from fastft import kernel_checks
-from fastft.child_tasks import Found
-from fastft.kernel_checks import CASES, Sizes
+from fastft.doctor import kernel_checks
+from fastft.doctor.child_tasks import Found
+from fastft.doctor.kernel_checks import CASES, Sizes
 from tools.gpu_day import models
 from tools.gpu_day.models import PRETENDED
 

@@ -17,8 +17,8 @@ import torch
 
 from benchmarks import common
 from benchmarks.engines import gradients
-from fastft import gpu_clock
-from fastft.child_tasks import Found
+from fastft.doctor.child_tasks import Found
+from fastft.gpu import clock as gpu_clock
 from tools.gpu_day import models
 
 GO = "GPU_DAY_GO"

@@ -12,9 +12,9 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.peers import hf
-from fastft.child_tasks import Found
-from fastft.decoding import NO_STOP, decode
-from fastft.inference import prepared
+from fastft.decoding.decode import NO_STOP, decode
+from fastft.decoding.inference import prepared
+from fastft.doctor.child_tasks import Found
 from tools.gpu_day import models
 
 _PROMPTS, _NEW = (4, 2) if models.PRETENDED else (64, 32)

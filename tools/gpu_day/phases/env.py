@@ -13,8 +13,8 @@ import torch
 from fastft_kernels.roofline import card_named
 from torch import Tensor
 
-from fastft import gpu_clock
-from fastft.child_tasks import Found
+from fastft.doctor.child_tasks import Found
+from fastft.gpu import clock as gpu_clock
 from tools.gpu_day import models
 
 _COPIED = 1 << 30
@@ -153,7 +153,7 @@ _HOST: dict[str, Callable[[], Callable[[], object]]] = {
 
 def _norm(by: str) -> Found:
     """The norm of a model's gradients, which each step waits for."""
-    from fastft.precision import total_norm
+    from fastft.model.precision import total_norm
 
     gradients = [torch.zeros_like(p) for p in models.gpt2().parameters()]
     norm: Callable[[list[Tensor]], object] = {"foreach": torch._foreach_norm, "fastft": total_norm}[by]

@@ -7,9 +7,9 @@ from dataclasses import asdict
 
 import torch
 
-from fastft import kernel_speeds
-from fastft.child_tasks import Found
-from fastft.kernel_checks import CASES, GPU_SIZES
+from fastft.doctor import kernel_speeds
+from fastft.doctor.child_tasks import Found
+from fastft.doctor.kernel_checks import CASES, GPU_SIZES
 
 
 def tasks() -> list[str]:

@@ -8,9 +8,9 @@ import sys
 
 import torch
 
-from fastft import kernel_checks
-from fastft.child_tasks import Found
-from fastft.kernel_checks import CASES, Sizes
+from fastft.doctor import kernel_checks
+from fastft.doctor.child_tasks import Found
+from fastft.doctor.kernel_checks import CASES, Sizes
 
 _SIZES = Sizes(prefix=20, documents=5, length=19, H=2, D=64, R=33, V=1105)
 

@@ -20,12 +20,12 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import common
-from fastft import gpu_clock
-from fastft.batch import Batch
-from fastft.child_tasks import Found
-from fastft.engine import Update
-from fastft.optim import adamw
-from fastft.predict import EFFICIENCY, packed_batch, step_costs
+from fastft.batches.batch import Batch
+from fastft.doctor.child_tasks import Found
+from fastft.engines.engine import Update
+from fastft.engines.optim import adamw
+from fastft.gpu import clock as gpu_clock
+from fastft.scaling.predict import EFFICIENCY, packed_batch, step_costs
 from tools.gpu_day import models
 
 RATE = 5e-5

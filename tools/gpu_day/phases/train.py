@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fastft.child_tasks import Found
+from fastft.doctor.child_tasks import Found
 from tools.gpu_day.models import PRETENDED
 
 _STEPS, _WARMUP = 40, 5

@@ -1,0 +1,215 @@
+"""The stage RUN/model -> responses.json: answers to a split's prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from fastft.answers.responses import Responses
+from fastft.common.console import meter, say, warn
+from fastft.common.errors import UserError
+from fastft.common.lock import writing
+from fastft.common.options import check_choices
+from fastft.data.encode import name_rows
+from fastft.data.folder_tokenizer import tokenizer_of
+from fastft.data.records import Record
+from fastft.data.tokenizer import Tokenizer, gpt2_tokenizer
+from fastft.decoding.decode import decode
+from fastft.decoding.inference import prepared, trained_model
+from fastft.decoding.sampling import Sampling
+from fastft.model.gpt2 import GPT2
+from fastft.model.precision import choose_device
+from fastft.run.config import Device
+from fastft.run.effects import check_effects
+from fastft.run.folder import Data, Run, check_same_tokenizer, data_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerOptions:
+    """How a run's model answers."""
+
+    run: Path
+    """The folder of a trained run."""
+    max_new_tokens: int = 256
+    """The most tokens of a response."""
+    temperature: float = 0.0
+    """The logits' divisor; 0 takes the most likely token."""
+    top_k: int = 0
+    """Draw from so many most likely tokens; 0: from all."""
+    top_p: float = 1.0
+    """Draw from the fewest most likely tokens that are so probable together; 1: from all."""
+    repetition_penalty: float = 1.0
+    """Divides the logits of tokens that are there already; 1 changes nothing."""
+    seed: int = 123
+    """Of the random numbers, where the temperature is not 0; each answer has its own."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic. fp32 gives the text of the book's loop; bf16 is faster where the processor has it."""
+    device: Device = "auto"
+    """Where to generate."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "run", Path(self.run))
+        check_choices(self)
+        for name in ("max_new_tokens", "batch_size", "limit"):
+            value = getattr(self, name, None)
+            if value is not None and value < 1:
+                raise UserError(f"got --{name} {value}, expected at least 1")
+        _ = self.sampling  # refuses values that mean nothing
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the next token is chosen."""
+        return Sampling(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            repetition_penalty=self.repetition_penalty,
+            seed=self.seed,
+        )
+
+    def model(self, *, rows: int) -> GPT2:
+        """The run's model, ready to answer so many prompts at a time.
+
+        Raises:
+            UserError: the run has none.
+        """
+        run = Run(self.run)
+        run.options()  # that there is a run is said first
+        _check_model(run)
+        model = trained_model(run).to(choose_device(self.device)).eval()
+        return prepared(model, torch.bfloat16 if self.dtype == "bf16" else torch.float32, rows=rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(AnswerOptions):
+    """The options of `fastft generate`."""
+
+    split: Literal["test", "val", "train"] = "test"
+    """Which records to answer."""
+    limit: int | None = None
+    """Answer only so many records."""
+    data: str | None = None
+    """Where the run's data file is now, if it has been moved or renamed: its records must be the same."""
+    batch_size: int = 64
+    """The most prompts answered at a time: one that ends makes room for the next."""
+    too_long: Literal["leave_out", "raise"] = "leave_out"
+    """What happens where a prompt fills the context: its entry is kept with an empty response and the reason, or the
+    call stops."""
+
+
+def generate(options: GenerateOptions) -> list[dict[str, Any]]:
+    """Answers the prompts of a run's split with its model and writes `responses.json` (`responses.val.json`, ...).
+
+    Each answer is written down as it ends; a second call goes on where a killed one stopped.
+
+    Raises:
+        UserError: the run has no model, a prompt leaves no room in the context (the rows are named), or an option can
+            have no effect.
+    """
+    check_effects("generate", options)
+    run = Run(options.run)
+    run.options()  # that there is a run is said first
+    _check_model(run)
+    with writing(run.folder):
+        return _generate(run, options)
+
+
+def _generate(run: Run, options: GenerateOptions) -> list[dict[str, Any]]:
+    data = data_of(run, options.data)
+    records = data.part(options.split)
+    if not records:
+        raise UserError(f"the {options.split} split holds no record; its data is too small")
+    tokenizer = tokenizer_of(run.model) or gpt2_tokenizer()
+    check_same_tokenizer(run, tokenizer)
+    prompts = [data.template.prompt_of(record) for record in records]
+    made_from = _made_from(run, tokenizer, options, records, prompts)
+    responses = Responses(run.responses_of(options.split), records, made_from)
+    asked = min(len(records), options.limit or len(records))
+    missing = responses.missing(asked)
+    if len(missing) < asked:
+        say(f"{asked - len(missing)} of {asked} responses are there already")
+    if missing:
+        model = options.model(rows=options.batch_size)
+        ids = model.config.tokenizer.encode_many(prompts[:asked])
+        without_room = _without_room(ids, model.config.n_ctx, records, options)
+        missing = [index for index in missing if index not in without_room]
+        responses.begin()
+        for index in without_room:
+            responses.leave_out(index, f"its prompt fills the context of {model.config.n_ctx} tokens")
+        _answer(model, options, data, ids, missing, responses)
+    return responses.write()[:asked]
+
+
+def _answer(
+    model: GPT2,
+    options: GenerateOptions,
+    data: Data,
+    prompts: list[list[int]],
+    missing: list[int],
+    responses: Responses,
+) -> None:
+    """Answers the missing prompts, the longest first: the short ones then fill the places that become free."""
+    tokenizer = model.config.tokenizer
+    missing = sorted(missing, key=lambda index: -len(prompts[index]))
+    ended = decode(
+        model,
+        [prompts[index] for index in missing],
+        max_new_tokens=options.max_new_tokens,
+        batch_size=options.batch_size,
+        sampling=options.sampling,
+        streams=missing,
+        graphs=True,
+    )
+    with meter("responses", len(prompts), done=len(prompts) - len(missing)) as progress:
+        for answer in ended:
+            responses.add(missing[answer.index], answer, data.template.extract(tokenizer.decode(answer.ids)))
+            progress.advance()
+
+
+def _made_from(
+    run: Run, tokenizer: Tokenizer, options: GenerateOptions, records: Sequence[Record], prompts: Sequence[str]
+) -> dict[str, Any]:
+    """Answers are taken up again only where weights, tokenizer, prompts, records and options are the same."""
+    asked = hashlib.sha256()
+    for record, prompt in zip(records, prompts, strict=True):
+        asked.update(json.dumps([prompt, record.as_entry()], sort_keys=True).encode())
+    with (run.model / "model.safetensors").open("rb") as weights:
+        digest = hashlib.file_digest(weights, "sha256").hexdigest()
+    return {
+        "weights_sha256": digest,
+        "tokenizer_sha256": tokenizer.fingerprint(),
+        "asked_sha256": asked.hexdigest(),
+        "max_new_tokens": options.max_new_tokens,
+        "dtype": options.dtype,
+        **options.sampling.in_effect(),
+    }
+
+
+def _check_model(run: Run) -> None:
+    if not (run.model / "model.safetensors").is_file():
+        raise UserError(
+            f"no model in {run.folder}: expected {run.model / 'model.safetensors'}; "
+            f"finish the run with `fastft train --resume --out {run.folder}`"
+        )
+
+
+def _without_room(
+    prompts: list[list[int]], n_ctx: int, records: Sequence[Record], options: GenerateOptions
+) -> list[int]:
+    """Which prompts leave no room for a response, from 0; they are named, or refused where `--too_long` is `raise`."""
+    too_long = [index for index, ids in enumerate(prompts) if len(ids) >= n_ctx]
+    if too_long:
+        rows = name_rows([records[index].row for index in too_long])
+        found = f"the prompts of {len(too_long)} records fill the model's context of {n_ctx} tokens"
+        if options.too_long == "raise":
+            raise UserError(
+                f"{found} and leave no room for a response: {rows}; --too_long leave_out answers the others"
+            )
+        warn(f"{found} and are left without a response: {rows}")
+    return too_long

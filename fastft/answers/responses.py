@@ -1,0 +1,138 @@
+"""`responses.json` and what lies beside it: answers as they end, and what they were made from.
+
+While answers are made, each goes to the end of `responses.journal.jsonl` as it ends, behind a first line that says what
+all of them are made from: weights, prompts, options. From time to time, and at the end, those that are there are
+written to `responses.json` in the order of the records, with `responses.made-from.json`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fastft.common import files
+from fastft.common.errors import UserError
+from fastft.common.jsonl import JsonLines
+from fastft.data.records import Record
+from fastft.decoding.decode import Answer
+
+_SECONDS_BETWEEN_WRITES = 2.0
+
+_OF_A_LINE = {"index", "response", "tokens", "seconds"}
+
+
+class Responses:
+    """The answers to a split's records on the disk."""
+
+    def __init__(self, path: Path, records: Sequence[Record], made_from: Mapping[str, Any]) -> None:
+        """Takes up what an earlier call has answered from the same; `begin` forgets what was made from something else.
+
+        Args:
+            path: of `responses.json`.
+            records: all of the split.
+            made_from: of what answers depend on, digests and options, as JSON can say it.
+
+        Raises:
+            UserError: a file cannot be read or written.
+        """
+        self._path = path
+        self._records = records
+        self._made_from = dict(made_from)
+        self._journal = JsonLines(path.with_suffix(".journal.jsonl"), what="the responses' journal")
+        self._lines: dict[int, dict[str, Any]] = {}
+        self._clock = self._written = time.perf_counter()
+        _check_place(path)
+        self._read()
+
+    @property
+    def made_from(self) -> Path:
+        """The file that says what the responses are made from."""
+        return self._path.with_suffix(".made-from.json")
+
+    def missing(self, most: int) -> list[int]:
+        """Which of the first `most` records, from 0, have no answer yet."""
+        return [index for index in range(most) if index not in self._lines]
+
+    def begin(self) -> None:
+        """Answers are made from now on: starts the clock, and a journal where there is none."""
+        self._clock = self._written = time.perf_counter()
+        if not self._lines:
+            self._forget()
+            self._journal.append({"made_from": self._made_from})
+
+    def add(self, index: int, answer: Answer, response: str) -> None:
+        """Writes down the answer to record `index` and the response that it holds.
+
+        Raises:
+            UserError: the disk is full, or the folder cannot be written; what is there is kept.
+        """
+        now = time.perf_counter()
+        line = {"index": index, "response": response, "tokens": len(answer.ids), "seconds": now - self._clock}
+        if answer.near_ties:
+            line["near_ties"] = [asdict(tie) for tie in answer.near_ties]
+        self._journal.append(line)
+        self._lines[index] = line
+        self._clock = now
+        if now - self._written > _SECONDS_BETWEEN_WRITES:
+            self._written = now
+            self.write()
+
+    def leave_out(self, index: int, reason: str) -> None:
+        """Keeps the entry of record `index` with an empty response and the reason why there is none."""
+        line = {"index": index, "response": "", "tokens": 0, "seconds": 0.0, "left_out": reason}
+        if index not in self._lines:
+            self._journal.append(line)
+            self._lines[index] = line
+
+    def write(self) -> list[dict[str, Any]]:
+        """Writes the answers that are there, in the order of the records, with what they are made from; returns them.
+
+        Raises:
+            UserError: the disk is full, or the folder cannot be written.
+        """
+        entries = [self._entry(index) for index in sorted(self._lines)]
+        files.write_json(self._path, entries)
+        lines = self._lines.values()
+        files.write_json(
+            self.made_from,
+            {
+                **self._made_from,
+                "seconds": sum(line["seconds"] for line in lines),
+                "tokens": sum(line["tokens"] for line in lines),
+                "near_ties": self.near_ties(),
+            },
+        )
+        return entries
+
+    def near_ties(self) -> list[dict[str, Any]]:
+        """The places where a greedy choice was a close one, by the records' rows in the data."""
+        return [
+            {"row": self._records[index].row, **tie}
+            for index in sorted(self._lines)
+            for tie in self._lines[index].get("near_ties", [])
+        ]
+
+    def _entry(self, index: int) -> dict[str, Any]:
+        line = self._lines[index]
+        why = {"left_out": line["left_out"]} if "left_out" in line else {}
+        return {**self._records[index].as_entry(), "model_response": line["response"], **why}
+
+    def _read(self) -> None:
+        first, *rest = [*self._journal.read()] or [{}]
+        if first.get("made_from") == self._made_from:  # else what is there is kept until the first answer is to come
+            self._lines = {line["index"]: line for line in rest if line.keys() >= _OF_A_LINE}
+
+    def _forget(self) -> None:
+        self._journal.path.unlink(missing_ok=True)
+        self.made_from.unlink(missing_ok=True)
+
+
+def _check_place(path: Path) -> None:
+    """Refuses to write over something that is no file of responses."""
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; move it away")
+    if path.exists() and not isinstance(files.read_json(path, what="the responses"), list):
+        raise UserError(f"{path} is not a list of responses; move it away to answer again")

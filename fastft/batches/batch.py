@@ -1,0 +1,397 @@
+"""`Batch`: the one type that a model is given, whatever made it: `pack`, `padded_batch` or a converter.
+
+Letters: `T` tokens, `R` loss rows, `P` supervised targets of single examples; a padded batch has `B` rows of `W`
+tokens, `T = B W`, laid end to end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from fastft_kernels import AttentionPlan, RowPlan, TileGroup, plan_tiles
+from torch import Tensor
+
+from fastft.data.encode import EncodedSet
+
+IGNORE_INDEX = -100
+
+Tiles = tuple[TileGroup, ...] | AttentionPlan
+"""The parts of the score matrix that attention computes: those of the torch path, or of the Triton kernels."""
+Planner = Callable[..., Tiles]
+"""Finds them for `visible_until` `[T]`, and for the queries of `rows` `[R]` alone (`fastft.model.ops.planner`)."""
+RowPlanner = Callable[[Tensor], RowPlan]
+"""Sorts the places that read each row, for gathers whose gradient is summed in a fixed order
+(`fastft.model.ops.batcher`)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Tokens, what each one sees, and which predictions are asked for.
+
+    Attributes:
+        tokens: `[T]` int64, token ids.
+        positions: `[T]` int64, position of the token in its own example.
+        visible_until: `[T]` int32; key `k` is visible to query `q` exactly when `k <= q < visible_until[k]`.
+        rows: `[R]` int64, the token that each loss row reads its hidden state from.
+        targets: `[R]` int64, the next token that the row is asked for.
+        weights: `[R]` float32, how many examples supervise the row.
+        pair_rows: `[P]` int64, the row of each supervised target of each example.
+        pair_examples: `[P]` int64, the example (its index in the batch) of each supervised target.
+        examples: how many examples the batch holds.
+        tokens_real: inputs of all examples, each example's counted by itself.
+        tokens_padded: positions that the same examples would take as rows of equal length.
+        row_length: `W` where the batch is padded: it lets attention run on `[B, W]`. None elsewhere.
+        tiles, row_tiles: the parts of the score matrix that attention computes, of all queries and of the loss
+            rows'; None leaves finding them to the kernel.
+        token_plan, position_plan, row_plan: where each token id, position and row is read; None likewise.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    visible_until: Tensor
+    rows: Tensor
+    targets: Tensor
+    weights: Tensor
+    pair_rows: Tensor
+    pair_examples: Tensor
+    examples: int
+    tokens_real: int
+    tokens_padded: int
+    row_length: int | None = None
+    tiles: Tiles | None = None
+    row_tiles: Tiles | None = None
+    token_plan: RowPlan | None = None
+    position_plan: RowPlan | None = None
+    row_plan: RowPlan | None = None
+
+    @property
+    def count(self) -> int:
+        """`P`: supervised targets, each example's counted by itself."""
+        return self.pair_rows.numel()
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch with every tensor on `device`."""
+        return with_tensors(self, lambda tensor: tensor.to(device))
+
+    def tensors(self) -> list[Tensor]:
+        """Its tensors and those of its plans, in the order of `with_tensors`."""
+        found: list[Tensor] = []
+
+        def note(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        with_tensors(self, note)
+        return found
+
+    def sizes(self) -> Hashable:
+        """What the kernels that compute it depend on: shapes, and the numbers of its plans that they are given."""
+        numbers = tuple(
+            (plan.BM, plan.BN, plan.BQ, plan.BK, plan.slots) if isinstance(plan, AttentionPlan) else None
+            for plan in (self.tiles, self.row_tiles)
+        )
+        return self.row_length, numbers, tuple((tensor.dtype, tuple(tensor.shape)) for tensor in self.tensors())
+
+    def with_row_plans(self, planner: RowPlanner) -> Batch:
+        """The batch with its gathers planned."""
+        tokens, positions, rows = (planner(rows) for rows in (self.tokens, self.positions, self.rows))
+        return replace(self, token_plan=tokens, position_plan=positions, row_plan=rows)
+
+    def divided(self, count: int) -> Batch:
+        """The batch with its weights divided by `count`: its loss is then a part of a mean."""
+        return replace(self, weights=self.weights / count)
+
+    def example_losses(self, row_losses: Tensor) -> Tensor:
+        """Sums `row_losses` `[R]` over each example's targets: `[examples]`, in the dtype of `row_losses`."""
+        sums = row_losses.new_zeros(self.examples)
+        return sums.index_add_(0, self.pair_examples, row_losses.index_select(0, self.pair_rows))
+
+
+T = TypeVar("T")
+
+
+def with_tensors(value: T, change: Callable[[Tensor], Tensor]) -> T:
+    """The same with each tensor changed: those of a batch, and of the plans that it holds, always in one order."""
+    if isinstance(value, Tensor):
+        return change(value)  # type: ignore[return-value] # a tensor for a tensor
+    if isinstance(value, tuple):
+        return tuple(with_tensors(one, change) for one in value)  # type: ignore[return-value] # likewise
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    changed = {f.name: with_tensors(getattr(value, f.name), change) for f in fields(value)}
+    return replace(value, **changed)
+
+
+def padded_batch(examples: Sequence[npt.NDArray[np.int32]], first_target: Sequence[int]) -> Batch:
+    """The book's collate: every example padded at its end to the longest of the batch.
+
+    Args:
+        examples: the ids of each example, its end-of-text last; an example of n ids has n - 1 inputs.
+        first_target: index within each example of the first supervised id, at least 1.
+
+    Inputs are padded with the example's last id, its end-of-text, and targets end there: padding is told by length,
+    never by value, so that an id equal to the padding changes nothing.
+    """
+    lengths = np.array([len(ids) - 1 for ids in examples], dtype=np.int64)
+    B, W = len(examples), int(lengths.max())
+    inputs = np.empty((B, W), dtype=np.int64)
+    labels = np.full((B, W), IGNORE_INDEX, dtype=np.int64)
+    for row, (ids, start) in enumerate(zip(examples, first_target, strict=True)):
+        inputs[row, : len(ids) - 1] = ids[:-1]
+        inputs[row, len(ids) - 1 :] = ids[-1]
+        labels[row, start - 1 : len(ids) - 1] = ids[start:]
+    return from_padded(torch.from_numpy(inputs), torch.from_numpy(labels), tokens_real=int(lengths.sum()))
+
+
+def from_padded(inputs: Tensor, labels: Tensor, *, tokens_real: int | None = None) -> Batch:
+    """A `Batch` from what an ordinary collate gives.
+
+    Args:
+        inputs: `[B, W]` int64 token ids, padded at the end of each row.
+        labels: `[B, W]` int64, the next token of each position, or -100 where none is asked for.
+        tokens_real: how many inputs are not padding; all of them where it is not given.
+
+    Raises:
+        ValueError: the shapes differ or are not two-dimensional.
+    """
+    if inputs.ndim != 2 or inputs.shape != labels.shape:
+        raise ValueError(
+            f"got inputs {tuple(inputs.shape)} and labels {tuple(labels.shape)}, expected the same shape [B, W]"
+        )
+    B, W = inputs.shape
+    rows = (labels.flatten() != IGNORE_INDEX).nonzero().squeeze(1)
+    row_ends = torch.arange(1, B + 1, dtype=torch.int32, device=inputs.device) * W
+    return Batch(
+        tokens=inputs.flatten(),
+        positions=torch.arange(W, device=inputs.device).repeat(B),
+        visible_until=row_ends.repeat_interleave(W),
+        rows=rows,
+        targets=labels.flatten()[rows],
+        weights=torch.ones(len(rows), device=inputs.device),
+        pair_rows=torch.arange(len(rows), device=inputs.device),
+        pair_examples=rows // W,
+        examples=B,
+        tokens_real=B * W if tokens_real is None else tokens_real,
+        tokens_padded=B * W,
+        row_length=W,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Batcher:
+    """Makes batches of a set's examples, as `--batching` and `--share_prefix` say."""
+
+    packed: bool = True
+    share_prefix: bool = True
+    round_sizes: bool = False
+    planner: Planner = plan_tiles
+    row_planner: RowPlanner | None = None
+
+    def __call__(self, encoded: EncodedSet, examples: npt.NDArray[np.int64]) -> Batch:
+        """The batch of the examples with the given indices; of none, an `unasked` one."""
+        ids = [encoded[index] for index in examples]
+        first_target = [int(encoded.first_target[index]) for index in examples]
+        if not ids:
+            return unasked(self._batch([_ONE_TOKEN], [1]))
+        return self._batch(ids, first_target)
+
+    def _batch(self, ids: Sequence[npt.NDArray[np.int32]], first_target: Sequence[int]) -> Batch:
+        if self.packed:
+            batch = pack(
+                ids, first_target, share_prefix=self.share_prefix, round_sizes=self.round_sizes, planner=self.planner
+            )
+        else:
+            batch = padded_batch(ids, first_target)
+        return batch if self.row_planner is None else batch.with_row_plans(self.row_planner)
+
+
+_ONE_TOKEN = np.zeros(2, dtype=np.int32)  # an id that every vocabulary has
+
+
+def unasked(batch: Batch) -> Batch:
+    """The batch as one of no example: its rows weigh nothing. What a rank computes that has no example in a step.
+
+    It takes the same way through the model as any other batch, so that every parameter gets a gradient, of zero, and
+    in the same order: ranks that exchange gradients as they come would otherwise mix them up, or wait for ever.
+    """
+    no_pair = batch.pair_rows[:0]
+    return replace(
+        batch,
+        weights=torch.zeros_like(batch.weights),
+        pair_rows=no_pair,
+        pair_examples=no_pair,
+        examples=0,
+        tokens_real=0,
+        tokens_padded=0,
+    )
+
+
+LEAST_SHARED = 8
+"""Tokens that equal beginnings must have for sharing to be worth a branch of the tree."""
+
+
+def pack(
+    examples: Sequence[npt.NDArray[np.int32]],
+    first_target: Sequence[int],
+    *,
+    share_prefix: bool = True,
+    least_shared: int = LEAST_SHARED,
+    round_sizes: bool = False,
+    planner: Planner = plan_tiles,
+) -> Batch:
+    """Examples laid end to end with no padding, equal beginnings once.
+
+    The tokens are those of a prefix tree in depth-first order: sorted lexicographically, each example adds what
+    follows the beginning that it shares with the one before it. A token that several examples supervise has one loss
+    row for each different next token, weighted by the number of examples that ask for it.
+
+    Args:
+        examples: the ids of each example, its end-of-text last; an example of n ids has n - 1 inputs.
+        first_target: index within each example of the first supervised id, at least 1.
+        share_prefix: off, every example's tokens stand by themselves.
+        least_shared: shorter equal beginnings are not shared.
+        round_sizes: pad T and R up to few sizes, so that what was compiled or captured for one pack fits others.
+            Padding sees itself alone, and its loss rows weigh nothing.
+        planner: finds the parts of the score matrix that attention computes.
+
+    Raises:
+        ValueError: there is no example.
+    """
+    if not examples:
+        raise ValueError("got no example, expected at least one")
+    order, shared = _sorted_with_shared(examples, least_shared) if share_prefix else _as_they_are(examples)
+    lengths = np.array([len(examples[index]) - 1 for index in order])
+    begins = np.concatenate([[0], np.cumsum(lengths - shared)])  # where each example's own tokens begin
+    T = int(begins[-1])
+    tokens = np.empty(T, dtype=np.int64)
+    positions = np.empty(T, dtype=np.int64)
+    place = np.empty(int(lengths.max()), dtype=np.int64)  # of the current example's tokens in the pack
+    wanted_by: list[npt.NDArray[np.int64]] = []
+    wanted: list[npt.NDArray[np.int32]] = []
+    for index, length, own, begin in zip(order, lengths, shared, begins, strict=False):
+        ids, start = examples[index], first_target[index]
+        mine = slice(begin, begin + length - own)
+        tokens[mine] = ids[own:length]
+        positions[mine] = np.arange(own, length)
+        place[own:length] = np.arange(mine.start, mine.stop)
+        wanted_by.append(place[start - 1 : length].copy())
+        wanted.append(ids[start:])
+    visible_until = _visible_until(lengths, shared, begins)
+    rows, targets, counts, pair_rows = _rows(np.concatenate(wanted_by), np.concatenate(wanted))
+    if round_sizes:
+        more_tokens, more_rows = rounded_size(T) - T, rounded_size(len(rows)) - len(rows)
+        tokens, positions = (np.pad(x, (0, more_tokens)) for x in (tokens, positions))
+        visible_until = np.append(visible_until, np.arange(T, T + more_tokens, dtype=np.int32) + 1)
+        rows = np.pad(rows, (0, more_rows), constant_values=len(tokens) - 1)
+        targets, counts = (np.pad(x, (0, more_rows)) for x in (targets, counts))
+    pairs = [len(ids) for ids in wanted]
+    return Batch(
+        tokens=torch.from_numpy(tokens),
+        positions=torch.from_numpy(positions),
+        visible_until=torch.from_numpy(visible_until),
+        rows=torch.from_numpy(rows),
+        targets=torch.from_numpy(targets),
+        weights=torch.from_numpy(counts.astype(np.float32)),
+        pair_rows=torch.from_numpy(pair_rows),
+        pair_examples=torch.from_numpy(np.repeat(np.array(order, dtype=np.int64), pairs)),
+        examples=len(examples),
+        tokens_real=int(lengths.sum()),
+        tokens_padded=len(examples) * int(lengths.max()),
+        tiles=planner(torch.from_numpy(visible_until)),
+        row_tiles=planner(torch.from_numpy(visible_until), torch.from_numpy(rows)),
+    )
+
+
+def rounded_size(n: int) -> int:
+    """The next multiple of 64, and from 1,024 on of the form 2^e * (8 ... 15): at most an eighth more than `n` there.
+
+    Below, 64 tokens cost a GPU next to nothing, and batches of 8 of the book's examples have 9 pairs of sizes instead
+    of 39.
+    """
+    step = 1 << max(6, n.bit_length() - 4)
+    return max(1, -(-n // step)) * step
+
+
+def _sorted_with_shared(
+    examples: Sequence[npt.NDArray[np.int32]], least_shared: int
+) -> tuple[list[int], npt.NDArray[np.int64]]:
+    """The examples' order by content, and how many inputs each shares with the one before it."""
+    # Big-endian bytes compare as the ids do; an input that another one continues comes first.
+    order = sorted(range(len(examples)), key=lambda index: examples[index][:-1].astype(">u4").tobytes())
+    shared = np.zeros(len(order), dtype=np.int64)
+    for at in range(1, len(order)):
+        before, this = examples[order[at - 1]][:-1], examples[order[at]][:-1]
+        least = min(len(before), len(this))
+        differs = np.flatnonzero(before[:least] != this[:least])
+        equal = int(differs[0]) if len(differs) else least
+        shared[at] = equal if equal >= least_shared else 0
+    return order, shared
+
+
+def _as_they_are(examples: Sequence[npt.NDArray[np.int32]]) -> tuple[list[int], npt.NDArray[np.int64]]:
+    return list(range(len(examples))), np.zeros(len(examples), dtype=np.int64)
+
+
+def _visible_until(
+    lengths: npt.NDArray[np.int64], shared: npt.NDArray[np.int64], begins: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int32]:
+    """`[T]` int32: where the group ends that shares each token.
+
+    Going backwards, `until[p]` is the beginning of the next example that does not share position p.
+    """
+    T = int(begins[-1])
+    visible_until = np.empty(T, dtype=np.int32)
+    until = np.full(int(lengths.max()), T, dtype=np.int32)
+    for at in range(len(lengths) - 1, -1, -1):
+        own = shared[at]
+        visible_until[begins[at] : begins[at + 1]] = until[own : lengths[at]]
+        until[own:] = begins[at]
+    return visible_until
+
+
+def _rows(
+    tokens: npt.NDArray[np.int64], targets: npt.NDArray[np.int32]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Rows, targets and counts `[R]` of the different (token, target) pairs, sorted, and the row of each pair `[P]`."""
+    pairs = tokens * (1 << 32) + targets
+    different, row_of_pair, counts = np.unique(pairs, return_inverse=True, return_counts=True)
+    return different >> 32, different & ((1 << 32) - 1), counts, row_of_pair.reshape(-1)
+
+
+def from_cu_seqlens(tokens: Tensor, labels: Tensor, cu_seqlens: Tensor) -> Batch:
+    """A `Batch` from sequences packed end to end, as users of varlen attention have them.
+
+    Args:
+        tokens: `[T]` int64.
+        labels: `[T]` int64, the next token of each position, or -100 where none is asked for.
+        cu_seqlens: `[N + 1]` integers, where each sequence begins, and T.
+
+    Raises:
+        ValueError: the shapes differ, or `cu_seqlens` does not rise from 0 to T.
+    """
+    ends = cu_seqlens.to(torch.int64)
+    lengths = ends.diff()
+    if tokens.ndim != 1 or tokens.shape != labels.shape:
+        raise ValueError(f"got tokens {tuple(tokens.shape)}, labels {tuple(labels.shape)}, expected the same shape [T]")
+    if len(ends) < 2 or ends[0] != 0 or ends[-1] != len(tokens) or (lengths < 1).any():
+        raise ValueError(f"got cu_seqlens {ends.tolist()[:8]}, expected to rise from 0 to T = {len(tokens)}")
+    sequence = torch.arange(len(lengths), device=tokens.device).repeat_interleave(lengths)
+    rows = (labels != IGNORE_INDEX).nonzero().squeeze(1)
+    return Batch(
+        tokens=tokens,
+        positions=torch.arange(len(tokens), device=tokens.device) - ends[:-1][sequence],
+        visible_until=ends[1:][sequence].to(torch.int32),
+        rows=rows,
+        targets=labels[rows],
+        weights=torch.ones(len(rows), device=tokens.device),
+        pair_rows=torch.arange(len(rows), device=tokens.device),
+        pair_examples=sequence[rows],
+        examples=len(lengths),
+        tokens_real=len(tokens),
+        tokens_padded=len(lengths) * int(lengths.max()),
+    )

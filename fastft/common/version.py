@@ -1,0 +1,3 @@
+"""The version of fastft."""
+
+__version__ = "0.2.0"

@@ -1,0 +1,639 @@
+"""Large data sets: records read one by one, token ids in memory-mapped files, made once by several processes.
+
+What is made of a data file is kept in a folder of the cache whose name is the SHA-256 of everything that it depends
+on: the file's content, what is a record of it, the template, the tokenizer, the mask options, the records chosen.
+Another content is another name, so nothing is ever out of date. A folder is written beside its place and renamed into
+it, and its DONE file holds the SHA-256 of every other file: a killed process leaves nothing that is used, and what is
+torn is made again.
+
+    tokens-KEY/    ids.int32, offsets.int64, first_target.int64, rows.int64 (an `EncodedSet`), DONE
+    records-KEY/   DONE alone: how many records a file holds, the malformed ones, a digest of them
+    audit-KEY/     DONE alone: what the audit found
+    picked-KEY/    DONE alone: a few records, such as those that training answers as samples
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import itertools
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import numpy.typing as npt
+
+from fastft.common import files
+from fastft.common.console import meter, say, warn
+from fastft.common.errors import FastftError, UserError
+from fastft.data.audit import Findings, audit
+from fastft.data.encode import (
+    Chunk,
+    EncodedSet,
+    EncodingReport,
+    EncodingRules,
+    Happened,
+    Text,
+    agreeing,
+    encode_texts,
+    texts_of,
+)
+from fastft.data.json_rows import BadRecord, Form
+from fastft.data.prompts import Template
+from fastft.data.records import ReadingRules, Record, Split, cache_folder, digest_of, stream_records
+from fastft.data.tokenizer import Tokenizer
+
+LARGE_FILE = 32 << 20
+"""Bytes of a data file from which `auto` uses the cache. In memory such a file (100,000 records of 330 bytes) takes
+some 5 s to encode at each start and a few hundred MB; smaller ones are not worth files on the disk."""
+
+_GZIP_RATIO = 4  # bytes of JSON text in a byte of .gz, roughly
+_FORMAT = 3  # to be raised when the same inputs would make other files
+_DONE = "DONE"
+_DTYPES = {"ids": np.int32, "offsets": np.int64, "first_target": np.int64, "rows": np.int64}
+
+_CHUNK_RECORDS = 2048
+_CHUNK_CHARACTERS = 1 << 22
+"""Records and text that are encoded at a time: what bounds memory, also where records are long."""
+_MOST_WORKERS = 8
+"""More would wait for the one process that reads: parsing a record takes about an eighth of encoding it."""
+_RECORDS_A_WORKER = 20_000
+"""Fewer are encoded sooner than another process has started (it imports torch)."""
+_FEW = 64
+"""Records that are kept in the cache when they are picked out of a file."""
+_EXAMPLES_AT_ONCE = 1 << 13
+_MIB = 1 << 20
+
+Facts = dict[str, Any]
+Indices = npt.NDArray[np.int64]
+
+
+def cache_for(path: Path, token_cache: str) -> TokenCache | None:
+    """The cache that a data file's records and tokens go through, None where they are held in memory.
+
+    Args:
+        path: the data file.
+        token_cache: `auto` (large files, in the cache folder), `none`, or a folder.
+    """
+    if token_cache == "none":
+        return None
+    if token_cache != "auto":
+        return TokenCache(Path(token_cache))
+    try:
+        size = path.stat().st_size * (_GZIP_RATIO if path.suffix == ".gz" else 1)
+    except OSError:
+        return None  # reading it will say why
+    return TokenCache(cache_folder() / "tokens") if size >= LARGE_FILE else None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCache:
+    """A folder of things that were made once. Any of them can be removed at any time."""
+
+    folder: Path
+
+    def get(self, what: str, key: Facts, make: Callable[[Path], Facts]) -> tuple[Path, Facts]:
+        """The folder of what belongs to a key and the facts about it, made where it is not there or torn.
+
+        Args:
+            what: begins the folder's name.
+            key: everything that the result depends on.
+            make: fills an empty folder and returns facts, as JSON.
+
+        Raises:
+            UserError: the cache cannot be written.
+        """
+        written_key = json.dumps({"format": _FORMAT, "byteorder": sys.byteorder, **key}, sort_keys=True)
+        path = self.folder / f"{what}-{hashlib.sha256(written_key.encode()).hexdigest()}"
+        try:
+            facts, _ = _read_whole(path, written_key)
+            if facts is not None:
+                return path, facts
+            files.make_folder(self.folder, remedy="choose another with --token_cache")
+            with _locked(self.folder / f".{path.name}.lock"):
+                return path, self._make(path, written_key, make)
+        except OSError as error:
+            raise UserError(
+                f"cannot use the token cache {self.folder}: {error.strerror or error}; "
+                "free space, choose another with --token_cache, or --token_cache none"
+            ) from error
+
+    def _make(self, path: Path, written_key: str, make: Callable[[Path], Facts]) -> Facts:
+        """Makes the folder, unless the process that held the lock before has."""
+        facts, fault = _read_whole(path, written_key)
+        if facts is not None:
+            return facts
+        self._remove_leftovers()
+        beside = path.with_name(f".{path.name}.tmp")
+        shutil.rmtree(beside, ignore_errors=True)  # of a killed process: this one has the lock
+        beside.mkdir()
+        try:
+            facts = make(beside)
+            _write_done(beside, written_key, facts)
+            if path.exists():
+                warn(f"{path} is made again: {fault}")
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            beside.replace(path)
+            _fsync(self.folder)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+        return facts
+
+    def _remove_leftovers(self) -> None:
+        """Removes what killed processes had half written: folders whose lock nobody holds."""
+        for left in self.folder.glob(".*.tmp"):
+            with contextlib.suppress(filelock.Timeout), filelock.FileLock(left.with_suffix(".lock"), timeout=0):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordFile:
+    """The usable records of a data file, read anew whenever they are iterated over: memory does not grow with them.
+
+    Attributes:
+        path: the file.
+        cache: where what is made of it is kept.
+        rules: what is a record of it.
+        content: SHA-256 of the file.
+        n: usable records.
+        bad: the malformed ones.
+        digest: `records.digest_of` the usable records.
+        taken_for: how the file is read, where its name says something else.
+    """
+
+    path: Path
+    cache: TokenCache
+    rules: ReadingRules
+    content: str
+    n: int = 0
+    bad: list[BadRecord] = field(default_factory=list)
+    digest: str = ""
+    taken_for: str | None = None
+
+    @classmethod
+    def open(cls, path: Path, cache: TokenCache, rules: ReadingRules | None = None) -> RecordFile:
+        """Reads the file once, where the cache does not know it yet.
+
+        Raises:
+            UserError: it cannot be read, or is not JSON.
+        """
+        unread = cls(path, cache, rules or ReadingRules(), _sha256_of_data(path))
+        _, facts = unread._made("records", {}, lambda _: _survey(path, unread.rules))
+        return replace(
+            unread,
+            n=facts["n"],
+            bad=[BadRecord(*bad) for bad in facts["bad"]],
+            digest=facts["digest"],
+            taken_for=Form(**facts["form"]).unlike_its_name(path),
+        )
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[Record]:
+        return (record for record in stream_records(self.path, self.rules) if isinstance(record, Record))
+
+    def pick(self, indices: Indices) -> list[Record]:
+        """The records with the given indices, in their order; a few are kept in the cache."""
+        if len(indices) > _FEW:
+            return pick(self, indices)
+
+        def make(_: Path) -> Facts:
+            return {"records": [asdict(record) for record in pick(self, indices)]}
+
+        _, facts = self._made("picked", {"indices": indices.tolist()}, make)
+        return [Record(**{**record, "notes": tuple(record["notes"])}) for record in facts["records"]]
+
+    def audit(self, parts: Split, template: Template) -> Findings:
+        """What `fastft.data.audit.audit` finds in all records."""
+        key = {
+            "template": asdict(template),
+            "parts": [_digest_of_indices(indices) for indices in (parts.train, parts.test, parts.val)],
+        }
+        _, facts = self._made("audit", key, lambda _: asdict(audit(self, parts, template, self.rules.end_marks)))
+        return Findings(**facts)
+
+    def encode(
+        self,
+        indices: Indices,
+        template: Template,
+        tokenizer: Tokenizer,
+        rules: EncodingRules,
+        *,
+        name: str = "records",
+        workers: int | None = None,
+    ) -> EncodedSet:
+        """What `fastft.data.encode.encode` makes of the records with the given indices, its arrays memory-mapped.
+
+        Args:
+            indices: `[n]` int64, the records, each once, in the order of the examples.
+            template: gives the prompt's and the response's text.
+            tokenizer: the model's; it is part of the key.
+            rules: the mask and the limit.
+            name: what the records are, for the progress.
+            workers: processes that encode; chosen by their number and the machine's cores where it is not given.
+
+        Raises:
+            UserError: as `encode` does, or the cache cannot be written.
+        """
+        key = {
+            "indices": _digest_of_indices(indices),
+            "template": asdict(template),
+            "tokenizer": tokenizer.identity(),
+            "rules": asdict(rules),
+        }
+        n_workers = _workers_for(len(indices)) if workers is None else workers
+
+        def make(folder: Path) -> Facts:
+            chosen = np.zeros(self.n, dtype=np.bool_)
+            chosen[indices] = True
+            chunks = _chunks(texts_of(itertools.compress(self, chosen), template))
+            encoded = encode_chunks(chunks, tokenizer, rules, workers=n_workers)
+            return _write_arrays(folder, encoded, indices, rules.max_length, f"encoding {name}")
+
+        folder, facts = self._made("tokens", key, make)
+        return _open_arrays(folder, facts)
+
+    def _made(self, what: str, key: Facts, make: Callable[[Path], Facts]) -> tuple[Path, Facts]:
+        """`TokenCache.get` of something that is made of this file."""
+
+        def make_of_the_same(folder: Path) -> Facts:
+            facts = make(folder)
+            if _sha256_of_data(self.path) != self.content:
+                raise UserError(f"{self.path} has changed while it was read; start again when it is complete")
+            return facts
+
+        return self.cache.get(what, {"content": self.content, "reading": asdict(self.rules), **key}, make_of_the_same)
+
+
+def pick(records: Iterable[Record], indices: Indices) -> list[Record]:
+    """The records with the given indices, in their order, in one pass."""
+    if not len(indices):
+        return []
+    wanted = set(indices.tolist())
+    found = {
+        index: record
+        for index, record in enumerate(itertools.islice(records, int(indices.max()) + 1))
+        if index in wanted
+    }
+    return [found[index] for index in indices.tolist()]
+
+
+def _digest_of_indices(indices: Indices) -> str:
+    return hashlib.sha256(np.ascontiguousarray(indices).data).hexdigest()
+
+
+# Encoding in several processes
+
+
+def encode_chunks(
+    chunks: Iterable[list[Text]], tokenizer: Tokenizer, rules: EncodingRules, *, workers: int
+) -> Iterator[Chunk]:
+    """Encodes chunks in their order, with up to `workers` processes; one encodes in this process.
+
+    Raises:
+        FastftError: a worker has died.
+    """
+    if workers <= 1:
+        for texts in chunks:
+            yield encode_texts(texts, tokenizer, rules)
+        return
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(_Worker(tokenizer, rules)) for _ in range(workers)]
+        busy: deque[_Worker] = deque()
+        for texts in chunks:
+            done = None if idle else busy[0].receive()
+            busy.append(idle.pop() if idle else busy.popleft())
+            busy[-1].send(texts)  # it waits for them: only one chunk is with a worker at a time
+            if done is not None:
+                yield done
+        while busy:
+            yield busy.popleft().receive()
+
+
+class _Worker:
+    """A process that encodes. Not of `multiprocessing`: it must not import the program's main module again, which may
+    be a script without a guard, and must end when this process is killed, which closes its standard input."""
+
+    def __init__(self, tokenizer: Tokenizer, rules: EncodingRules) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", "from fastft.data.token_cache import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)},
+        )
+        self.send((tokenizer, rules))
+
+    def send(self, value: Any) -> None:
+        assert self._process.stdin is not None
+        with self._named_death():
+            pickle.dump(value, self._process.stdin, protocol=pickle.HIGHEST_PROTOCOL)
+            self._process.stdin.flush()
+
+    def receive(self) -> Chunk:
+        assert self._process.stdout is not None
+        with self._named_death():
+            chunk: Chunk = pickle.load(self._process.stdout)
+            return chunk
+
+    @contextlib.contextmanager
+    def _named_death(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            self._process.kill()
+            raise FastftError(
+                f"a process that encodes the data has ended (exit status {self._process.wait()}); "
+                "where memory was short, free some and start again"
+            ) from error
+
+    def __enter__(self) -> _Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+
+def serve() -> None:
+    """A worker: encodes what comes on standard input until that ends. Only its own parent writes to that pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
+    requests, replies = sys.stdin.buffer, sys.stdout.buffer
+    sys.stdout = sys.stderr  # what a library prints must not end up between replies
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        tokenizer, rules = pickle.load(requests)
+        while True:
+            chunk = encode_texts(pickle.load(requests), tokenizer, rules)
+            pickle.dump(chunk, replies, protocol=pickle.HIGHEST_PROTOCOL)
+            replies.flush()
+
+
+def _workers_for(n_records: int) -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, _MOST_WORKERS, n_records // _RECORDS_A_WORKER))
+
+
+def _chunks(texts: Iterable[Text]) -> Iterator[list[Text]]:
+    chunk: list[Text] = []
+    characters = 0
+    for text in texts:
+        chunk.append(text)
+        characters += len(text[1]) + len(text[2])
+        if len(chunk) == _CHUNK_RECORDS or characters >= _CHUNK_CHARACTERS:
+            yield chunk
+            chunk, characters = [], 0
+    if chunk:
+        yield chunk
+
+
+# The files of an encoded set
+
+
+def _write_arrays(folder: Path, chunks: Iterator[Chunk], indices: Indices, max_length: int, doing: str) -> Facts:
+    """Writes the chunks, which are in file order, as an encoded set whose examples are in the order of `indices`."""
+    happened = Happened()
+    kept: list[npt.NDArray[np.bool_]] = []
+    with _Writer(folder) as writer, meter(doing, len(indices)) as progress:
+        for chunk in chunks:
+            writer.write(chunk.ids, chunk.lengths, chunk.first_target, chunk.rows)
+            happened.add(chunk.happened)
+            kept.append(chunk.kept)
+            progress.advance(by=len(chunk.kept))
+    report = happened.checked_report(max_length)
+    if (np.diff(indices) < 0).any():
+        _rearrange(folder, _example_of(indices, np.concatenate(kept)))
+    fingerprint = hashlib.sha256()
+    for name in ("ids", "offsets", "first_target"):
+        _feed(_file_of(folder, name), fingerprint.update)
+    return {
+        "fingerprint": fingerprint.hexdigest(),
+        "common_prefix": writer.common_prefix,
+        "report": asdict(report),
+    }
+
+
+def _open_arrays(folder: Path, facts: Facts) -> EncodedSet:
+    return EncodedSet(
+        ids=_mapped(folder, "ids"),
+        offsets=_mapped(folder, "offsets"),
+        first_target=_mapped(folder, "first_target"),
+        rows=_mapped(folder, "rows"),
+        report=EncodingReport(**facts["report"]),
+        known_fingerprint=facts["fingerprint"],
+        known_common_prefix=facts["common_prefix"],
+    )
+
+
+def _file_of(folder: Path, name: str) -> Path:
+    return folder / f"{name}.{np.dtype(_DTYPES[name]).name}"
+
+
+def _mapped(folder: Path, name: str) -> npt.NDArray[Any]:
+    path = _file_of(folder, name)
+    if not path.stat().st_size:  # nothing can be mapped of an empty file
+        return np.zeros(0, dtype=_DTYPES[name])
+    return np.asarray(np.memmap(path, dtype=_DTYPES[name], mode="r"))  # a plain view: np.memmap's own slices are slow
+
+
+class _Writer:
+    """Appends examples to the files of an encoded set."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files = {name: _file_of(folder, name).open("wb") for name in _DTYPES}
+        self._total = 0
+        self._beginning: npt.NDArray[np.int32] | None = None
+        self._files["offsets"].write(np.int64(0).tobytes())
+
+    def write(self, ids: npt.NDArray[np.int32], lengths: Indices, first_target: Indices, rows: Indices) -> None:
+        """Appends examples of the given numbers of ids."""
+        if not len(lengths):
+            return
+        ends = np.cumsum(lengths)
+        for name, array in zip(_DTYPES, (ids, self._total + ends, first_target, rows), strict=True):
+            self._files[name].write(np.ascontiguousarray(array, dtype=_DTYPES[name]).data)
+        self._total += int(ends[-1])
+        beginning = (ids if self._beginning is None else self._beginning)[: int(lengths.min()) - 1]
+        self._beginning = beginning[: agreeing(ids, ends - lengths, beginning)].copy()
+
+    @property
+    def common_prefix(self) -> int:
+        """`EncodedSet.common_prefix` of what was written."""
+        return 0 if self._beginning is None else len(self._beginning)
+
+    def __enter__(self) -> _Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+
+def _example_of(indices: Indices, kept: npt.NDArray[np.bool_]) -> Indices:
+    """The examples, numbered in file order, in the order of `indices`.
+
+    Args:
+        indices: `[records]`, the records in the order wanted.
+        kept: `[records]`, which of them, in file order, became an example.
+    """
+    rank = np.empty_like(indices)
+    rank[np.argsort(indices)] = np.arange(len(indices))
+    examples: Indices = (np.cumsum(kept) - 1)[rank[kept[rank]]]
+    return examples
+
+
+def _rearrange(folder: Path, order: Indices) -> None:
+    """Puts the examples of a folder's arrays into another order, a few thousand at a time."""
+    offsets, first_target, rows = (_mapped(folder, name) for name in ("offsets", "first_target", "rows"))
+    arranged = folder / "arranged"
+    arranged.mkdir()
+    # The ids are read, not mapped: in random order nearly all pages of a map would come to count as this process's.
+    with _Writer(arranged) as writer, _file_of(folder, "ids").open("rb", buffering=0) as ids:
+        for begin in range(0, len(order), _EXAMPLES_AT_ONCE):
+            some = order[begin : begin + _EXAMPLES_AT_ONCE]
+            lengths = offsets[some + 1] - offsets[some]
+            parts = []
+            for start, length in zip((4 * offsets[some]).tolist(), (4 * lengths).tolist(), strict=True):
+                ids.seek(start)
+                parts.append(ids.read(length))
+            writer.write(np.frombuffer(b"".join(parts), dtype=np.int32), lengths, first_target[some], rows[some])
+    for path in arranged.iterdir():
+        path.replace(folder / path.name)
+    arranged.rmdir()
+
+
+# What is known of a data file
+
+
+def _survey(path: Path, rules: ReadingRules) -> Facts:
+    """Reads a data file once: how it is read, how many usable records it holds, their digest, the malformed ones."""
+    n = 0
+    bad: list[BadRecord] = []
+    forms: list[Form] = []
+
+    def good(found: Iterable[Record | BadRecord]) -> Iterator[Record]:
+        nonlocal n
+        for record in found:
+            if isinstance(record, BadRecord):
+                bad.append(record)
+            else:
+                n += 1
+                yield record
+
+    with meter("reading MiB", -(-path.stat().st_size // _MIB)) as progress:
+        read = _in_mib(progress.advance)
+        digest = digest_of(good(stream_records(path, rules, read=read, formed=forms.append)))
+    return {"n": n, "digest": digest, "bad": [[one.row, one.reason] for one in bad], "form": asdict(forms[0])}
+
+
+def _in_mib(advance: Callable[..., None]) -> Callable[[int], None]:
+    """Passes numbers of bytes on as whole MiB, each as soon as it has begun."""
+    seen = 0
+
+    def read(n: int) -> None:
+        nonlocal seen
+        before, seen = seen, seen + n
+        if more := -(-seen // _MIB) - -(-before // _MIB):
+            advance(by=more)
+
+    return read
+
+
+def _sha256_of_data(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise UserError(f"data file not found: {path}; --data takes a file, `book` or `sample`") from None
+    except OSError as error:
+        raise UserError(f"cannot read the data file {path}: {error.strerror or error}; check the path") from error
+
+
+# Whole folders or none
+
+
+def _write_done(folder: Path, written_key: str, facts: Facts) -> None:
+    """Makes a folder whole: all its bytes on the disk, then the DONE file with what they must be."""
+    manifest = {path.name: _identity(path) for path in sorted(folder.iterdir())}
+    for name in manifest:
+        _fsync(folder / name)
+    content = json.dumps({"key": written_key, "facts": facts, "files": manifest}, sort_keys=True)
+    files.write_text(folder / _DONE, f"{hashlib.sha256(content.encode()).hexdigest()}\n{content}\n")
+    _fsync(folder)
+
+
+def _read_whole(path: Path, written_key: str) -> tuple[Facts | None, str]:
+    """The facts of a folder that is whole; else None, and why it is not."""
+    try:
+        digest, _, content = (path / _DONE).read_bytes().rstrip(b"\n").partition(b"\n")
+    except OSError as error:
+        return None, f"its DONE file cannot be read ({error.strerror})"
+    if digest != hashlib.sha256(content).hexdigest().encode():
+        return None, "its DONE file is torn"
+    done = json.loads(content)
+    if done["key"] != written_key:
+        return None, "it is another key's"
+    for name, identity in done["files"].items():
+        try:
+            if _identity(path / name, expected_bytes=identity["bytes"]) != identity:
+                return None, f"{name} does not match its checksum"
+        except OSError as error:
+            return None, f"{name} cannot be read ({error.strerror})"
+    return done["facts"], ""
+
+
+def _identity(path: Path, *, expected_bytes: int | None = None) -> Facts:
+    """Size and SHA-256; no SHA-256 where the size is not the expected one."""
+    size = path.stat().st_size
+    if expected_bytes not in (None, size):
+        return {"bytes": size}
+    digest = hashlib.sha256()
+    _feed(path, digest.update)
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def _feed(path: Path, update: Callable[[bytes], None]) -> None:
+    """Reads a file by parts: not mapped, so that its pages do not count as this process's memory."""
+    with path.open("rb") as file:
+        for block in iter(functools.partial(file.read, _MIB), b""):
+            update(block)
+
+
+def _fsync(path: Path) -> None:
+    if os.name == "posix":  # elsewhere folders cannot be opened, nor read-only files flushed
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time; the system lets go of the lock when a process dies. It saves work: two that make the same
+    key would do it twice (as the ranks of a run would), and the folder's rename keeps even that harmless."""
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        say(f"waiting for another process that fills the token cache {path.parent}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,232 @@
+"""The one file of fastft that runs kernels, and chooses which implementation of them.
+
+`reference` has none of the savings: it is what everything else is held against. `cpu` is the torch path with them
+(it runs on every device). `triton` runs the Triton kernels, on a GPU. `auto` is the fastest that runs here.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, cast
+
+import fastft_kernels
+import torch
+from fastft_kernels import AttentionPlan, RowPlan, plan_rows, registry
+from fastft_kernels.support import Impl as KernelImpl
+from fastft_kernels.support import why_not_triton
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastft.batches.batch import Batch, Batcher, Planner
+from fastft.common.errors import UserError
+from fastft.model.packed_linear import PackedLinear
+
+IMPLS = ("auto", "triton", "cpu", "reference")
+_KERNEL_IMPL: dict[str, KernelImpl] = {"auto": "auto", "triton": "triton", "cpu": "torch", "reference": "reference"}
+
+
+def resolve(impl: str, device: torch.device) -> str:
+    """What `--impl` means on a device: `auto` is `triton` on a GPU that runs the kernels, and `cpu` elsewhere.
+
+    Raises:
+        UserError: no such implementation, or `triton` where it cannot run.
+    """
+    if impl not in IMPLS:
+        raise UserError(f"got --impl {impl}, expected one of {', '.join(IMPLS)}")
+    if impl not in ("auto", "triton"):
+        return impl
+    if impl == "auto" and device.type != "cuda":
+        return "cpu"
+    why_not = why_no_triton(device)
+    if impl == "triton" and why_not is not None:
+        raise UserError(f"got --impl triton, which cannot run here: {why_not}; expected auto or cpu")
+    return "triton" if why_not is None else "cpu"
+
+
+def why_no_triton(device: torch.device) -> str | None:
+    """Why the Triton kernels cannot run on a device; None where they can."""
+    return why_not_triton(torch.empty(0, device=device))
+
+
+def kernel_impl(impl: str) -> KernelImpl:
+    """What `--impl` is called in `fastft_kernels`."""
+    return _KERNEL_IMPL[impl]
+
+
+def planner(impl: str, *, round_sizes: bool = False) -> Planner:
+    """What finds, for a batch on the host, the parts of the score matrix that attention computes under `impl`."""
+    if impl == "triton":
+        return functools.partial(fastft_kernels.plan_attention, round_sizes=round_sizes)
+    return fastft_kernels.plan_tiles
+
+
+def compile_model(model: nn.Module) -> None:
+    """Has torch.compile compile a model when it is called."""
+    registry.prepare_compile()
+    model.compile(fullgraph=True)
+
+
+def batcher(impl: str, device: torch.device, *, packed: bool = True, share_prefix: bool = True) -> Batcher:
+    """What makes the batches that a model is given on a device under `impl`, with the plans of its kernels.
+
+    On CUDA their sizes are few, so that what was captured or compiled for one batch fits others.
+    """
+    few_sizes = device.type == "cuda"
+    return Batcher(
+        packed=packed,
+        share_prefix=share_prefix,
+        round_sizes=few_sizes,
+        planner=planner(impl, round_sizes=few_sizes),
+        row_planner=functools.partial(plan_rows, round_sizes=few_sizes) if impl == "triton" else None,
+    )
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, batch: Batch, impl: str) -> Tensor:
+    """Attention of the batch's tokens, `[T, H, D]` each, over what `batch.visible_until` lets them see."""
+    return _attention(q, k, v, batch, batch.tiles, impl, row_length=batch.row_length)
+
+
+def attention_of_rows(q: Tensor, k: Tensor, v: Tensor, batch: Batch, impl: str) -> Tensor:
+    """The same for the queries of the loss rows alone: q is `[R, H, D]`, of the tokens `batch.rows`."""
+    return _attention(q, k, v, batch, batch.row_tiles, impl, q_rows=batch.rows)
+
+
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    batch: Batch,
+    tiles: object,
+    impl: str,
+    *,
+    q_rows: Tensor | None = None,
+    row_length: int | None = None,
+) -> Tensor:
+    out: Any = fastft_kernels.attention(  # a tensor alone, as no log-sum-exp is asked for
+        q,
+        k,
+        v,
+        batch.visible_until,
+        q_rows=q_rows,
+        row_length=row_length,
+        tiles=tiles if isinstance(tiles, tuple) else None,
+        plan=tiles if isinstance(tiles, AttentionPlan) else None,
+        impl=kernel_impl(impl),
+    )
+    return cast(Tensor, out)
+
+
+def attention_decode(
+    q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, prefix: tuple[Tensor, Tensor] | None, impl: str
+) -> Tensor:
+    """Attention of one new token of each of N sequences, `[N, H, D]`, over its cache and a shared prefix.
+
+    `keys` and `values` are `[N, S, H, D]`, finite throughout, of which the first `lengths` `[N]` places count; `prefix`
+    holds keys and values `[P, H, D]` that all sequences see.
+    """
+    prefix_k, prefix_v = (None, None) if prefix is None else prefix
+    return fastft_kernels.attention_decode(
+        q,
+        keys,
+        values,
+        lengths,
+        prefix_k=prefix_k,
+        prefix_v=prefix_v,
+        unused_is_finite=True,
+        impl=kernel_impl(impl),
+    )
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, batch: Batch, row_weights: Tensor, impl: str, *, rows_only: bool
+) -> tuple[Tensor, Tensor]:
+    """The weighted sum of the batch's row losses, and each row's, from the head `weight` `[V, C]`.
+
+    `hidden` is `[T, C]`, or `[R, C]` of the loss rows with `rows_only`.
+    """
+    return fastft_kernels.linear_cross_entropy_with_losses(
+        hidden,
+        weight,
+        batch.targets,
+        rows=None if rows_only else batch.rows,
+        rows_plan=batch.row_plan,
+        row_weights=row_weights,
+        impl=kernel_impl(impl),
+    )
+
+
+def add_layer_norm(
+    stream: Tensor, branch: Tensor | None, norm: nn.LayerNorm, dtype: torch.dtype, impl: str
+) -> tuple[Tensor, Tensor]:
+    """Adds a branch to the residual stream, `[T, C]` each, and normalises the sum.
+
+    Args:
+        stream: in the dtype of the sums.
+        branch: what is added; None before the first block.
+        norm: holds weight, bias and eps.
+        dtype: of the product that reads the normalised rows, where autocast does not say another one.
+        impl: see above.
+
+    Returns:
+        The normalised rows in that dtype, and the sum.
+    """
+    if impl == "triton":
+        if torch.is_autocast_enabled(stream.device.type):
+            dtype = torch.get_autocast_dtype(stream.device.type)
+        if branch is None:
+            alone: Any = fastft_kernels.layer_norm(
+                stream, norm.weight, norm.bias, eps=norm.eps, out_dtype=dtype, impl="triton"
+            )
+            return cast(Tensor, alone), stream
+        both: Any = fastft_kernels.layer_norm(
+            branch, norm.weight, norm.bias, eps=norm.eps, residual=stream, out_dtype=dtype, impl="triton"
+        )
+        return cast(tuple[Tensor, Tensor], both)
+    if branch is not None:
+        stream = stream + branch
+    # The weights may be narrower than the stream, where DeepSpeed keeps the float32 ones to itself.
+    weight, bias = norm.weight.to(stream.dtype), norm.bias.to(stream.dtype)
+    return F.layer_norm(stream, norm.normalized_shape, weight, bias, norm.eps).to(dtype), stream
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of a tensor, `at` `[R]` int64, that may repeat; `plan`, where it is known, says which are the same."""
+
+    at: Tensor
+    plan: RowPlan | None = None
+
+
+def lookup(weight: Tensor, rows: Rows, impl: str) -> Tensor:
+    """The rows of an embedding `[V, C]`: `[T, C]`. Its gradient is dense."""
+    if impl == "triton":
+        return fastft_kernels.take_rows(weight, rows.at, plan=rows.plan, impl="triton")
+    return F.embedding(rows.at, weight)
+
+
+def take_rows(x: Tensor, rows: Rows, impl: str) -> Tensor:
+    """The rows of activations `x` `[T, C]`: `[R, C]`. Triton kernels add the gradients of a row in a fixed order."""
+    if impl == "triton":
+        return fastft_kernels.take_rows(x, rows.at, plan=rows.plan, impl="triton")
+    return x.index_select(0, rows.at)
+
+
+def add_rows_(total: Tensor, grad: Tensor, rows: Rows, impl: str) -> Tensor:
+    """Adds `grad` `[R, C]` to the rows of `total` `[T, C]`. Those of one row are summed in float32 first, in a fixed
+    order: one by one, the small ones of a row that comes often would be lost in 16 bits."""
+    if impl == "triton":
+        plan = plan_rows(rows.at) if rows.plan is None else rows.plan
+        return fastft_kernels.add_rows_(total, grad, plan, impl="triton")
+    different, at = rows.at.unique(return_inverse=True)
+    sums = grad.new_zeros(len(different), grad.shape[1]).index_add_(0, at, grad)
+    return total.index_add_(0, different, sums.to(total.dtype))
+
+
+def linear_gelu(x: Tensor, linear: nn.Linear | PackedLinear, impl: str) -> Tensor:
+    """`gelu(linear(x))`, `[T, C]` -> `[T, 4C]`: GELU in its tanh form."""
+    if isinstance(linear, PackedLinear):
+        return linear.product(x, gelu=True)
+    if impl == "triton":
+        return fastft_kernels.gelu(F.linear(x, linear.weight), linear.bias, impl="triton")
+    return F.gelu(linear(x), approximate="tanh")

@@ -1,0 +1,292 @@
+"""The options of a training run, their checks, and the recipe of the book.
+
+`TrainOptions` is both the command line of `fastft train` (an option for each field) and `config.yaml`.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonargparse
+import torch
+import yaml
+
+from fastft.common.errors import UserError
+from fastft.common.keywords import Option, is_keyword
+from fastft.common.options import check_choices, options_parser, plain_error
+from fastft.common.version import __version__
+from fastft.data.encode import TooLong
+from fastft.data.records import EndOfTextInData, ReadingRules
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+DType = Literal["auto", "bf16", "fp16", "fp32", "fp64"]
+Schedule = Literal["constant", "cosine", "linear"]
+
+_LARGEST_SEED = (1 << 63) - 1
+_MOST_THREADS = 4096
+_LONGEST_S = 30 * 86400
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Everything that determines a training run."""
+
+    data: str = "book"
+    """A .json, .jsonl, .json.gz or .jsonl.gz file; `book` (downloaded once) or `sample` (embedded)."""
+    model: str = "gpt2-medium"
+    """gpt2, gpt2-medium, gpt2-large, gpt2-xl, nano or pico."""
+    weights: str | None = None
+    """Where to start from: none (random), a Hugging Face id or folder, or a .pth file in the book's layout.
+    Not given: the published weights of GPT-2's sizes, random ones for nano and pico."""
+    out: Path = Path("out/run")
+    """The folder of the run."""
+    recipe: Literal["book"] | None = None
+    """`book` reproduces chapter 7's run: its defaults, order of examples, evaluation cadence and averages."""
+
+    template: Literal["alpaca", "phi3"] = "alpaca"
+    """The prompt template."""
+    mask_prompt: bool = True
+    """Supervise the response alone (header, output, end-of-text)."""
+    max_length: int | None = None
+    """The most input tokens of an example; the model's context where it is not given."""
+    too_long: TooLong = "raise"
+    """What happens to longer examples: raise, drop, or truncate (their end-of-text is then not learned)."""
+    allow_empty_output: bool = False
+    """Learn an empty output as a response of nothing; else such a record is malformed."""
+    end_of_text_in_data: EndOfTextInData = "refuse"
+    """What happens to the text <|endoftext|> in a record. refuse: at the very end of an output it is taken as the end,
+    elsewhere the record is malformed; keep: it is learned as text."""
+    skip_bad_records: bool = False
+    """Leave malformed records out, naming them, rather than stop."""
+    split_seed: int | None = None
+    """Shuffle the records before the 85/10/5 split; not given: file order, as in the book."""
+    token_cache: str = "auto"
+    """Where the token ids of a large data file are kept, memory-mapped, so that memory does not grow with it.
+    auto: for files from 32 MiB on, in $FASTFT_CACHE or ~/.cache/fastft; none; or a folder, for files of any size."""
+
+    batching: Literal["padded", "bucketed", "packed"] = "packed"
+    """packed: end to end, no padding, equal beginnings once; padded: rows of equal length; bucketed: padded, and
+    examples of similar length form a step (which changes the mix of examples in a step)."""
+    share_prefix: bool = True
+    """Compute equal beginnings of a pack's examples once."""
+    pack_tokens: int = 16384
+    """The most tokens of a pack; a step with more is cut into several, which changes nothing but its memory."""
+    batch_size: int = 8
+    """Examples in one optimizer step."""
+    accumulate: int = 1
+    """The least number of forward and backward passes that one optimizer step is cut into, on each rank."""
+    epochs: int = 2
+    """Passes over the training examples."""
+    steps: int | None = None
+    """Optimizer steps in all; overrides --epochs."""
+    drop_last: bool = False
+    """Leave the last incomplete step of an epoch out."""
+    seed: int = 123
+    """Random weights and the order of examples."""
+
+    lr: float = 5e-5
+    """Peak learning rate."""
+    schedule: Schedule = "constant"
+    """What the rate does after its warm-up; cosine and linear fall to zero."""
+    warmup: int = 0
+    """Steps over which the rate climbs to its peak."""
+    weight_decay: float = 0.1
+    """AdamW's decoupled weight decay."""
+    decay_all: bool = False
+    """Decay biases, layer norms and embeddings too, as the book does; else weight matrices alone."""
+    clip: float = 1.0
+    """Largest global norm of the gradient; 0 clips nothing."""
+    max_skipped: int = 10
+    """Steps with a non-finite loss or gradient that are skipped before the run stops."""
+
+    tie_head: bool = True
+    """Read the head from the token embedding. The book trains it apart."""
+    dtype: DType = "auto"
+    """Arithmetic; weights and their update are fp32 under bf16 and fp16 too. auto: what the hardware does fast."""
+    tf32: bool = False
+    """Let a CUDA GPU round fp32 matrix products to TF32."""
+    device: Device = "auto"
+    """Where to train."""
+    impl: Literal["auto", "triton", "cpu", "reference"] = "auto"
+    """triton: the Triton kernels, on a GPU; cpu: the torch path, on any device; reference: no saving at all."""
+    compile: bool = False
+    """Compile the model with torch.compile: a minute or more, and little gain over CUDA graphs."""
+    cuda_graphs: bool | None = None
+    """Replay a step as CUDA graphs, which frees a GPU from waiting for the host; where it is not given: for packed
+    batches on CUDA with the Triton kernels."""
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward pass: less memory, a third more time."""
+    threads: int | None = None
+    """CPU threads of torch; its own default where it is not given, shared by the ranks of a machine."""
+
+    deepspeed_config: Path | None = None
+    """A DeepSpeed file, such as launch/zero2.json: how moments, gradients and weights are parted among the ranks.
+    Not given: every rank holds the whole."""
+    hang_timeout: float = 1800.0
+    """Seconds without any progress after which all ranks write where they stand, and stop; 0: wait for ever."""
+
+    eval_every: int = 50
+    """Steps between evaluations on the validation split; 0 for none but the last."""
+    eval_examples: int | None = None
+    """The most validation examples that an evaluation reads; all where it is not given."""
+    samples: int = 1
+    """Validation prompts answered at each evaluation."""
+    patience: int = 0
+    """Stop after this many evaluations without a better validation loss, and export the best weights, which may be
+    those before training; 0: never."""
+    save_every: int = 0
+    """Steps between checkpoints; 0: one at each epoch's end. The last step always has one."""
+    keep: int = 2
+    """Checkpoints kept, the newest ones (of each kind)."""
+    whole_every: int = 0
+    """Under ZeRO a checkpoint is in shards, for the same number of ranks. Steps between whole ones, for any number:
+    0 for one at the end, when stopped, and whenever a file named `save` appears in --out."""
+    keep_best: bool = True
+    """Also keep the weights with the best validation loss."""
+
+    resume: bool = False
+    """Go on from the newest whole checkpoint in --out."""
+    overwrite: bool = False
+    """Replace the run that is in --out."""
+    dry_run: bool = False
+    """Build everything, run the largest batch once, print the plan and stop."""
+    ledger: bool = False
+    """Write each example's loss at each step to `ledger.jsonl`."""
+    tensorboard: bool = False
+    """Also write TensorBoard events to the run's folder (pip install tensorboard)."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "out", Path(self.out))
+        if self.deepspeed_config is not None:
+            object.__setattr__(self, "deepspeed_config", Path(self.deepspeed_config))
+        check_choices(self)
+        at_least = {
+            **dict.fromkeys(("batch_size", "accumulate", "epochs", "keep", "pack_tokens"), 1),
+            **dict.fromkeys(("warmup", "weight_decay", "clip", "max_skipped", "hang_timeout"), 0),
+            **dict.fromkeys(("eval_every", "samples", "patience", "save_every", "whole_every", "seed"), 0),
+        }
+        optional = dict.fromkeys(("steps", "max_length", "threads", "eval_examples"), 1) | {"split_seed": 0}
+        for name, least in {**at_least, **optional}.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise UserError(f"got --{name} {value}, expected at least {least}")
+        at_most = {
+            "seed": _LARGEST_SEED, "split_seed": _LARGEST_SEED, "threads": _MOST_THREADS, "hang_timeout": _LONGEST_S,
+        }  # fmt: skip
+        for name, most in at_most.items():
+            value = getattr(self, name)
+            if value is not None and value > most:
+                raise UserError(f"got --{name} {value}, expected at most {most}")
+        if not self.token_cache:
+            raise UserError("got an empty --token_cache, expected auto, none or a folder")
+        if self.out == Path():
+            raise UserError("got an empty --out, expected a folder for the run")
+        if not 0 < self.lr < float("inf"):
+            raise UserError(f"got --lr {self.lr}, expected a positive number")
+        if self.resume and self.overwrite:
+            raise UserError("got --resume and --overwrite; expected one of them")
+        if self.recipe == "book" and not (self.drop_last and self.eval_every):
+            raise UserError(
+                f"got --drop_last {str(self.drop_last).lower()} and --eval_every {self.eval_every} with --recipe book, "
+                "expected true and at least 1: both determine the book's order of examples"
+            )
+
+    def reading_rules(self) -> ReadingRules:
+        """What is a record of the data."""
+        return ReadingRules(self.end_of_text_in_data, self.allow_empty_output)
+
+
+BOOK_RECIPE: dict[str, Any] = {
+    "data": "book",
+    "model": "gpt2-medium",
+    "template": "alpaca",
+    "mask_prompt": False,
+    "too_long": "truncate",
+    "batching": "padded",
+    "batch_size": 8,
+    "epochs": 2,
+    "drop_last": True,
+    "seed": 123,
+    "lr": 5e-5,
+    "schedule": "constant",
+    "weight_decay": 0.1,
+    "decay_all": True,
+    "clip": 0.0,
+    "tie_head": False,
+    "dtype": "fp32",
+    "eval_every": 5,
+    "keep_best": False,
+}
+"""What `--recipe book` sets where an option does not say otherwise (reference: chapter 7's scripts)."""
+
+RECIPES: dict[str, dict[str, Any]] = {"book": BOOK_RECIPE}
+
+# What a resumed run may change: how far and how it runs, never what it computes. Data may lie elsewhere: its content is
+# held against what the run was trained on.
+_MAY_CHANGE = {
+    "out", "data", "epochs", "steps", "resume", "overwrite", "dry_run", "device", "threads", "save_every", "keep",
+    "tensorboard", "max_skipped", "samples", "ledger", "token_cache", "compile", "cuda_graphs", "deepspeed_config",
+    "whole_every", "hang_timeout",
+}  # fmt: skip
+
+
+def recipe_options(recipe: Literal["book"], **overrides: Any) -> TrainOptions:
+    """The options of a recipe, with `overrides` in place of some."""
+    return TrainOptions(**{**RECIPES[recipe], "recipe": recipe, **overrides})
+
+
+def changed_settings(saved: TrainOptions, now: TrainOptions) -> list[str]:
+    """Settings in which a resumed run would compute something else: `lr: 5e-05 then, 0.001 now`."""
+    before, after = _located(saved), _located(now)
+    may_change = _MAY_CHANGE if saved.schedule == "constant" else _MAY_CHANGE - {"epochs", "steps"}
+    return [
+        f"{name}: {before[name]} then, {after[name]} now"
+        for name in before
+        if name not in may_change and before[name] != after[name]
+    ]
+
+
+def _located(options: TrainOptions) -> dict[str, Any]:
+    """The options, with files by their absolute paths: a run can be read from any folder."""
+    values = asdict(options)
+    keywords: tuple[Option, ...] = ("data", "weights")
+    paths = [name for name in keywords if not is_keyword(name, values[name])]
+    for name in (*paths, "deepspeed_config"):
+        if values[name] is not None and Path(values[name]).exists():
+            values[name] = str(Path(values[name]).resolve())
+    return values
+
+
+def to_yaml(options: TrainOptions) -> str:
+    """The options as YAML that `--config` takes, with the versions that they ran with as comments."""
+    versions = f"fastft {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
+    values = {name: str(value) if isinstance(value, Path) else value for name, value in _located(options).items()}
+    for name in ("resume", "overwrite", "dry_run"):  # they say what one call does, not what the run is
+        del values[name]
+    return f"# {versions}, {platform.platform()}\n" + yaml.safe_dump(values, sort_keys=False)
+
+
+def from_yaml(path: Path) -> TrainOptions:
+    """The options in a run's `config.yaml`.
+
+    Raises:
+        UserError: the file is missing or not what `to_yaml` writes.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; --run takes the folder that train wrote") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a run's configuration: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict) or "out" not in values:
+        raise UserError(f"{path} is not a run's configuration: expected the options that fastft train writes")
+    try:
+        given = options_parser(TrainOptions, prog="fastft train").parse_object(values).as_dict()
+        return TrainOptions(**{f.name: given[f.name] for f in fields(TrainOptions)})
+    except jsonargparse.ArgumentError as error:
+        raise UserError(f"{path}: {plain_error(error, TrainOptions)}") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error

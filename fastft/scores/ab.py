@@ -1,0 +1,158 @@
+"""`fastft ab`: a page on which people rate the answers of two runs side by side, not knowing which is whose.
+
+The page calls the two answers to a question A and B. Which run is behind which letter changes from question to
+question, drawn from a seed. The page holds the seed but not the draw; its ratings speak of A and B, and
+`fastft.scores.ratings` draws again to know the runs. A page is named by the SHA-256 of what it shows, so that ratings
+are never read as those of other answers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fastft.common.errors import UserError
+from fastft.common.lock import writing
+from fastft.pages.render import write_page
+from fastft.run.effects import check_effects
+from fastft.scores.compare import matched
+from fastft.scores.score import RESPONSES, read_responses
+
+AB_PAGE = "ab.html"
+RATINGS_FORMAT = "fastft ratings 1"
+CHOICES = ("a", "b", "tie", "both_bad")
+SCALE = (1, 2, 3, 4, 5)
+
+
+@dataclass(frozen=True)
+class AbOptions:
+    """What `fastft ab` takes."""
+
+    run_a: Path | None = None
+    """One run; the page, and later ab.json, are written into its folder."""
+    run_b: Path | None = None
+    """The other run, which has answered the same questions."""
+    _: KW_ONLY
+    import_: list[Path] = field(default_factory=list, metadata={"metavar": "FILE"})
+    """Files that the page has exported, one of each rater: sums them up instead of making a page."""
+    seed: int = 123
+    """Draws the order of the questions, and which run is A at each."""
+    limit: int | None = None
+    """Asks for so many of the questions, drawn by the seed, instead of all."""
+    reference: bool = True
+    """Lets raters look at the reference, behind a key."""
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UserError(f"got --limit {self.limit}, expected at least 1")
+        if (self.run_a is None) != (self.run_b is None):
+            raise UserError(f"got one run, {self.run_a or self.run_b}, expected two: fastft ab RUN_A RUN_B")
+        if self.run_a is None and not self.import_:
+            raise UserError("got no run, expected two: fastft ab RUN_A RUN_B, or fastft ab --import RATINGS.json ...")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One question with its two answers as the page shows them."""
+
+    item: int
+    """Row of the question in the first run's responses.json, from 1."""
+    instruction: str
+    input: str
+    reference: str
+    a: str
+    b: str
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What a page shows, and what it does not: which run is behind which letter."""
+
+    runs: tuple[Path, Path]
+    seed: int
+    limit: int | None
+    items: tuple[Item, ...]
+    first_is_a: tuple[bool, ...]
+    """For each item, whether A is the first run's answer."""
+    order: tuple[int, ...]
+    """For each response of the first run, where in the second run's the one to the same question is."""
+    n_same: int
+    """Questions that both runs answer with the same text, which there is no use in asking about."""
+
+    @cached_property
+    def page(self) -> str:
+        """The SHA-256 of what is shown, by which a page and its ratings know each other."""
+        shown = json.dumps([asdict(item) for item in self.items], sort_keys=True)
+        return hashlib.sha256(shown.encode()).hexdigest()
+
+
+def make_page(options: AbOptions) -> Path:
+    """Writes RUN_A/ab.html and returns its path.
+
+    Raises:
+        UserError: a run has no responses, they answer other questions, all answers are the same, or another process
+            writes to RUN_A.
+    """
+    assert options.run_a is not None
+    assert options.run_b is not None
+    check_effects("ab", options)
+    sheet = make_sheet((options.run_a, options.run_b), options.seed, options.limit)
+    path = options.run_a / AB_PAGE
+    shown = _page_data(sheet, options.reference)
+    with writing(options.run_a):
+        write_page(path, "ab.html.j2", styles=("base.css", "ab.css"), scripts=("ab.js",), data=shown)
+    return path
+
+
+def make_sheet(runs: tuple[Path, Path], seed: int, limit: int | None) -> Sheet:
+    """Draws what a page of two runs asks, and in which order. The same arguments give the same sheet."""
+    if runs[0].resolve() == runs[1].resolve():
+        raise UserError(f"got {runs[0]} twice, expected two runs")
+    first, second = map(_responses_of, runs)
+    order = matched(first, second, *runs)
+    pairs = [(entry, second[place]) for entry, place in zip(first, order, strict=True)]
+    differing = [row for row, (one, other) in enumerate(pairs) if _answer(one) != _answer(other)]
+    if not differing:
+        raise UserError(f"nothing to compare: {runs[0]} and {runs[1]} give the same {len(pairs)} answers")
+    draw = random.Random(seed)
+    rows = draw.sample(differing, min(limit or len(differing), len(differing)))
+    # As often A as B, up to one: a rater's liking for a letter then favours neither run.
+    first_is_a = [place % 2 == 0 for place in range(len(rows))]
+    draw.shuffle(first_is_a)
+    items = [_item(row, *pairs[row], swapped=not is_a) for row, is_a in zip(rows, first_is_a, strict=True)]
+    return Sheet(runs, seed, limit, tuple(items), tuple(first_is_a), tuple(order), len(pairs) - len(differing))
+
+
+def _responses_of(run: Path) -> list[dict[str, Any]]:
+    if not run.is_dir():
+        raise UserError(f"no such run: {run} is not a folder; fastft ab takes two runs that have {RESPONSES}")
+    return read_responses(run)
+
+
+def _answer(entry: Mapping[str, Any]) -> str:
+    return str(entry["model_response"]).strip()
+
+
+def _item(row: int, first: Mapping[str, Any], second: Mapping[str, Any], *, swapped: bool) -> Item:
+    a, b = (second, first) if swapped else (first, second)
+    return Item(row + 1, first["instruction"], first["input"], first["output"], _answer(a), _answer(b))
+
+
+def _page_data(sheet: Sheet, reference: bool) -> dict[str, Any]:
+    items: Sequence[dict[str, Any]] = [asdict(item) for item in sheet.items]
+    if not reference:
+        items = [{**item, "reference": None} for item in items]
+    return {
+        "format": RATINGS_FORMAT,
+        "page": sheet.page,
+        "runs": [str(run) for run in sheet.runs],
+        "seed": sheet.seed,
+        "limit": sheet.limit,
+        "items": items,
+    }

@@ -1,0 +1,326 @@
+"""The pages in headless Chromium, which `.ci/run` installs where it can; without one these tests are skipped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from rating_pages import judge, made_page, page_data, two_runs
+
+from fastft.reports.report import ReportOptions, report
+from fastft.scores.ab import AbOptions
+from fastft.scores.ratings import import_ratings
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+FLAGS = [
+    "--no-sandbox",  # as root there is none
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PHONE = {"width": 390, "height": 780}
+DESK = {"width": 1200, "height": 860}
+LIGHT, DARK = "rgb(255, 255, 255)", "rgb(21, 24, 28)"
+
+
+def chromium() -> str | None:
+    """The browser to drive: `FASTFT_CHROMIUM`, or the first one on the path."""
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    return os.environ.get("FASTFT_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+
+
+@dataclass
+class Tab:
+    """A page of the browser, and what it did that it must not."""
+
+    page: Page
+    problems: list[str] = field(default_factory=list)
+    asked_for: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.page.on("console", lambda message: self.problems.append(f"{message.type}: {message.text}"))
+        self.page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.page.on("request", lambda request: self.asked_for.append(request.url))
+
+    def open(self, path: Path) -> Page:
+        self.page.goto(path.as_uri())
+        return self.page
+
+    def keys(self, *keys: str) -> None:
+        for key in keys:
+            self.page.keyboard.press(key)
+
+    def text(self, selector: str) -> str:
+        return self.page.inner_text(selector)
+
+    def background(self) -> str:
+        return str(self.page.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+    def overflow(self) -> int:
+        """Pixels by which the page is wider than its window."""
+        return int(self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth"))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+    executable = chromium()
+    if executable is None:
+        pytest.skip("there is no Chromium: apt-get install chromium, or name one in FASTFT_CHROMIUM")
+    with sync_api.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=executable, args=FLAGS)  # in a new folder of its own
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def tab(browser: Browser) -> Iterator[Tab]:
+    """A tab that remembers nothing; every test is also one that nothing was asked for and nothing complained of."""
+    page = browser.new_page(viewport=DESK)
+    page.set_default_timeout(30_000)
+    opened = Tab(page)
+    yield opened
+    page.close()
+    assert opened.problems == []
+    assert [url for url in opened.asked_for if not url.startswith(("file:", "blob:file:"))] == []
+    assert len({url for url in opened.asked_for if url.startswith("file:")}) == 1
+
+
+@pytest.fixture(scope="module")
+def report_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report on two runs with everything in it."""
+    first, second = two_runs(tmp_path_factory.mktemp("report"), 40)
+    for run, scores in ((first, range(40)), (second, range(60, 100))):
+        (run / "config.yaml").write_text("# fastft 1, torch 2\nmodel: nano\nseed: 123\n")
+        lines = [
+            {"step": step, "loss": 9 / step, "lr": 1e-3, "grad_norm": 1.0, "seconds": 0.5, "tokens_padded": 100,
+             "tokens_real": 60, "tokens_computed": 40, "tokens_supervised": 20}
+            for step in range(1, 9)
+        ]  # fmt: skip
+        lines += [{"step": 8, "val_loss": 1.5, "eval_seconds": 0.5}]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        judge(run, list(scores))
+    return report(ReportOptions(run=first, against=[second]))
+
+
+def start(tab: Tab, page: Path, rater: str = "Eve") -> None:
+    tab.open(page)
+    tab.page.keyboard.type(rater)  # the field has the focus
+    tab.keys("Enter")
+
+
+def export(tab: Tab, folder: Path) -> tuple[Path, dict[str, Any]]:
+    with tab.page.expect_download() as download:
+        tab.keys("e")
+    path = folder / download.value.suggested_filename
+    download.value.save_as(path)
+    return path, json.loads(path.read_text(encoding="utf-8"))
+
+
+# --- The rating page ---
+
+
+def test_rating_by_keys_alone_through_to_the_import(tab: Tab, tmp_path: Path) -> None:
+    page = made_page(tmp_path)
+    items = page_data(page)["items"]
+    start(tab, page)
+    for place, item in enumerate(items):
+        assert tab.text("#place") == f"{place + 1} of {len(items)}"
+        assert tab.text("#instruction") == item["instruction"]
+        assert tab.text("#text-a") == item["a"]
+        first_is_a = item["a"].startswith("ada")
+        tab.keys("a" if first_is_a else "b", *(("4", "1") if first_is_a else ("1", "4")), "Enter")
+    assert "All questions are rated" in tab.text("#done")
+    path, file = export(tab, tmp_path)
+    assert path.name == f"ratings-Eve-{file['page'][:8]}.json"
+    assert [row["item"] for row in file["ratings"]] == [item["item"] for item in items]
+    assert all(row["seconds"] >= 0 and row["time"].endswith("Z") for row in file["ratings"])
+    _, result = import_ratings(AbOptions(import_=[path]))
+    assert result["verdicts"]["first"]["n"] == result["n_rated"] == len(items)
+    assert (result["scale"]["first"]["mean"], result["scale"]["second"]["mean"]) == (4, 1)
+    assert result["raters"][0]["name"] == "Eve"
+
+
+def test_nothing_of_the_runs_is_seen_while_rating(tab: Tab, tmp_path: Path) -> None:
+    start(tab, made_page(tmp_path))
+    shown = tab.text("body").replace(tab.text("#text-a"), "").replace(tab.text("#text-b"), "")
+    assert "ada" not in shown
+    assert "bob" not in shown
+    assert "123" not in shown
+
+
+def test_what_is_entered_is_kept_and_each_rater_has_their_own(tab: Tab, tmp_path: Path) -> None:
+    page = made_page(tmp_path)
+    start(tab, page)
+    tab.keys("t", "3", "3", "Enter", "x", "1")  # the second is not done
+    start(tab, page, "Max")
+    assert tab.text("#place") == "1 of 9"
+    start(tab, page)
+    assert tab.text("#place") == "2 of 9"
+    assert "Welcome back: 1 of 9" in tab.text("#status")
+    assert tab.page.is_checked("input[name=choice][value=both_bad]")
+    assert tab.page.is_checked("input[name=scale_a][value='1']")
+    _, file = export(tab, tmp_path)
+    assert [row["choice"] for row in file["ratings"]] == ["tie"]
+    other = made_page(tmp_path, seed=9)  # over the same file: another page, and so nothing rated
+    start(tab, other)
+    assert tab.text("#place") == "1 of 9"
+
+
+def test_undo_back_and_skip(tab: Tab, tmp_path: Path) -> None:
+    start(tab, made_page(tmp_path))
+    checked = "input:checked"
+    tab.keys("Enter")
+    assert "Still to say: which is better, how good A is, how good B is" in tab.text("#status")
+    tab.keys("a", "5", "2", "Enter", "b", "4")
+    assert tab.page.locator(checked).count() == 2
+    tab.keys("u")
+    assert tab.page.locator(checked).count() == 1
+    tab.keys("u", "u")  # back into the first question, whose last entry goes
+    assert tab.text("#place") == "1 of 9"
+    assert tab.page.locator(checked).count() == 2
+    tab.keys("u", "u", "u")
+    assert tab.page.locator(checked).count() == 0
+    assert tab.page.is_disabled("#undo")
+    tab.keys("s", "s")
+    assert tab.text("#place") == "3 of 9"
+    tab.keys("Backspace")
+    assert tab.text("#place") == "2 of 9"
+    for _ in range(7):
+        tab.keys("s")
+    assert tab.text("#place") == "9 of 9"
+    tab.keys("s")  # what was skipped comes again
+    assert tab.text("#place") == "1 of 9"
+
+
+def test_arrows_mark_an_answer_and_the_reference_is_behind_a_key(tab: Tab, tmp_path: Path) -> None:
+    page = made_page(tmp_path)
+    start(tab, page)
+    tab.keys("ArrowRight", "2")
+    assert tab.page.is_checked("input[name=scale_b][value='2']")
+    assert not tab.page.is_visible("#reference-text")
+    tab.keys("r")
+    assert tab.text("#reference-text") == page_data(page)["items"][0]["reference"]
+    tab.keys("a", "ArrowLeft", "2")
+    assert tab.text("#status") == ""
+    tab.keys("ArrowLeft", "1")
+    assert "You prefer A, and rate it lower" in tab.text("#status")
+
+
+def test_rating_by_touch_on_a_phone(tab: Tab, tmp_path: Path) -> None:
+    tab.page.set_viewport_size(PHONE)
+    start(tab, made_page(tmp_path))
+    assert tab.overflow() == 0
+    for name, value in (("choice", "b"), ("scale_a", "2"), ("scale_b", "5")):
+        tab.page.locator(f"label:has(input[name={name}][value='{value}'])").click()
+    tab.page.click("#next")
+    assert tab.text("#place") == "2 of 9"
+    assert "1 rated" in tab.text("#who")
+
+
+def test_every_control_has_a_name(tab: Tab, tmp_path: Path) -> None:
+    start(tab, made_page(tmp_path))
+    tree = tab.page.locator("body").aria_snapshot()
+    for named in ('group "How good is A?"', 'group "Which answer is better?"', 'radio "A is better A"', 'radio "5"'):
+        assert named in tree
+    assert 'progressbar "Rated"' in tree
+    assert tab.page.evaluate("document.activeElement.id") == "instruction"  # read out at each new question
+
+
+# --- The report ---
+
+
+def test_the_search_box_filters(tab: Tab, report_page: Path) -> None:
+    page = tab.open(report_page)
+    rows = page.locator("#all-responses > tbody > tr")
+    assert rows.count() == 40
+    tab.keys("/")
+    page.keyboard.type("SEVEN ada")
+    visible = page.locator("#all-responses > tbody > tr:visible")
+    assert visible.count() == 4
+    assert tab.text("#found") == "4 of 40"
+    page.fill("#search", "no such words")
+    assert visible.count() == 0
+    assert page.is_visible("#nothing")
+    page.press("#search", "Escape")
+    assert visible.count() == 40
+
+
+def test_the_report_shows_both_runs(tab: Tab, report_page: Path) -> None:
+    tab.open(report_page)
+    assert "bob less ada" in tab.text("#comparison")
+    assert "+60.00" in tab.text("#comparison")
+    assert tab.page.locator(".charts svg").count() == 4
+    assert tab.page.locator(".bars i").count() == 20
+
+
+def least_contrast(tab: Tab) -> float:
+    """WCAG's contrast of the least legible text colour of a page on its background."""
+    return float(
+        tab.page.evaluate("""() => {
+          const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+          const light = (colour) => {
+            canvas.fillStyle = colour;
+            canvas.fillRect(0, 0, 1, 1);
+            const [r, g, b] = [...canvas.getImageData(0, 0, 1, 1).data].map((v) => v / 255)
+              .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+            return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+          };
+          const page = light(getComputedStyle(document.body).backgroundColor);
+          const texts = [...document.querySelectorAll("body *")].filter((one) =>
+            one.checkVisibility() && !one.closest(":checked + span, .primary, :disabled")
+            && [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim()));
+          return Math.min(...texts.map((one) => {
+            const style = getComputedStyle(one);
+            const ink = light(one.closest("svg") ? style.fill : style.color);
+            return (Math.max(ink, page) + 0.05) / (Math.min(ink, page) + 0.05);
+          }));
+        }""")
+    )
+
+
+@pytest.mark.parametrize("which", ["report", "ab"])
+def test_light_and_dark(which: str, tab: Tab, report_page: Path, tmp_path: Path) -> None:
+    if which == "report":
+        tab.open(report_page)
+    else:
+        start(tab, made_page(tmp_path))
+    for scheme, background in (("light", LIGHT), ("dark", DARK)):
+        tab.page.emulate_media(color_scheme=scheme)
+        assert tab.background() == background
+        assert least_contrast(tab) >= 4.5
+    tab.page.click("#theme")  # from what the system says to light, whatever it says
+    assert tab.background() == LIGHT
+    tab.page.click("#theme")
+    tab.page.emulate_media(color_scheme="light")
+    assert tab.background() == DARK
+    tab.page.reload()
+    assert tab.background() == DARK
+    tab.page.emulate_media(color_scheme="light", media="print")  # paper is white
+    assert tab.background() == LIGHT
+
+
+def test_the_report_prints(tab: Tab, report_page: Path) -> None:
+    tab.open(report_page)
+    paper = tab.page.pdf(format="A4")
+    pages = paper.count(b"/Type /Page\n") or paper.count(b"/Type /Page ")
+    assert paper.startswith(b"%PDF")
+    assert 3 <= pages <= 12
+    assert tab.page.evaluate("document.querySelector('#configuration details').open")
+
+
+def test_the_report_fits_a_phone(tab: Tab, report_page: Path) -> None:
+    tab.page.set_viewport_size(PHONE)
+    tab.open(report_page)
+    assert tab.overflow() == 0
