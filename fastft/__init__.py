@@ -1,13 +1,39 @@
-"""fastft instruction-tunes GPT-2 exactly as the reference PyTorch path would, and faster."""
+"""fastft instruction-tunes GPT-2 exactly as the reference PyTorch path would, and faster.
 
-from fastft.answers.generation import GenerateOptions, generate
-from fastft.batches.batch import Batch, pack
-from fastft.common.errors import FastftError, UserError
+The names below are read from their files when they are asked for: `import fastft` takes no time, and no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from fastft.common.version import __version__ as __version__
-from fastft.model.gpt2 import GPT2, GPT2Config
-from fastft.model.weights import load, save_hf
-from fastft.run.config import TrainOptions, recipe_options
-from fastft.training.trainer import train
+
+if TYPE_CHECKING:
+    from fastft.answers.generation import GenerateOptions, generate
+    from fastft.batches.batch import Batch, pack
+    from fastft.common.errors import FastftError, UserError
+    from fastft.model.gpt2 import GPT2, GPT2Config
+    from fastft.model.weights import load, save_hf
+    from fastft.run.config import TrainOptions, recipe_options
+    from fastft.training.trainer import train
+
+_HOMES = {
+    "GPT2": "model.gpt2",
+    "Batch": "batches.batch",
+    "FastftError": "common.errors",
+    "GPT2Config": "model.gpt2",
+    "GenerateOptions": "answers.generation",
+    "TrainOptions": "run.config",
+    "UserError": "common.errors",
+    "generate": "answers.generation",
+    "load": "model.weights",
+    "pack": "batches.batch",
+    "recipe_options": "run.config",
+    "save_hf": "model.weights",
+    "train": "training.trainer",
+}
 
 __all__ = [
     "GPT2",
@@ -24,3 +50,13 @@ __all__ = [
     "save_hf",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fastft' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"fastft.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

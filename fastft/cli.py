@@ -1,4 +1,6 @@
-"""The command line: each command is a dataclass of options and the function that takes it.
+"""The command line: each command is a class of options and the function that takes it.
+
+A command's files are imported when it is called, so that `fastft --help` takes no time.
 
 Exit status (also `fastft.common.errors`): 0 done, 1 failed for a reason of its own, 2 the user's mistake, 3 a judge was
 required and none answered; 130 when Ctrl-C stopped it.
@@ -7,40 +9,32 @@ required and none answered; 130 when Ctrl-C stopped it.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
 import signal
 import sys
 import time
-import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jsonargparse
-import torch
-import yaml
-
-from fastft.answers.chat import ChatOptions, chat
-from fastft.answers.generation import GenerateOptions, generate
-from fastft.common.console import console, discard
 from fastft.common.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER_ERROR, FastftError, UserError
-from fastft.common.memory import keep_freed_memory
-from fastft.common.options import options_parser, plain_error, positionals
 from fastft.common.version import __version__
-from fastft.demo import DemoOptions, demo
-from fastft.doctor.doctor import DoctorOptions, doctor
-from fastft.inspect import InspectOptions, inspect
-from fastft.reports.report import ReportOptions, report
-from fastft.run.config import RECIPES, TrainOptions
-from fastft.run.folder import Run
-from fastft.scores.ab import AbOptions, make_page
-from fastft.scores.compare import CompareOptions, compare, show
-from fastft.scores.ratings import import_ratings, print_summary
-from fastft.scores.score import ScoreOptions, score, summary_line
-from fastft.training.trainer import Outcome, train
-from fastft.training.verify import VerifyOptions, verify_resume
+
+if TYPE_CHECKING:
+    import jsonargparse
+
+    from fastft.answers.generation import GenerateOptions
+    from fastft.demo import DemoOptions
+    from fastft.reports.report import ReportOptions
+    from fastft.run.config import TrainOptions
+    from fastft.scores.ab import AbOptions
+    from fastft.scores.compare import CompareOptions
+    from fastft.scores.score import ScoreOptions
+    from fastft.training.trainer import Outcome
+    from fastft.training.verify import VerifyOptions
 
 EXIT_INTERRUPTED = 130
 _FIRST_SPEAKS_S = 10.0
@@ -52,41 +46,63 @@ def _status(outcome: Outcome) -> int:
 
 
 def _train(options: TrainOptions) -> int:
+    from fastft.common.memory import keep_freed_memory
+    from fastft.training.trainer import train
+
     keep_freed_memory()
     return _status(train(options))
 
 
 def _demo(options: DemoOptions) -> int:
+    from fastft.common.memory import keep_freed_memory
+    from fastft.demo import demo
+
     keep_freed_memory()
     return _status(demo(options))
 
 
 def _verify_resume(options: VerifyOptions) -> None:
+    from fastft.common.memory import keep_freed_memory
+    from fastft.training.verify import verify_resume
+
     keep_freed_memory()
     verify_resume(options)
 
 
 def _generate(options: GenerateOptions) -> None:
+    from fastft.answers.generation import generate
+    from fastft.run.folder import Run
+
     entries = generate(options)
     print(f"answered {len(entries)} prompts: {Run(options.run).responses_of(options.split)}")
 
 
 def _score(options: ScoreOptions) -> None:
+    from fastft.scores.score import score, summary_line
+
     print(summary_line(score(options)["summary"]))
 
 
 def _compare(options: CompareOptions) -> None:
+    from fastft.scores.compare import compare, show
+
     show(compare(options), options.path())
 
 
 def _report(options: ReportOptions) -> None:
+    from fastft.reports.report import report
+
     print(report(options))
 
 
 def _ab(options: AbOptions) -> None:
     if not options.import_:
+        from fastft.scores.ab import make_page
+
         print(make_page(options))
         return
+    from fastft.scores.ratings import import_ratings, print_summary
+
     path, result = import_ratings(options)
     print_summary(result)
     print(path)
@@ -94,31 +110,61 @@ def _ab(options: AbOptions) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One `fastft NAME`."""
+    """One `fastft NAME`.
+
+    Attributes:
+        help: what it does.
+        options_at: the class of its options, as `MODULE:NAME` within fastft.
+        run: takes them; its result is the exit status where it is an int. Also as `MODULE:NAME`.
+    """
 
     help: str
-    options: type[Any]
-    run: Callable[[Any], object]
-    """Its result is the exit status where it is an int."""
+    options_at: str
+    run: Callable[[Any], object] | str
+
+    @property
+    def options(self) -> type[Any]:
+        """The class of its options."""
+        found: type[Any] = _at(self.options_at)
+        return found
+
+    def __call__(self, options: Any) -> object:
+        """Does it."""
+        run: Callable[[Any], object] = _at(self.run) if isinstance(self.run, str) else self.run
+        return run(options)
+
+
+def _at(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(f"fastft.{module}"), name)
 
 
 COMMANDS = {
-    "demo": Command("train nano GPT-2 on the embedded data and report, in minutes on a CPU", DemoOptions, _demo),
-    "inspect": Command("show what the trainer will see of a data file", InspectOptions, inspect),
-    "train": Command("train a model", TrainOptions, _train),
-    "generate": Command("answer the test prompts with a run's model", GenerateOptions, _generate),
-    "chat": Command("ask a run's model in the terminal", ChatOptions, chat),
-    "score": Command("score a run's responses by a judge and by text metrics", ScoreOptions, _score),
+    "demo": Command("train nano GPT-2 on the embedded data and report, in minutes on a CPU", "demo:DemoOptions", _demo),
+    "inspect": Command("show what the trainer will see of a data file", "inspect:InspectOptions", "inspect:inspect"),
+    "train": Command("train a model", "run.config:TrainOptions", _train),
+    "generate": Command("answer the test prompts with a run's model", "answers.generation:GenerateOptions", _generate),
+    "chat": Command("ask a run's model in the terminal", "answers.chat:ChatOptions", "answers.chat:chat"),
+    "score": Command("score a run's responses by a judge and by text metrics", "scores.score:ScoreOptions", _score),
     "compare": Command(
-        "compare two runs' responses, entry by entry, by their scores and by text metrics", CompareOptions, _compare
+        "compare two runs' responses, entry by entry, by their scores and by text metrics",
+        "scores.compare:CompareOptions",
+        _compare,
     ),
-    "ab": Command("make a page on which people rate two runs, or sum up their ratings", AbOptions, _ab),
-    "report": Command("make a run's report page", ReportOptions, _report),
+    "ab": Command(
+        "make a page on which people rate two runs, or sum up their ratings", "scores.ab:AbOptions", _ab
+    ),
+    "report": Command("make a run's report page", "reports.report:ReportOptions", _report),
     "verify-resume": Command(
-        "prove that a stopped and resumed run is the run that was not stopped", VerifyOptions, _verify_resume
+        "prove that a stopped and resumed run is the run that was not stopped",
+        "training.verify:VerifyOptions",
+        _verify_resume,
     ),
-    "doctor": Command("examine this machine: versions, kernels against float64, speeds", DoctorOptions, doctor),
-}
+    "doctor": Command(
+        "examine this machine: versions, kernels against float64, speeds", "doctor.doctor:DoctorOptions",
+        "doctor.doctor:doctor",
+    ),
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -135,21 +181,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not (error.common and _rank()):  # the first rank says it for all
             _say_error(str(error))
         return error.exit_status
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        return _out_of_memory(error)
-    except RuntimeError as error:
-        if "can't allocate memory" not in str(error):  # the only mark of torch's allocator on a CPU
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
             raise
         return _out_of_memory(error)
     except KeyboardInterrupt:
         _say_error("interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, as `| head` does
-        discard(sys.stdout)
+        _discard_output()
         return EXIT_DONE
     except OSError as error:  # a path that cannot even be looked at, or a full disk behind our output
         if error.filename is None:
-            discard(sys.stdout)
+            _discard_output()
         where = f"cannot use {error.filename}" if error.filename else "cannot read or write"
         _say_error(f"{where}: {error.strerror or error}; check the path, its permissions and the free space")
         return EXIT_USER_ERROR
@@ -164,7 +208,14 @@ def _main(arguments: list[str]) -> int:
         return EXIT_DONE if arguments else EXIT_USER_ERROR
     name, *rest = arguments
     if name not in COMMANDS:
-        raise UserError(f"got the command {name!r}, expected one of {', '.join(COMMANDS)}")
+        from fastft.common.options import did_you_mean
+
+        raise UserError(
+            f"got the command {name!r}, expected one of {', '.join(COMMANDS)}{did_you_mean(name, COMMANDS)}"
+        )
+    if "--help" in rest or "-h" in rest:
+        print(_help(name, rest))
+        return EXIT_DONE
     try:
         options = parse(name, rest)
     except UserError as error:
@@ -172,8 +223,18 @@ def _main(arguments: list[str]) -> int:
         if _rank():
             time.sleep(_FIRST_SPEAKS_S)
         raise
-    result = COMMANDS[name].run(options)
+    result = COMMANDS[name](options)
     return result if isinstance(result, int) else EXIT_DONE
+
+
+def _help(name: str, rest: Sequence[str]) -> str:
+    """The help of a command, or all about the options that are named behind `--help`."""
+    from fastft.common.options import help_of
+
+    asked = [argument for argument in rest if argument not in ("-h", "--help")]
+    command = COMMANDS[name]
+    named = asked if rest[0] in ("-h", "--help") else ()
+    return help_of(command.options, prog=f"fastft {name}", text=command.help, names=named)
 
 
 def parse(name: str, arguments: Sequence[str]) -> Any:
@@ -185,24 +246,29 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     Raises:
         UserError: an unknown option, a value of the wrong kind, a missing one.
     """
-    command = COMMANDS[name]
-    arguments = _spell_out_flags(command.options, arguments)
-    parser = options_parser(command.options, prog=f"fastft {name}", description=command.help)
-    if issubclass(command.options, TrainOptions):
+    import jsonargparse
+
+    from fastft.common.options import options_parser, plain_error, spelt_out
+
+    of, prog = COMMANDS[name].options, f"fastft {name}"
+    arguments = spelt_out(of, arguments, prog=prog)
+    parser = options_parser(of, prog=prog)
+    if "resume" in of.__dataclass_fields__:
         arguments = _with_saved_config(parser, arguments)
     try:
         values = parser.parse_args(arguments)
     except jsonargparse.ArgumentError as error:
-        problem = plain_error(error, command.options)
-        raise UserError(f"fastft {name}: {problem}; see `fastft {name} --help`") from None
+        raise UserError(f"{prog}: {plain_error(error, of)}; see `{prog} --help`") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"fastft {name}: --config: got a file that is not UTF-8 ({error}), expected YAML") from None
+        raise UserError(f"{prog}: --config: got a file that is not UTF-8 ({error}), expected YAML") from None
     given = values.as_dict()
-    return command.options(**{f.name: given[f.name] for f in fields(command.options)})
+    return of(**{one.name: given[one.name] for one in fields(of)})
 
 
 def _with_saved_config(parser: jsonargparse.ArgumentParser, arguments: list[str]) -> list[str]:
     """Puts the defaults of a recipe and the saved options of a resumed run in front of the options given."""
+    from fastft.run.config import RECIPES, TrainOptions
+
     config = _read_config(_value_of("config", arguments))
 
     def given(option: str) -> str | None:
@@ -220,6 +286,8 @@ def _with_saved_config(parser: jsonargparse.ArgumentParser, arguments: list[str]
 
 def _length_anew(given: Callable[[str], str | None]) -> list[str]:
     """Of `--steps` and `--epochs`, which say the same thing, the one that is given takes the place of the saved one."""
+    from fastft.run.config import TrainOptions
+
     if given("steps") is None and given("epochs") is not None:
         return ["--steps", "null"]
     if given("steps") not in (None, "null") and given("epochs") is None:
@@ -236,6 +304,8 @@ def _read_config(path: str | None) -> dict[str, Any]:
     """The options that a `--config` file gives. What is wrong with the file, the parser will say."""
     if path is None:
         return {}
+    import yaml
+
     with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         return values if isinstance(values, dict) else {}
@@ -253,24 +323,16 @@ def _value_of(option: str, arguments: Sequence[str]) -> str | None:
     return value
 
 
-def _spell_out_flags(options: type[Any], arguments: Sequence[str]) -> list[str]:
-    """`--resume` alone means `--resume true`."""
-    flags = {f"--{name}" for name, kind in typing.get_type_hints(options).items() if kind is bool}
-    spelt: list[str] = []
-    for position, argument in enumerate(arguments):
-        spelt.append(argument)
-        following = arguments[position + 1] if position + 1 < len(arguments) else "--"
-        # Where something can come without an option's name, only what is a value is taken for the flag's.
-        is_value = following in ("true", "false") if positionals(options) else not following.startswith("-")
-        if argument in flags and not is_value:
-            spelt.append("true")
-    return spelt
-
-
 def _usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
     return "\n".join(["usage: fastft COMMAND [options]", "", *lines, "", "`fastft COMMAND --help` lists its options."])
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """By name and text: torch is not imported for it, and its allocator on a CPU has no error of its own."""
+    names = {one.__name__ for one in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
 def _out_of_memory(error: Exception) -> int:
@@ -285,7 +347,15 @@ def _rank() -> int:
     return int(rank) if rank.isdecimal() else 0
 
 
+def _discard_output() -> None:
+    from fastft.common.console import discard
+
+    discard(sys.stdout)
+
+
 def _say_error(message: str) -> None:
+    from fastft.common.console import console
+
     if _rank() and not message.startswith("rank "):
         message = f"rank {_rank()}: {message}"
     console.print(f"error: {' '.join(message.split())}", markup=False, style="red")

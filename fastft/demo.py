@@ -27,7 +27,7 @@ ANSWERS_SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class DemoOptions:
-    """The options of `fastft demo`."""
+    """Where, and whether it is judged."""
 
     out: Path = Path("out/demo")
     """The folder of the run; a demo that is there already is replaced."""

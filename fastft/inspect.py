@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fastft.common.console import SafeConsole
+from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
 from fastft.common.keywords import hidden_path, is_keyword
-from fastft.common.options import check_choices
+from fastft.common.options import Condition, check_values, option
 from fastft.data.audit import Findings, audit
 from fastft.data.encode import EncodedSet, TooLong, encode, name_rows
 from fastft.data.prompts import TEMPLATES
@@ -23,19 +24,21 @@ from fastft.data.records import EndOfTextInData, ReadingRules, Record, load_reco
 from fastft.data.tokenizer import Tokenizer
 from fastft.model.gpt2 import SIZES, GPT2Config, config_for
 from fastft.model.weights import config_of
-from fastft.run.effects import check_effects
 
 _PARTS = ("train", "test", "val")
 _STYLES = {"prompt": "dim", "supervised": "bold green", "padding": "red"}
 
 
+_NO_WEIGHTS = Condition(lambda o, _: o.weights in (None, "none"), "no --weights, which have a size of their own")
+
+
 @dataclass(frozen=True, kw_only=True)
 class InspectOptions:
-    """The options of `fastft inspect`; those that it shares with `fastft train` mean the same."""
+    """What is looked at; options that `fastft train` has too mean the same."""
 
     data: str = "book"
     """A .json, .jsonl, .json.gz or .jsonl.gz file; `book` or `sample`."""
-    model: str = "gpt2-medium"
+    model: str = option("gpt2-medium", needs=_NO_WEIGHTS)
     """The model whose context limits an example's length."""
     weights: str | None = None
     """Weights as `fastft train` takes them: their tokenizer and their context are the model's."""
@@ -43,7 +46,7 @@ class InspectOptions:
     """The prompt template."""
     mask_prompt: bool = True
     """Supervise the response alone."""
-    max_length: int | None = None
+    max_length: int | None = option(None, at_least=1)
     """The most input tokens of an example; the model's context where it is not given."""
     too_long: TooLong = "truncate"
     """What happens to longer examples: drop or truncate; raise stops, as training would."""
@@ -54,17 +57,13 @@ class InspectOptions:
     elsewhere the record is malformed) or keep (it is text)."""
     split_seed: int | None = None
     """Shuffle the records before the split."""
-    batch_size: int = 8
+    batch_size: int = option(8, at_least=1)
     """Examples in the padded batches that the padding is counted in."""
     example: int | None = None
     """The row to show; the first training example where it is not given."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        for name in ("batch_size", "max_length"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"got --{name} {value}, expected at least 1")
+        check_values(self)
         config_for(self.model)  # refuses names that mean nothing
 
     def config(self) -> GPT2Config:
@@ -95,7 +94,7 @@ def inspect(options: InspectOptions) -> None:
     Raises:
         UserError: the data cannot be read at all, or the row to show is not there.
     """
-    check_effects("inspect", options)
+    check_effects(options)
     config = options.config()
     out = SafeConsole(highlight=False, soft_wrap=True)
     rules = ReadingRules(options.end_of_text_in_data, options.allow_empty_output).with_end(config.tokenizer.end_mark)

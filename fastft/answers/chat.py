@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 from fastft.answers.generation import AnswerOptions
 from fastft.common.console import printable, say
+from fastft.common.effects import check_effects
 from fastft.data.prompts import TEMPLATES, Template
 from fastft.decoding.decode import Answer, decode
 from fastft.model.gpt2 import GPT2
-from fastft.run.effects import check_effects
 from fastft.run.folder import Run
 
 HELP = "/input TEXT gives the next instruction an input, /quit or Ctrl-D ends, Ctrl-C stops a response"
@@ -24,7 +24,7 @@ HELP = "/input TEXT gives the next instruction an input, /quit or Ctrl-D ends, C
 
 @dataclass(frozen=True, kw_only=True)
 class ChatOptions(AnswerOptions):
-    """The options of `fastft chat`."""
+    """The options of `fastft chat`: those of answering."""
 
 
 def chat(options: ChatOptions) -> None:
@@ -33,7 +33,7 @@ def chat(options: ChatOptions) -> None:
     Raises:
         UserError: the run has no model, or an option can have no effect.
     """
-    check_effects("chat", options)
+    check_effects(options)
     model = options.model(rows=1)
     template = TEMPLATES[Run(options.run).options().template]
     given = ""

@@ -13,9 +13,10 @@ import torch
 
 from fastft.answers.responses import Responses
 from fastft.common.console import meter, say, warn
+from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
 from fastft.common.lock import writing
-from fastft.common.options import check_choices
+from fastft.common.options import Condition, check_values, option
 from fastft.data.encode import name_rows
 from fastft.data.folder_tokenizer import tokenizer_of
 from fastft.data.records import Record
@@ -24,10 +25,14 @@ from fastft.decoding.decode import decode
 from fastft.decoding.inference import prepared, trained_model
 from fastft.decoding.sampling import Sampling
 from fastft.model.gpt2 import GPT2
+from fastft.model.names import Device
 from fastft.model.precision import choose_device
-from fastft.run.config import Device
-from fastft.run.effects import check_effects
 from fastft.run.folder import Data, Run, check_same_tokenizer, data_of
+
+_SEVERAL = Condition(
+    lambda o, _: o.top_k != 1, "more than the one most likely token to draw from: another --top_k than 1"
+)
+_DRAWING = Condition(lambda o, _: o.temperature > 0, "a --temperature above 0: else the most likely token is taken")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,17 +41,17 @@ class AnswerOptions:
 
     run: Path
     """The folder of a trained run."""
-    max_new_tokens: int = 256
+    max_new_tokens: int = option(256, at_least=1)
     """The most tokens of a response."""
-    temperature: float = 0.0
+    temperature: float = option(0.0, needs=_SEVERAL)
     """The logits' divisor; 0 takes the most likely token."""
-    top_k: int = 0
+    top_k: int = option(0, needs=_DRAWING)
     """Draw from so many most likely tokens; 0: from all."""
-    top_p: float = 1.0
+    top_p: float = option(1.0, needs=_DRAWING)
     """Draw from the fewest most likely tokens that are so probable together; 1: from all."""
     repetition_penalty: float = 1.0
     """Divides the logits of tokens that are there already; 1 changes nothing."""
-    seed: int = 123
+    seed: int = option(123, needs=_DRAWING)
     """Of the random numbers, where the temperature is not 0; each answer has its own."""
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic. fp32 gives the text of the book's loop; bf16 is faster where the processor has it."""
@@ -55,11 +60,7 @@ class AnswerOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "run", Path(self.run))
-        check_choices(self)
-        for name in ("max_new_tokens", "batch_size", "limit"):
-            value = getattr(self, name, None)
-            if value is not None and value < 1:
-                raise UserError(f"got --{name} {value}, expected at least 1")
+        check_values(self)
         _ = self.sampling  # refuses values that mean nothing
 
     @property
@@ -88,15 +89,15 @@ class AnswerOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateOptions(AnswerOptions):
-    """The options of `fastft generate`."""
+    """What is answered."""
 
     split: Literal["test", "val", "train"] = "test"
     """Which records to answer."""
-    limit: int | None = None
+    limit: int | None = option(None, at_least=1)
     """Answer only so many records."""
     data: str | None = None
     """Where the run's data file is now, if it has been moved or renamed: its records must be the same."""
-    batch_size: int = 64
+    batch_size: int = option(64, at_least=1)
     """The most prompts answered at a time: one that ends makes room for the next."""
     too_long: Literal["leave_out", "raise"] = "leave_out"
     """What happens where a prompt fills the context: its entry is kept with an empty response and the reason, or the
@@ -112,7 +113,7 @@ def generate(options: GenerateOptions) -> list[dict[str, Any]]:
         UserError: the run has no model, a prompt leaves no room in the context (the rows are named), or an option can
             have no effect.
     """
-    check_effects("generate", options)
+    check_effects(options)
     run = Run(options.run)
     run.options()  # that there is a run is said first
     _check_model(run)

@@ -1,18 +1,29 @@
-"""A dataclass of options as a parser of command lines and YAML, with errors in plain words."""
+"""Options: a dataclass as a table, and what is made of the table: a command line, YAML, help, and refusals in plain
+words.
+
+A class of options is a dataclass whose fields have their text behind them. `table` reads it: each field's group (the
+class that defines it), its type in words, its default, its limits, what it needs to have an effect, and whether a
+resumed run may change it. `option` says what a field's annotation and default do not.
+"""
 
 from __future__ import annotations
 
+import ast
+import difflib
+import inspect
 import re
+import textwrap
 import types
 import typing
-from dataclasses import Field, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
-
-import docstring_parser
-import jsonargparse
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastft.common.errors import UserError
+
+if TYPE_CHECKING:  # it takes a fifth of a second, which `--help` does not need
+    import jsonargparse
 
 _WORDS = {
     int: "a whole number",
@@ -22,96 +33,369 @@ _WORDS = {
     Path: "a path",
     type(None): "null",
 }
+_PLACES = {int: "INTEGER", float: "NUMBER", bool: "true|false", str: "TEXT", Path: "PATH"}
 _WRONG_VALUE = re.compile(r'Parser key "(?P<key>\w+)":.*(?:Got|Given) value: ?(?P<value>.*)', re.DOTALL)
+_WIDTH = 80
+_NAMES_WIDTH = 26
 
 
-def positionals(options: type[Any]) -> list[str]:
-    """The fields that are given by their place and not by an option's name: those that are not keyword-only."""
-    return [f.name for f in fields(options) if not f.kw_only]
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What options alone do not tell, where it is known already."""
+
+    steps: int | None = None
+    """Optimizer steps of the whole run."""
+    val_examples: int | None = None
+    ranks: int | None = None
+    device: str | None = None
+    """`cpu`, `cuda` or `mps`."""
 
 
-def options_parser(options: type[Any], *, prog: str, description: str = "") -> jsonargparse.ArgumentParser:
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """Under which an option has an effect.
+
+    Attributes:
+        holds: whether it is so; what is not known yet (None) is no reason against.
+        needs: the condition in words, behind `needs`.
+        refused: whether the option is refused where it does not hold. It is said where a file of options may serve
+            several machines and data sets.
+    """
+
+    holds: Callable[[Any, Facts], bool]
+    needs: str
+    refused: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """A row of the table.
+
+    Attributes:
+        name: the field's.
+        group: of which it is one, in words.
+        hint: its type.
+        default: `dataclasses.MISSING` where one must be given.
+        text: what it is for.
+        at_least: the least value; at_most: the largest.
+        needs: without which it has no effect.
+        may_change: whether a resumed run may change it: how far and how it runs, never what it computes.
+        is_place: whether it is given by its place, and not by its name.
+    """
+
+    name: str
+    group: str
+    hint: Any
+    default: Any
+    text: str
+    at_least: float | None
+    at_most: float | None
+    needs: tuple[Condition, ...]
+    may_change: bool
+    is_place: bool
+
+    @property
+    def flag(self) -> str:
+        """Its name on a command line; a field that would be a keyword of Python ends in `_`, which is left out."""
+        return f"--{self.name.rstrip('_')}"
+
+    @property
+    def type_in_words(self) -> str:
+        """`auto, cpu or cuda`, `a whole number or null`."""
+        return _in_words(self.hint)
+
+    @property
+    def is_flag(self) -> bool:
+        """Whether `--name` alone means `--name true`."""
+        return self.hint is bool
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it takes all values that follow its name."""
+        return typing.get_origin(self.hint) is list
+
+    @property
+    def value(self) -> str:
+        """What stands for its value in help: `INTEGER`, `auto|cpu|cuda`."""
+        kinds = [one for one in _kinds(self.hint) if one is not type(None)]
+        if self.is_list:
+            return f"{_PLACES[typing.get_args(self.hint)[0]]} ..."
+        choices = [str(choice) for one in kinds for choice in _choices(one)]
+        return "|".join(choices) or _PLACES.get(kinds[0], "TEXT")
+
+
+def option(
+    default: Any = MISSING,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    needs: Condition | tuple[Condition, ...] = (),
+    may_change: bool = False,
+) -> Any:
+    """A field of a class of options, with what its annotation does not say: see `Option`."""
+    needs = (needs,) if isinstance(needs, Condition) else needs
+    more = {"at_least": at_least, "at_most": at_most, "needs": needs, "may_change": may_change}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=more)
+    return field(default=default, metadata=more)
+
+
+_TABLES: dict[type[Any], tuple[Option, ...]] = {}
+"""Those that have been read."""
+
+
+def table(options: type[Any]) -> tuple[Option, ...]:
+    """The options of a class, in their order.
+
+    A field's group is the first sentence of the class that first defines it; its text the last class's that has one.
+    """
+    if options not in _TABLES:
+        _TABLES[options] = _read_table(options)
+    return _TABLES[options]
+
+
+def _read_table(options: type[Any]) -> tuple[Option, ...]:
+    groups: dict[str, str] = {}
+    texts: dict[str, str] = {}
+    for one in reversed(options.__mro__):
+        title = (inspect.getdoc(one) or "").partition(".")[0].partition(":")[0]
+        for name, text in _texts(one).items():
+            groups.setdefault(name, title)
+            texts[name] = text or texts.get(name, "")
+    hints = typing.get_type_hints(options)
+    return tuple(
+        Option(
+            name=one.name,
+            group=groups[one.name],
+            hint=hints[one.name],
+            default=one.default if one.default_factory is MISSING else one.default_factory(),
+            text=texts[one.name],
+            at_least=one.metadata.get("at_least"),
+            at_most=one.metadata.get("at_most"),
+            needs=one.metadata.get("needs", ()),
+            may_change=one.metadata.get("may_change", False),
+            is_place=not one.kw_only,
+        )
+        for one in fields(options)
+    )
+
+
+def _texts(of: type[Any]) -> dict[str, str]:
+    """The fields that a class itself defines, and the string behind each."""
+    if "__annotations__" not in vars(of) or not hasattr(of, "__dataclass_fields__"):
+        return {}
+    body = typing.cast("ast.ClassDef", ast.parse(textwrap.dedent(inspect.getsource(of))).body[0]).body
+    found = {}
+    for statement, after in zip(body, [*body[1:], None], strict=True):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            behind = after.value if isinstance(after, ast.Expr) else None
+            text = behind.value if isinstance(behind, ast.Constant) and isinstance(behind.value, str) else ""
+            found[statement.target.id] = " ".join(text.split())
+    return {name: text for name, text in found.items() if name in of.__dataclass_fields__}
+
+
+def check_values(options: Any) -> None:
+    """Holds the values of an options object against the choices and limits in its table.
+
+    Raises:
+        UserError: one is not among its choices, or beyond a limit.
+    """
+    for one in table(type(options)):
+        value = getattr(options, one.name)
+        if value is None:
+            continue
+        choices = [choice for kind in _kinds(one.hint) for choice in _choices(kind)]
+        if choices and value not in choices:
+            raise UserError(f"got {one.flag} {value}, expected {_listed([str(choice) for choice in choices])}")
+        if one.at_least is not None and not value >= one.at_least:
+            raise UserError(f"got {one.flag} {value}, expected at least {one.at_least:,}")
+        if one.at_most is not None and not value <= one.at_most:
+            raise UserError(f"got {one.flag} {value}, expected at most {one.at_most:,}")
+
+
+def without_effect(
+    options: Any, facts: Facts | None = None, *, defaults: Mapping[str, Any] | None = None
+) -> Iterator[tuple[Condition, str]]:
+    """The options that are given and can have no effect: what each needs, and a line that says so.
+
+    Args:
+        options: an options object.
+        facts: what is known beside it.
+        defaults: in place of those of the class.
+    """
+    for one in table(type(options)):
+        value, default = getattr(options, one.name), (defaults or {}).get(one.name, one.default)
+        for condition in one.needs if value != default else ():
+            if not condition.holds(options, facts or Facts()):
+                said = str(value).lower() if isinstance(value, bool) else value
+                yield condition, f"got {one.flag} {said}, which has no effect here: it needs {condition.needs}"
+
+
+def options_parser(options: type[Any], *, prog: str) -> jsonargparse.ArgumentParser:
     """A parser with an option or a place for each field of a dataclass; it raises `jsonargparse.ArgumentError`.
 
-    A list takes all values that follow its name. A place that has a default may be left empty. A field that would be a
-    keyword of Python ends in `_`, and its option does not.
+    A list takes all values that follow its name. A place that has a default may be left empty. Its help is `help_of`.
     """
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    import jsonargparse
+
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=False)
     parser = jsonargparse.ArgumentParser(
-        prog=prog, description=description, exit_on_error=False, default_env=False, allow_abbrev=False
+        prog=prog, exit_on_error=False, default_env=False, allow_abbrev=False, add_help=False
     )
     parser.add_argument("--config", action="config", help="a YAML file of this command's options")
-    by_hand = [f for f in fields(options) if _is_list(f) or (not f.kw_only and f.default is None)]
-    skip = {f.name for f in by_hand}
+    by_hand = [one for one in table(options) if one.is_list or (one.is_place and one.default is None)]
+    skip: set[str | int] = {one.name for one in by_hand}
     parser.add_class_arguments(options, as_group=False, as_positional=True, skip=skip)
-    texts = {text.arg_name: text.description for text in docstring_parser.parse_from_object(options).params}
-    for one in by_hand:
-        _add_paths(parser, one, texts.get(one.name) or "")
+    for one in by_hand:  # what jsonargparse does not make of a field
+        if one.is_list:
+            parser.add_argument(one.flag, dest=one.name, nargs="+", type=Path, default=[])
+        else:
+            parser.add_argument(one.name, nargs="?", type=Path)
     return parser
 
 
-def _is_list(one: Field[Any]) -> bool:
-    return str(one.type).startswith("list[")
-
-
-def _add_paths(parser: jsonargparse.ArgumentParser, one: Field[Any], text: str) -> None:
-    """What jsonargparse does not make of a field: an option of several paths, or a place that may be left empty."""
-    if _is_list(one):
-        parser.add_argument(
-            f"--{one.name.rstrip('_')}",
-            dest=one.name,
-            nargs="+",
-            type=Path,
-            default=[],
-            metavar=one.metadata["metavar"],
-            help=text,
-        )
-    else:
-        parser.add_argument(one.name, nargs="?", type=Path, metavar=one.name.upper(), help=text)
-
-
-def check_choices(options: Any) -> None:
-    """Holds the fields of an options object that are a choice against their choices.
+def spelt_out(options: type[Any], arguments: Sequence[str], *, prog: str) -> list[str]:
+    """A command line as the parser takes it: `--batch-size` as `--batch_size`, and `--resume` alone as `--resume true`.
 
     Raises:
-        UserError: a value is not among them.
+        UserError: an option that there is not; the nearest one is named.
     """
-    for name, hint in typing.get_type_hints(type(options)).items():
-        choices = [choice for one in (hint, *typing.get_args(hint)) for choice in _choices(one)]
-        value = getattr(options, name)
-        if choices and value is not None and value not in choices:
-            raise UserError(f"got --{name} {value}, expected {_listed(choices)}")
+    rows = {one.flag: one for one in table(options)}
+    has_places = any(one.is_place for one in rows.values())
+    spelt: list[str] = []
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name.startswith("--") and name != "--":
+            name = _known(name, [*rows, "--config", "--help"], prog)
+        spelt.append(name + equals + value)
+        following = arguments[position + 1] if position + 1 < len(arguments) else "--"
+        # Where something can come without an option's name, only what is a value is taken for the flag's.
+        is_value = following in ("true", "false") if has_places else not following.startswith("-")
+        if not equals and name in rows and rows[name].is_flag and not is_value:
+            spelt.append("true")
+    return spelt
 
 
-def _choices(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+def _known(name: str, names: Sequence[str], prog: str) -> str:
+    underscored = f"--{name[2:].replace('-', '_')}"
+    if underscored in names:
+        return underscored
+    raise UserError(
+        f"{prog}: got {name}, which is no option of it{did_you_mean(underscored, names)}; see {prog} --help"
+    )
 
 
-def plain_error(error: jsonargparse.ArgumentError, options: type[Any]) -> str:
+def did_you_mean(got: str, names: Iterable[str]) -> str:
+    """` (did you mean NAME?)` where a name is near to what was got; else nothing."""
+    near = difflib.get_close_matches(got, list(names), n=1, cutoff=0.7)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def help_of(options: type[Any], *, prog: str, text: str, names: Sequence[str] = ()) -> str:
+    """The help of a command: its options by groups, a line each.
+
+    Args:
+        options: the class.
+        prog: the command.
+        text: what it does.
+        names: of options of which all is to be said.
+
+    Raises:
+        UserError: a name is no option's.
+    """
+    rows = table(options)
+    if names:
+        by_flag = {one.flag: one for one in rows}
+        flags = [_known(f"--{name.lstrip('-')}", list(by_flag), prog) for name in names]
+        return "\n\n".join(_all_of(by_flag[flag]) for flag in flags)
+    places = "".join(f" {one.name.upper()}" if one.default is MISSING else f" [{one.name.upper()}]"
+                     for one in rows if one.is_place)  # fmt: skip
+    lines = [
+        f"usage: {prog}{places} [--OPTION VALUE ...]",
+        "",
+        *textwrap.wrap(text[:1].upper() + text[1:] + ".", _WIDTH),
+    ]
+    for group in dict.fromkeys(one.group for one in rows):
+        lines += ["", group]
+        for one in rows:
+            if one.group == group:
+                lines += _line(one.name.upper() if one.is_place else f"{one.flag} {one.value}", _in_short(one))
+    lines += ["", "More"]
+    lines += _line("--config FILE", "A YAML file of options; those on the command line go first.")
+    lines += _line("--help OPTION ...", "All about these options.")
+    return "\n".join(lines)
+
+
+def _line(name: str, text: str) -> list[str]:
+    """A line of help, or as many as it takes."""
+    indent = " " * (_NAMES_WIDTH + 2)
+    wrapped = textwrap.wrap(text, _WIDTH - len(indent)) or [""]
+    if len(name) > _NAMES_WIDTH - 2:
+        return [*textwrap.wrap(f"  {name}", _WIDTH, subsequent_indent="      "), *(indent + line for line in wrapped)]
+    return [f"  {name:<{_NAMES_WIDTH}}{wrapped[0]}", *(indent + line for line in wrapped[1:])]
+
+
+def _in_short(one: Option) -> str:
+    """The first sentence of its text, and its default."""
+    first = re.split(r"(?<=[^.])\.(?:\s|$)", one.text, maxsplit=1)[0]
+    return f"{first}{_default(one)}"
+
+
+def _default(one: Option) -> str:
+    if one.default is MISSING:
+        return "" if one.is_place else " (must be given)"
+    if one.default is None or one.default == []:
+        return ""
+    return f" ({str(one.default).lower() if isinstance(one.default, bool) else one.default})"
+
+
+def _all_of(one: Option) -> str:
+    needs = [f"It needs {condition.needs}." for condition in one.needs]
+    limits = [
+        f"{word} {limit:,}."
+        for word, limit in (("At least", one.at_least), ("At most", one.at_most))
+        if limit is not None
+    ]
+    resumed = ["A resumed run may change it."] if one.may_change else []
+    lines = [f"Expected: {one.type_in_words}{_default(one)}.", *limits, *needs, *resumed]
+    body = [wrapped for line in (one.text, *lines) for wrapped in textwrap.wrap(line, _WIDTH - 2)]
+    return "\n".join([one.flag, *(f"  {line}" for line in body)])
+
+
+def plain_error(error: Exception, options: type[Any]) -> str:
     """What the parser found, in one line: `got --lr fast, expected a number`."""
     message = " ".join(str(error).split())
-    hints = typing.get_type_hints(options)
-    if (wrong := _WRONG_VALUE.fullmatch(message)) and wrong["key"] in hints:
-        return f"got --{wrong['key']} {wrong['value'] or repr('')}, expected {_expected(hints[wrong['key']])}"
+    rows = {one.name: one for one in table(options)}
+    if (wrong := _WRONG_VALUE.fullmatch(message)) and wrong["key"] in rows:
+        one = rows[wrong["key"]]
+        return f"got {one.flag} {wrong['value'] or repr('')}, expected {one.type_in_words}"
     if message.startswith("Unexpected config:"):
         return (
             f"--config: got {message.partition(':')[2].strip() or 'an empty file'}, expected options as `name: value`"
         )
     message = re.sub(r'^Parser key "(\w+)"', r"--\1", message)
     if required := re.fullmatch(r"(.*arguments are required: )(.*)", message):
-        named = [name.upper() if name in positionals(options) else f"--{name}" for name in required[2].split(", ")]
+        named = [name.upper() if rows[name].is_place else rows[name].flag for name in required[2].split(", ")]
         return required[1] + ", ".join(named)
     return message
 
 
-def _expected(hint: Any) -> str:
-    """A type in words: `auto, cpu or cuda`, `a whole number or null`."""
-    origin = typing.get_origin(hint)
-    if origin is Literal:
-        return _listed([str(choice) for choice in typing.get_args(hint)])
-    if origin in (typing.Union, types.UnionType):
-        return _listed([_expected(one) for one in typing.get_args(hint)])
-    return _WORDS.get(hint, str(hint))
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; of anything else, itself."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+
+
+def _in_words(hint: Any) -> str:
+    kinds = _kinds(hint)
+    if len(kinds) > 1:
+        return _listed([_in_words(one) for one in kinds])
+    if choices := _choices(hint):
+        return _listed([str(choice) for choice in choices])
+    return _WORDS.get(hint, "paths" if typing.get_origin(hint) is list else str(hint))
 
 
 def _listed(words: list[str]) -> str:

@@ -24,16 +24,16 @@ import torch
 
 from fastft.common import files
 from fastft.common.console import say
+from fastft.common.effects import check_effects
 from fastft.common.errors import EXIT_DONE, EXIT_FAILED
-from fastft.common.options import check_choices
+from fastft.common.options import Condition, Facts, check_values, option
 from fastft.common.version import __version__
 from fastft.doctor import child_tasks, kernel_checks, kernel_speeds
 from fastft.doctor.child_tasks import Found
 from fastft.doctor.kernel_checks import CASES, CPU_SIZES, GPU_SIZES
 from fastft.model import ops
+from fastft.model.names import Device
 from fastft.model.precision import choose_device, choose_dtype
-from fastft.run.config import Device
-from fastft.run.effects import Facts, check_effects
 
 _PACKAGES = ("torch", "triton", "numpy", "transformers", "deepspeed", "liger_kernel", "flash_attn")
 _VARIABLES = (
@@ -47,19 +47,24 @@ _SILENCE_S = 300.0
 """Seconds without a finding after which a kernel, or the compiler of a peer, counts as hung."""
 
 
+_CUDA = Condition(
+    lambda _, facts: facts.device in (None, "cuda"), "a CUDA GPU: speeds are measured there", refused=False
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DoctorOptions:
-    """The options of `fastft doctor`."""
+    """What is examined."""
 
     device: Device = "auto"
     """Where to check."""
     json: Path | None = None
     """A file for everything that was found, to attach to a report."""
-    speed: bool = True
+    speed: bool = option(True, needs=_CUDA)
     """Measure speeds too, on a GPU."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_values(self)
 
 
 def doctor(options: DoctorOptions) -> int:
@@ -69,7 +74,7 @@ def doctor(options: DoctorOptions) -> int:
         The exit status: 1 where a kernel is wrong here, or fails.
     """
     device = choose_device(options.device)
-    check_effects("doctor", options, Facts(device=device.type))
+    check_effects(options, Facts(device=device.type))
     report = Report(options.json)
     report.add({"environment": environment(device), "choice": choice(device)})
     for title in ("environment", "choice"):

@@ -24,10 +24,11 @@ from fastft.common.errors import UserError
 from fastft.engines.optim import MixedAdamW, adamw
 from fastft.model import ops
 from fastft.model.gpt2 import GPT2
+from fastft.model.names import DType
 from fastft.model.precision import BF16Copies, autocast, choose_device, choose_dtype, total_norm
 from fastft.model.weights import load_weights
 from fastft.ranks.world import ALONE, World
-from fastft.run.config import DType, TrainOptions
+from fastft.run.config import TrainOptions
 
 Moments = dict[str, Tensor]
 """AdamW's state as `NAME/exp_avg`, `NAME/exp_avg_sq`, `NAME/step`, whole and in float32."""

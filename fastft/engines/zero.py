@@ -31,10 +31,11 @@ from fastft.engines.zero_config import ZeroConfig, settings_for_deepspeed
 from fastft.gpu.staging import Staging
 from fastft.model import ops
 from fastft.model.gpt2 import GPT2, Block
+from fastft.model.names import DType
 from fastft.model.precision import choose_device
 from fastft.model.weights import load_weights
 from fastft.ranks.world import World, group_of_one
-from fastft.run.config import DType, TrainOptions
+from fastft.run.config import TrainOptions
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

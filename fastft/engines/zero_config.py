@@ -14,7 +14,8 @@ from typing import Any
 
 from fastft.common.errors import UserError
 from fastft.engines.optim import BETAS, EPSILON
-from fastft.run.config import DType, TrainOptions
+from fastft.model.names import DType
+from fastft.run.config import TrainOptions
 
 AUTO = "auto"
 STAGES = (0, 1, 2, 3)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
+from fastft.common.effects import check_effects
 from fastft.common.errors import JudgeUnavailable, UserError
+from fastft.common.options import Condition, check_values, option
 from fastft.judging.ollama import DEFAULT_MODEL, DEFAULT_URL, OllamaServer
 from fastft.judging.openai import DEFAULT_KEY_VARIABLE, OpenAIServer, key_from_environment
 from fastft.judging.questions import LARGEST_ROOM
@@ -16,40 +18,57 @@ _LONGEST_S = 1_000_000
 """Eleven days; a clock takes no more than some 10^9."""
 
 
+IN_PAIRS = Condition(lambda o, _: getattr(o, "pairwise", True), "--pairwise, which alone asks a judge")
+_ASKED = Condition(lambda o, _: o.judge != "none", "a --judge other than none, which asks nobody")
+_WITH_KEY = Condition(lambda o, _: o.judge == "openai", "--judge openai, which alone sends a key")
+_PULLING = Condition(lambda o, _: o.judge == "ollama", "--judge ollama, which alone has models to pull")
+_ENDING_FIRST = Condition(
+    lambda o, _: not o.judge_timeout > o.judge_total_timeout,
+    "a --judge_total_timeout that is no shorter, and ends a request sooner",
+)
+_RETRYING = Condition(lambda o, _: o.judge_retries != 0, "--judge_retries of at least 1, before which it pauses")
+
+
+def asking(default: Any, *more: Condition, at_least: float | None = None) -> Any:
+    """An option about the asking: it needs somebody who is asked."""
+    return option(default, needs=(IN_PAIRS, _ASKED, *more), at_least=at_least)
+
+
 @dataclass(frozen=True, kw_only=True)
 class JudgeOptions:
     """A judge's server, and the patience with it."""
 
-    judge: Literal["ollama", "openai", "none"] = "ollama"
+    judge: Literal["ollama", "openai", "none"] = option("ollama", needs=IN_PAIRS)
     """Who gives scores from 0 to 100: a model behind Ollama, or behind any OpenAI-compatible server; none leaves it at
     the text metrics."""
-    judge_model: str = DEFAULT_MODEL
+    judge_model: str = asking(DEFAULT_MODEL)
     """Name of the judge's model there."""
-    judge_url: str | None = None
+    judge_url: str | None = asking(None)
     """Address of the server: of Ollama http://localhost:11434 unless given, of another one such as
     http://localhost:8000/v1."""
-    judge_key_env: str | None = None
+    judge_key_env: str | None = asking(None, _WITH_KEY)
     """Name of the environment variable that holds the API key of an OpenAI-compatible server; OPENAI_API_KEY, where it
     is set, unless given. The key is written nowhere."""
-    judge_tokens: int = 4096
+    judge_tokens: int = asking(4096)
     """The most tokens of a reply that is asked for once more because a reasoning model's thinking took all the room of
     the first one."""
-    judge_timeout: float = 120.0
+    judge_timeout: float = asking(120.0, _ENDING_FIRST)
     """Seconds without a byte after which a request has failed."""
-    judge_load_timeout: float = 600.0
+    judge_load_timeout: float = asking(600.0)
     """The same while the judge's model is being loaded or pulled."""
-    judge_total_timeout: float = 600.0
+    judge_total_timeout: float = asking(600.0)
     """Seconds for one whole answer."""
-    judge_retries: int = 4
+    judge_retries: int = asking(4, at_least=0)
     """How often a request is tried again of which no whole answer was read."""
-    judge_pause: float = 0.5
+    judge_pause: float = asking(0.5, _RETRYING)
     """Seconds before the first of them; each further one waits twice as long, give or take half."""
-    pull: bool = False
+    pull: bool = asking(False, _PULLING)
     """Have Ollama download the judge's model where it is missing."""
-    require_judge: bool = False
+    require_judge: bool = asking(False)
     """Exit with status 3 where no judge can be used, instead of leaving it out."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         check_effects(self)
         if self.judge == "openai" and self.judge_url is None:
             raise UserError("--judge openai: expected --judge_url with it, such as http://localhost:8000/v1")
@@ -57,8 +76,6 @@ class JudgeOptions:
             raise UserError(
                 f"got --judge_tokens {self.judge_tokens}, expected more than the {LARGEST_ROOM} of a first reply"
             )
-        if self.judge_retries < 0:
-            raise UserError(f"got --judge_retries {self.judge_retries}, expected at least 0")
         for name in ("judge_timeout", "judge_load_timeout", "judge_total_timeout", "judge_pause"):
             if not 0 < getattr(self, name) <= _LONGEST_S:
                 raise UserError(f"got --{name} {getattr(self, name)}, expected seconds above 0, at most {_LONGEST_S:,}")
@@ -100,75 +117,6 @@ class JudgeOptions:
             raise JudgeUnavailable("--judge none")
         if self.pull and isinstance(server, OllamaServer):
             server.pull()
-
-
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """Under which an option has an effect.
-
-    Attributes:
-        holds: whether it is so.
-        needs: the condition in words, behind `needs`.
-    """
-
-    holds: Callable[[JudgeOptions], bool]
-    needs: str
-
-
-_IN_PAIRS = Condition(lambda o: getattr(o, "pairwise", True), "--pairwise, which alone asks a judge")
-_ASKED = Condition(lambda o: o.judge != "none", "a --judge other than none, which asks nobody")
-_ALWAYS = (_IN_PAIRS, _ASKED)
-
-CONDITIONS: dict[str, tuple[Condition, ...]] = {
-    "judge": (_IN_PAIRS,),
-    "judge_model": _ALWAYS,
-    "judge_url": _ALWAYS,
-    "judge_key_env": (
-        *_ALWAYS,
-        Condition(lambda o: o.judge == "openai", "--judge openai, which alone sends a key"),
-    ),
-    "judge_tokens": _ALWAYS,
-    "judge_timeout": (
-        *_ALWAYS,
-        Condition(
-            lambda o: not o.judge_timeout > o.judge_total_timeout,
-            "a --judge_total_timeout that is no shorter, and ends a request sooner",
-        ),
-    ),
-    "judge_load_timeout": _ALWAYS,
-    "judge_total_timeout": _ALWAYS,
-    "judge_retries": _ALWAYS,
-    "judge_pause": (
-        *_ALWAYS,
-        Condition(lambda o: o.judge_retries != 0, "--judge_retries of at least 1, before which it pauses"),
-    ),
-    "pull": (
-        *_ALWAYS,
-        Condition(lambda o: o.judge == "ollama", "--judge ollama, which alone has models to pull"),
-    ),
-    "require_judge": _ALWAYS,
-    "judge_style": _ALWAYS,
-    "judge_rubric": _ALWAYS,
-    "judge_parallel": _ALWAYS,
-}
-"""Options of `fastft score` and `fastft compare` about the judge, to what each needs."""
-
-
-def check_effects(options: JudgeOptions) -> None:
-    """Refuses options about the judge that are not at their defaults and can have no effect.
-
-    Raises:
-        UserError: one has none.
-    """
-    for field in fields(options):
-        value = getattr(options, field.name)
-        for condition in CONDITIONS.get(field.name, ()):
-            if value != field.default and not condition.holds(options):
-                said = str(value).lower() if isinstance(value, bool) else value
-                raise UserError(
-                    f"got --{field.name} {said}, which has no effect here: it needs {condition.needs}; "
-                    "leave it out, or see to what it needs"
-                )
 
 
 def server_of(judge: Mapping[str, Any]) -> OllamaServer | OpenAIServer | None:

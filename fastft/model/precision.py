@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastft.common.errors import UserError
-from fastft.run.config import Device, DType
+from fastft.model.names import Device, DType
 
 NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """The dtypes whose weights and their update stay float32."""

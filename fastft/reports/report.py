@@ -7,7 +7,7 @@ only the charts, drawn from numbers, go in as markup.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from markupsafe import Markup
 from fastft.common.errors import UserError
 from fastft.common.files import write_json
 from fastft.common.lock import writing
+from fastft.common.options import option
 from fastft.pages.charts import Curve, chart
 from fastft.pages.render import write_page
 from fastft.reports.figures import (
@@ -61,11 +62,11 @@ _COMPARED: tuple[tuple[str, tuple[str, ...], int, Any], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """What `fastft report` takes."""
+    """The runs that are shown."""
 
     run: Path
     """Folder of the run; report.html and report.json are written into it."""
-    against: list[Path] = field(default_factory=list, metadata={"metavar": "DIR"})
+    against: list[Path] = option([])
     """Folders of other runs to show beside it."""
 
 

@@ -5,24 +5,23 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-import jsonargparse
-import torch
 import yaml
 
 from fastft.common.errors import UserError
 from fastft.common.keywords import Option, is_keyword
-from fastft.common.options import check_choices, options_parser, plain_error
+from fastft.common.options import check_values, option, options_parser, plain_error, table
 from fastft.common.version import __version__
 from fastft.data.encode import TooLong
 from fastft.data.records import EndOfTextInData, ReadingRules
+from fastft.model.names import Device, DType
+from fastft.run import needs
 
-Device = Literal["auto", "cpu", "cuda", "mps"]
-DType = Literal["auto", "bf16", "fp16", "fp32", "fp64"]
 Schedule = Literal["constant", "cosine", "linear"]
 
 _LARGEST_SEED = (1 << 63) - 1
@@ -31,26 +30,31 @@ _LONGEST_S = 30 * 86400
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """Everything that determines a training run."""
+class RunOptions:
+    """The run."""
 
-    data: str = "book"
+    data: str = option("book", may_change=True)
     """A .json, .jsonl, .json.gz or .jsonl.gz file; `book` (downloaded once) or `sample` (embedded)."""
     model: str = "gpt2-medium"
     """gpt2, gpt2-medium, gpt2-large, gpt2-xl, nano or pico."""
     weights: str | None = None
     """Where to start from: none (random), a Hugging Face id or folder, or a .pth file in the book's layout.
     Not given: the published weights of GPT-2's sizes, random ones for nano and pico."""
-    out: Path = Path("out/run")
+    out: Path = option(Path("out/run"), may_change=True)
     """The folder of the run."""
     recipe: Literal["book"] | None = None
     """`book` reproduces chapter 7's run: its defaults, order of examples, evaluation cadence and averages."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingOptions:
+    """What is read of the data."""
 
     template: Literal["alpaca", "phi3"] = "alpaca"
     """The prompt template."""
     mask_prompt: bool = True
     """Supervise the response alone (header, output, end-of-text)."""
-    max_length: int | None = None
+    max_length: int | None = option(None, at_least=1)
     """The most input tokens of an example; the model's context where it is not given."""
     too_long: TooLong = "raise"
     """What happens to longer examples: raise, drop, or truncate (their end-of-text is then not learned)."""
@@ -61,125 +65,147 @@ class TrainOptions:
     elsewhere the record is malformed; keep: it is learned as text."""
     skip_bad_records: bool = False
     """Leave malformed records out, naming them, rather than stop."""
-    split_seed: int | None = None
+    split_seed: int | None = option(None, at_least=0, at_most=_LARGEST_SEED)
     """Shuffle the records before the 85/10/5 split; not given: file order, as in the book."""
-    token_cache: str = "auto"
+    token_cache: str = option("auto", needs=needs.A_FILE, may_change=True)
     """Where the token ids of a large data file are kept, memory-mapped, so that memory does not grow with it.
     auto: for files from 32 MiB on, in $FASTFT_CACHE or ~/.cache/fastft; none; or a folder, for files of any size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptions:
+    """Steps and their batches."""
 
     batching: Literal["padded", "bucketed", "packed"] = "packed"
     """packed: end to end, no padding, equal beginnings once; padded: rows of equal length; bucketed: padded, and
     examples of similar length form a step (which changes the mix of examples in a step)."""
-    share_prefix: bool = True
+    share_prefix: bool = option(True, needs=needs.PACKED)
     """Compute equal beginnings of a pack's examples once."""
-    pack_tokens: int = 16384
+    pack_tokens: int = option(16384, at_least=1, needs=needs.PACKED)
     """The most tokens of a pack; a step with more is cut into several, which changes nothing but its memory."""
-    batch_size: int = 8
+    batch_size: int = option(8, at_least=1)
     """Examples in one optimizer step."""
-    accumulate: int = 1
+    accumulate: int = option(1, at_least=1, needs=needs.AN_EXAMPLE_A_PASS)
     """The least number of forward and backward passes that one optimizer step is cut into, on each rank."""
-    epochs: int = 2
+    epochs: int = option(2, at_least=1, needs=needs.NO_STEPS, may_change=True)
     """Passes over the training examples."""
-    steps: int | None = None
+    steps: int | None = option(None, at_least=1, may_change=True)
     """Optimizer steps in all; overrides --epochs."""
     drop_last: bool = False
     """Leave the last incomplete step of an epoch out."""
-    seed: int = 123
+    seed: int = option(123, at_least=0, at_most=_LARGEST_SEED)
     """Random weights and the order of examples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateOptions:
+    """Learning rate and update."""
 
     lr: float = 5e-5
     """Peak learning rate."""
     schedule: Schedule = "constant"
     """What the rate does after its warm-up; cosine and linear fall to zero."""
-    warmup: int = 0
+    warmup: int = option(0, at_least=0, needs=needs.MORE_STEPS)
     """Steps over which the rate climbs to its peak."""
-    weight_decay: float = 0.1
+    weight_decay: float = option(0.1, at_least=0)
     """AdamW's decoupled weight decay."""
-    decay_all: bool = False
+    decay_all: bool = option(False, needs=needs.DECAY)
     """Decay biases, layer norms and embeddings too, as the book does; else weight matrices alone."""
-    clip: float = 1.0
+    clip: float = option(1.0, at_least=0)
     """Largest global norm of the gradient; 0 clips nothing."""
-    max_skipped: int = 10
+    max_skipped: int = option(10, at_least=0, may_change=True)
     """Steps with a non-finite loss or gradient that are skipped before the run stops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions:
+    """Arithmetic and machine."""
 
     tie_head: bool = True
     """Read the head from the token embedding. The book trains it apart."""
     dtype: DType = "auto"
     """Arithmetic; weights and their update are fp32 under bf16 and fp16 too. auto: what the hardware does fast."""
-    tf32: bool = False
+    tf32: bool = option(False, needs=needs.CUDA)
     """Let a CUDA GPU round fp32 matrix products to TF32."""
-    device: Device = "auto"
+    device: Device = option("auto", may_change=True)
     """Where to train."""
     impl: Literal["auto", "triton", "cpu", "reference"] = "auto"
     """triton: the Triton kernels, on a GPU; cpu: the torch path, on any device; reference: no saving at all."""
-    compile: bool = False
+    compile: bool = option(False, may_change=True)
     """Compile the model with torch.compile: a minute or more, and little gain over CUDA graphs."""
-    cuda_graphs: bool | None = None
+    cuda_graphs: bool | None = option(None, may_change=True)
     """Replay a step as CUDA graphs, which frees a GPU from waiting for the host; where it is not given: for packed
     batches on CUDA with the Triton kernels."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, a third more time."""
-    threads: int | None = None
+    threads: int | None = option(None, at_least=1, at_most=_MOST_THREADS, may_change=True)
     """CPU threads of torch; its own default where it is not given, shared by the ranks of a machine."""
 
-    deepspeed_config: Path | None = None
+
+@dataclass(frozen=True, kw_only=True)
+class RanksOptions:
+    """Several GPUs."""
+
+    deepspeed_config: Path | None = option(None, may_change=True)
     """A DeepSpeed file, such as launch/zero2.json: how moments, gradients and weights are parted among the ranks.
     Not given: every rank holds the whole."""
-    hang_timeout: float = 1800.0
+    hang_timeout: float = option(1800.0, at_least=0, at_most=_LONGEST_S, needs=needs.RANKS, may_change=True)
     """Seconds without any progress after which all ranks write where they stand, and stop; 0: wait for ever."""
 
-    eval_every: int = 50
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """Evaluation and checkpoints."""
+
+    eval_every: int = option(50, at_least=0, needs=needs.VALIDATION_TO_EVALUATE)
     """Steps between evaluations on the validation split; 0 for none but the last."""
-    eval_examples: int | None = None
+    eval_examples: int | None = option(None, at_least=1, needs=(needs.NOT_THE_BOOKS_BATCHES, needs.VALIDATION))
     """The most validation examples that an evaluation reads; all where it is not given."""
-    samples: int = 1
+    samples: int = option(
+        1, at_least=0, needs=(needs.NOT_THE_BOOKS_SAMPLE, needs.VALIDATION_TO_SAMPLE), may_change=True
+    )
     """Validation prompts answered at each evaluation."""
-    patience: int = 0
+    patience: int = option(0, at_least=0, needs=(needs.KEEPING_BEST, needs.EVALUATIONS))
     """Stop after this many evaluations without a better validation loss, and export the best weights, which may be
     those before training; 0: never."""
-    save_every: int = 0
+    save_every: int = option(0, at_least=0, may_change=True)
     """Steps between checkpoints; 0: one at each epoch's end. The last step always has one."""
-    keep: int = 2
+    keep: int = option(2, at_least=1, may_change=True)
     """Checkpoints kept, the newest ones (of each kind)."""
-    whole_every: int = 0
+    whole_every: int = option(0, at_least=0, may_change=True)
     """Under ZeRO a checkpoint is in shards, for the same number of ranks. Steps between whole ones, for any number:
     0 for one at the end, when stopped, and whenever a file named `save` appears in --out."""
     keep_best: bool = True
     """Also keep the weights with the best validation loss."""
 
-    resume: bool = False
+
+@dataclass(frozen=True, kw_only=True)
+class CallOptions:
+    """This call."""
+
+    resume: bool = option(False, may_change=True)
     """Go on from the newest whole checkpoint in --out."""
-    overwrite: bool = False
+    overwrite: bool = option(False, may_change=True)
     """Replace the run that is in --out."""
-    dry_run: bool = False
+    dry_run: bool = option(False, may_change=True)
     """Build everything, run the largest batch once, print the plan and stop."""
-    ledger: bool = False
+    ledger: bool = option(False, may_change=True)
     """Write each example's loss at each step to `ledger.jsonl`."""
-    tensorboard: bool = False
+    tensorboard: bool = option(False, may_change=True)
     """Also write TensorBoard events to the run's folder (pip install tensorboard)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(
+    CallOptions, EvaluationOptions, RanksOptions, MachineOptions, UpdateOptions, StepOptions, ReadingOptions, RunOptions
+):
+    """Everything that determines a training run."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", Path(self.out))
         if self.deepspeed_config is not None:
             object.__setattr__(self, "deepspeed_config", Path(self.deepspeed_config))
-        check_choices(self)
-        at_least = {
-            **dict.fromkeys(("batch_size", "accumulate", "epochs", "keep", "pack_tokens"), 1),
-            **dict.fromkeys(("warmup", "weight_decay", "clip", "max_skipped", "hang_timeout"), 0),
-            **dict.fromkeys(("eval_every", "samples", "patience", "save_every", "whole_every", "seed"), 0),
-        }
-        optional = dict.fromkeys(("steps", "max_length", "threads", "eval_examples"), 1) | {"split_seed": 0}
-        for name, least in {**at_least, **optional}.items():
-            value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise UserError(f"got --{name} {value}, expected at least {least}")
-        at_most = {
-            "seed": _LARGEST_SEED, "split_seed": _LARGEST_SEED, "threads": _MOST_THREADS, "hang_timeout": _LONGEST_S,
-        }  # fmt: skip
-        for name, most in at_most.items():
-            value = getattr(self, name)
-            if value is not None and value > most:
-                raise UserError(f"got --{name} {value}, expected at most {most}")
+        check_values(self)
         if not self.token_cache:
             raise UserError("got an empty --token_cache, expected auto, none or a folder")
         if self.out == Path():
@@ -224,13 +250,10 @@ BOOK_RECIPE: dict[str, Any] = {
 
 RECIPES: dict[str, dict[str, Any]] = {"book": BOOK_RECIPE}
 
-# What a resumed run may change: how far and how it runs, never what it computes. Data may lie elsewhere: its content is
-# held against what the run was trained on.
-_MAY_CHANGE = {
-    "out", "data", "epochs", "steps", "resume", "overwrite", "dry_run", "device", "threads", "save_every", "keep",
-    "tensorboard", "max_skipped", "samples", "ledger", "token_cache", "compile", "cuda_graphs", "deepspeed_config",
-    "whole_every", "hang_timeout",
-}  # fmt: skip
+
+def defaults_of(options: TrainOptions) -> dict[str, Any]:
+    """The defaults that the recipe of a run sets in place of the options' own."""
+    return RECIPES.get(options.recipe or "", {})
 
 
 def recipe_options(recipe: Literal["book"], **overrides: Any) -> TrainOptions:
@@ -239,9 +262,15 @@ def recipe_options(recipe: Literal["book"], **overrides: Any) -> TrainOptions:
 
 
 def changed_settings(saved: TrainOptions, now: TrainOptions) -> list[str]:
-    """Settings in which a resumed run would compute something else: `lr: 5e-05 then, 0.001 now`."""
+    """Settings in which a resumed run would compute something else: `lr: 5e-05 then, 0.001 now`.
+
+    What it may change stands in the table of options. Data may lie elsewhere: its content is held against what the run
+    was trained on.
+    """
     before, after = _located(saved), _located(now)
-    may_change = _MAY_CHANGE if saved.schedule == "constant" else _MAY_CHANGE - {"epochs", "steps"}
+    may_change = {one.name for one in table(TrainOptions) if one.may_change}
+    if saved.schedule != "constant":  # where the rate goes to zero depends on them
+        may_change -= {"epochs", "steps"}
     return [
         f"{name}: {before[name]} then, {after[name]} now"
         for name in before
@@ -262,7 +291,7 @@ def _located(options: TrainOptions) -> dict[str, Any]:
 
 def to_yaml(options: TrainOptions) -> str:
     """The options as YAML that `--config` takes, with the versions that they ran with as comments."""
-    versions = f"fastft {__version__}, torch {torch.__version__}, Python {platform.python_version()}"
+    versions = f"fastft {__version__}, torch {importlib.metadata.version('torch')}, Python {platform.python_version()}"
     values = {name: str(value) if isinstance(value, Path) else value for name, value in _located(options).items()}
     for name in ("resume", "overwrite", "dry_run"):  # they say what one call does, not what the run is
         del values[name]
@@ -283,6 +312,8 @@ def from_yaml(path: Path) -> TrainOptions:
         raise UserError(f"{path} is not a run's configuration: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict) or "out" not in values:
         raise UserError(f"{path} is not a run's configuration: expected the options that fastft train writes")
+    import jsonargparse
+
     try:
         given = options_parser(TrainOptions, prog="fastft train").parse_object(values).as_dict()
         return TrainOptions(**{f.name: given[f.name] for f in fields(TrainOptions)})

@@ -12,15 +12,16 @@ import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, field
+from dataclasses import KW_ONLY, asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
 from fastft.common.lock import writing
+from fastft.common.options import Condition, check_values, option
 from fastft.pages.render import write_page
-from fastft.run.effects import check_effects
 from fastft.scores.compare import matched
 from fastft.scores.score import RESPONSES, read_responses
 
@@ -30,27 +31,29 @@ CHOICES = ("a", "b", "tie", "both_bad")
 SCALE = (1, 2, 3, 4, 5)
 
 
+_A_PAGE = Condition(lambda o, _: not o.import_, "a page to make: ratings that are imported say it themselves")
+
+
 @dataclass(frozen=True)
 class AbOptions:
-    """What `fastft ab` takes."""
+    """The runs, and how they are shown."""
 
     run_a: Path | None = None
     """One run; the page, and later ab.json, are written into its folder."""
     run_b: Path | None = None
     """The other run, which has answered the same questions."""
     _: KW_ONLY
-    import_: list[Path] = field(default_factory=list, metadata={"metavar": "FILE"})
+    import_: list[Path] = option([])
     """Files that the page has exported, one of each rater: sums them up instead of making a page."""
-    seed: int = 123
+    seed: int = option(123, needs=_A_PAGE)
     """Draws the order of the questions, and which run is A at each."""
-    limit: int | None = None
+    limit: int | None = option(None, at_least=1, needs=_A_PAGE)
     """Asks for so many of the questions, drawn by the seed, instead of all."""
-    reference: bool = True
+    reference: bool = option(True, needs=_A_PAGE)
     """Lets raters look at the reference, behind a key."""
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"got --limit {self.limit}, expected at least 1")
+        check_values(self)
         if (self.run_a is None) != (self.run_b is None):
             raise UserError(f"got one run, {self.run_a or self.run_b}, expected two: fastft ab RUN_A RUN_B")
         if self.run_a is None and not self.import_:
@@ -101,7 +104,7 @@ def make_page(options: AbOptions) -> Path:
     """
     assert options.run_a is not None
     assert options.run_b is not None
-    check_effects("ab", options)
+    check_effects(options)
     sheet = make_sheet((options.run_a, options.run_b), options.seed, options.limit)
     path = options.run_a / AB_PAGE
     shown = _page_data(sheet, options.reference)

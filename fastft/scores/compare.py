@@ -23,10 +23,11 @@ from fastft.common import files
 from fastft.common.console import SafeConsole, meter, say
 from fastft.common.errors import JudgeUnavailable, UserError
 from fastft.common.lock import writing
+from fastft.common.options import option
 from fastft.data.records import category_of, choices_of
 from fastft.judging import pairwise
 from fastft.judging.journal import Journal
-from fastft.judging.options import JudgeOptions
+from fastft.judging.options import IN_PAIRS, JudgeOptions
 from fastft.judging.pairwise import Pair, judge_pairs
 from fastft.judging.referee import ServerReferee
 from fastft.metrics.statistics import (
@@ -73,6 +74,8 @@ _NOTE = (
 
 @dataclass(frozen=True)
 class _PairOptions:
+    """The two runs."""
+
     run_a: Path
     """Folder of the first run, A; its responses.json is read, and its scores.json where it is there."""
     run_b: Path
@@ -87,10 +90,10 @@ class _PairOptions:
 
 @dataclass(frozen=True)
 class CompareOptions(JudgeOptions, _PairOptions):
-    """What `fastft compare` takes."""
+    """The options of `fastft compare`."""
 
     _: KW_ONLY
-    judge: Literal["ollama", "openai"] = "ollama"
+    judge: Literal["ollama", "openai"] = option("ollama", needs=IN_PAIRS)
     """Who is asked, for --pairwise: a model behind Ollama, or behind any OpenAI-compatible server."""
 
     def path(self) -> Path:

@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastft.common.console import SafeConsole
+from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
 from fastft.common.files import read_json, write_json
 from fastft.common.lock import writing
@@ -39,7 +40,6 @@ from fastft.metrics.statistics import (
     wilson,
 )
 from fastft.pages.render import chance
-from fastft.run.effects import check_effects
 from fastft.run.folder import names_of
 from fastft.scores.ab import CHOICES, RATINGS_FORMAT, SCALE, AbOptions, Sheet, make_sheet
 from fastft.scores.score import OTHER_JUDGES, RESPONSES, SCORES, judge_identity, responses_sha256
@@ -95,7 +95,7 @@ def import_ratings(options: AbOptions) -> tuple[Path, dict[str, Any]]:
     Raises:
         UserError: a file holds no ratings, or ratings of another page than the two runs give.
     """
-    check_effects("ab", options)
+    check_effects(options)
     files = [_read(path) for path in options.import_]
     _check_one_page(files)
     sheet = _sheet_of(files[0], options)

@@ -25,7 +25,7 @@ from fastft.judging.journal import Journal
 from fastft.judging.judge import Judge, Judgement
 from fastft.judging.ollama import DEFAULT_URL, OllamaServer
 from fastft.judging.openai import OpenAIServer
-from fastft.judging.options import JudgeOptions, server_of
+from fastft.judging.options import JudgeOptions, asking, server_of
 from fastft.judging.questions import Style
 from fastft.metrics import text_metrics as metrics
 
@@ -50,6 +50,8 @@ OTHER_JUDGES = "the two runs were scored by other judges or with other options; 
 
 @dataclass(frozen=True, kw_only=True)
 class _RunOptions:
+    """The run."""
+
     run: Path
     """Folder of the run; its responses.json is scored."""
     data: str | None = None
@@ -59,21 +61,16 @@ class _RunOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions(JudgeOptions, _RunOptions):
-    """What `fastft score` takes."""
+    """The questions."""
 
-    judge_style: Style = "book"
+    judge_style: Style = asking("book")
     """What is asked: book, its prompt, for an integer only; reason, for one or two sentences and then the score, by a
     JSON schema, which told good answers from bad ones best with small judges."""
-    judge_rubric: Path | None = None
+    judge_rubric: Path | None = asking(None)
     """A text file with what is good and what is bad, which is put into the prompt."""
-    judge_parallel: int = 1
+    judge_parallel: int = asking(1, at_least=1)
     """Questions under way at a time. A server's prompt cache makes a score depend on the questions before it, so that
     more than 1, whose order is left to chance, gives scores that differ a little from run to run."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.judge_parallel < 1:
-            raise UserError(f"got --judge_parallel {self.judge_parallel}, expected at least 1")
 
 
 def score(options: ScoreOptions) -> dict[str, Any]:

@@ -30,10 +30,12 @@ from fastft.batches.batch import Batch
 from fastft.batches.plan import Cost, Indices, Packing, Plan, Step, make_plan
 from fastft.common import files
 from fastft.common.console import meter, say, show, silenced, warn
+from fastft.common.effects import check_effects
 from fastft.common.errors import FastftError, TrainingError, UserError
 from fastft.common.keywords import hidden_path, is_keyword
 from fastft.common.lock import refuse_if_held, writing
 from fastft.common.memory import peak_memory
+from fastft.common.options import Facts
 from fastft.data.encode import name_rows
 from fastft.data.records import Record
 from fastft.data.tokenizer import Tokenizer, gpt2_tokenizer
@@ -50,8 +52,7 @@ from fastft.model.weights import config_of, load, save_hf, write_tokenizer
 from fastft.ranks.stopping import StopRequest, save_is_asked, stop_requests
 from fastft.ranks.watch import Stragglers, Watchdog
 from fastft.ranks.world import World, joined, world_of
-from fastft.run.config import TrainOptions, changed_settings, to_yaml
-from fastft.run.effects import Facts, check_effects
+from fastft.run.config import TrainOptions, changed_settings, defaults_of, to_yaml
 from fastft.run.folder import Data, MetricsFile, Run, check_same_data, check_same_tokenizer, load_data, warn_of_data
 from fastft.run.log import Log, summary_writer, writers
 from fastft.training.ahead import ahead
@@ -227,7 +228,7 @@ class Trainer:
             )
             self.plan, self.evaluation = self._plan()
             facts = Facts(self.plan.total_steps, len(self.val_set), self.world.size, engine.device.type)
-            check_effects("train", options, facts)
+            check_effects(options, facts, defaults=defaults_of(options))
         self._data_seconds = data.seconds + time.perf_counter() - began
         self._ledger: MetricsFile | None = None
         self._trouble: FastftError | None = None
@@ -809,7 +810,7 @@ def _settled(options: TrainOptions, run: Run) -> TrainOptions:
     """The options with what a resumed run's own say; refuses what cannot be done before anything is changed."""
     if options.resume and options.dtype == "auto" and run.config.is_file():
         options = replace(options, dtype=run.options().dtype)  # another machine may find another one fast
-    check_effects("train", options)
+    check_effects(options, defaults=defaults_of(options))
     _check_folder(run, options)
     if options.tensorboard:
         summary_writer()  # that it is missing is said before anything is changed

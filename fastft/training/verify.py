@@ -14,11 +14,12 @@ from typing import Any
 import torch
 
 from fastft.common.console import say
+from fastft.common.effects import check_effects
 from fastft.common.errors import TrainingError, UserError
+from fastft.common.options import Condition, option
 from fastft.model.precision import choose_device
 from fastft.ranks.world import joined, world_of
 from fastft.run.config import TrainOptions
-from fastft.run.effects import check_effects
 from fastft.run.folder import Run, read_metrics
 from fastft.training.checkpoint import load_tensors
 from fastft.training.trainer import train
@@ -35,6 +36,10 @@ class VerifyOptions(TrainOptions):
     """The folder of the two runs, `unbroken` and `resumed`; what an earlier proof left there is replaced."""
     steps: int | None = _STEPS
     """Steps of the unbroken run, at least 2."""
+    epochs: int = option(
+        2, at_least=1, needs=Condition(lambda *_: False, "another command: this one's runs have --steps")
+    )
+    """Passes over the training examples, which `fastft train` alone takes."""
     eval_every: int = 0
     """Steps between evaluations on the validation split; 0 for none but the last."""
     samples: int = 0
@@ -67,7 +72,7 @@ def verify_resume(options: VerifyOptions) -> Proof:
         UserError: what `train` raises.
         TrainingError: the two runs differ.
     """
-    check_effects("verify-resume", options)
+    check_effects(options)
     steps = options.steps or _STEPS
     device = choose_device(options.device, world_of(os.environ).local_rank)
     with joined(device, timeout_s=options.hang_timeout or 86400.0) as world:

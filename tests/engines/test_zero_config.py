@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from fastft.common.errors import UserError
 from fastft.engines.optim import BETAS, EPSILON
 from fastft.engines.zero_config import AUTO, STAGES, ZeroConfig, read_zero_config, settings_for_deepspeed
+from fastft.model.names import DType
 from fastft.ranks.world import ALONE
-from fastft.run.config import DType, TrainOptions
+from fastft.run.config import TrainOptions
 from fastft.training import trainer
 from fastft.training.trainer import initial_model, make_engine
 

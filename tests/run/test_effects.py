@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from fastft.run.effects import CONDITIONS, Facts, check_effects
 
 from fastft.answers.chat import chat
 from fastft.answers.generation import generate
@@ -16,7 +17,6 @@ from fastft.doctor import doctor
 from fastft.inspect import inspect
 from fastft.run import effects
 from fastft.run.config import TrainOptions, recipe_options
-from fastft.run.effects import CONDITIONS, Facts, check_effects
 from fastft.scores.ratings import import_ratings
 from fastft.training.verify import VerifyOptions, verify_resume
 

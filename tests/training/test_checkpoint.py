@@ -18,7 +18,8 @@ from fastft.common.errors import UserError
 from fastft.common.files import identity
 from fastft.engines.engine import Engine
 from fastft.model.gpt2 import GPT2, GPT2Config
-from fastft.run.config import DType, TrainOptions
+from fastft.model.names import DType
+from fastft.run.config import TrainOptions
 from fastft.training import checkpoint
 from fastft.training.checkpoint import (
     Progress,

@@ -1,0 +1,47 @@
+"""What options of a run need to have an effect (see `fastft.common.options.Condition`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastft.common.options import Condition, Facts
+
+
+def _has_validation(_: Any, facts: Facts) -> bool:
+    return facts.val_examples != 0
+
+
+def _evaluates(options: Any, facts: Facts) -> bool:
+    return bool(options.eval_every > 0 and facts.val_examples != 0)
+
+
+_VALIDATION = "a validation split that is not empty"
+
+A_FILE = Condition(lambda o, _: o.data != "sample", "a data file: the embedded records have no cache")
+PACKED = Condition(lambda o, _: o.batching == "packed", "--batching packed")
+AN_EXAMPLE_A_PASS = Condition(
+    lambda o, _: o.accumulate <= o.batch_size, "as many examples in a step (--batch_size), at least one a pass"
+)
+NO_STEPS = Condition(lambda o, _: o.steps is None, "a run without --steps, which overrides it")
+MORE_STEPS = Condition(
+    lambda o, facts: facts.steps is None or o.warmup < facts.steps,
+    "more steps than it has: the rate would never reach --lr",
+)
+DECAY = Condition(lambda o, _: o.weight_decay > 0, "a --weight_decay above 0")
+CUDA = Condition(lambda _, facts: facts.device in (None, "cuda"), "a CUDA GPU", refused=False)
+RANKS = Condition(lambda _, facts: facts.ranks != 1, "several ranks", refused=False)
+VALIDATION = Condition(_has_validation, _VALIDATION, refused=False)
+VALIDATION_TO_EVALUATE = Condition(
+    lambda o, facts: o.eval_every == 0 or _has_validation(o, facts), _VALIDATION, refused=False
+)
+VALIDATION_TO_SAMPLE = Condition(
+    lambda o, facts: o.samples == 0 or _has_validation(o, facts), _VALIDATION, refused=False
+)
+NOT_THE_BOOKS_BATCHES = Condition(
+    lambda o, _: o.recipe != "book", "another run than the book's, which reads its first 5 batches"
+)
+NOT_THE_BOOKS_SAMPLE = Condition(
+    lambda o, _: o.recipe != "book" or o.samples < 1, "another run than the book's, which answers one"
+)
+KEEPING_BEST = Condition(lambda o, _: o.keep_best, "--keep_best true: early stopping exports the best")
+EVALUATIONS = Condition(_evaluates, "evaluations: --eval_every of at least 1, and a validation split that is not empty")
