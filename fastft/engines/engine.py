@@ -201,6 +201,8 @@ class Engine(WholeModel):
             self.scaler.step(self.optimizer)
         scale = self.scaler.get_scale()
         self.scaler.update()
+        if self.scaler.get_scale() < 1:  # no scale was the cause: a lower one would lose small gradients for long
+            self.scaler.update(1.0)
         self._clear_gradients()
         rescaled = math.isfinite(of_all_ranks) and not applied and scale > 1
         update = Update(of_all_ranks, grad_norm, applied, rescaled)
