@@ -226,6 +226,7 @@ class GpuEngine(WholeModel):
         self._report.copy_(torch.stack([self._loss, norm.double(), self._scale.double(), is_finite.double()]))
         if self.dtype == "fp16":
             torch._amp_update_scale_(self._scale, self._good_steps, left_out, _GROWTH, _BACKOFF, _GROWTH_STEPS)
+            self._scale.clamp_(min=1.0)  # no scale was the cause; see `Engine`
 
     def _read(self, report: Reading) -> Update:
         loss, norm, scale, applied = report.get().tolist()

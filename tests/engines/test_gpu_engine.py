@@ -180,6 +180,21 @@ def test_a_step_that_is_not_finite_changes_nothing(where: str) -> None:
     assert trained_step(engine, batches(3)).applied
 
 
+@pytest.mark.parametrize("engine_class", [Engine, GpuEngine])
+def test_the_scale_of_fp16_falls_no_lower_than_1(engine_class: Any) -> None:
+    engine = engine_class(model(), options(dtype="fp16"))
+    engine.load_loss_scale({"scale": 2.0, "good_steps": 0})
+    found = []
+    for step in range(3):
+        (batch,) = batches(step)
+        batch.weights[0] = math.inf
+        loss, _ = engine.accumulate(batch, batch.count)
+        update = engine.update(RATE, loss)()
+        found.append((update.rescaled, update.applied, engine.loss_scale()["scale"]))
+    assert not any(applied for _, applied, _ in found)
+    assert all(scale >= 1 for *_, scale in found)
+
+
 def test_fp16_finds_its_scale() -> None:
     engine = GpuEngine(model(), options(dtype="fp16"))
     engine.load_loss_scale({"scale": 2.0**40, "good_steps": 1999})
