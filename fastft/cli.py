@@ -208,7 +208,7 @@ def _main(arguments: list[str]) -> int:
         return EXIT_DONE if arguments else EXIT_USER_ERROR
     name, *rest = arguments
     if name not in COMMANDS:
-        from fastft.common.options import did_you_mean
+        from fastft.common.nearest import did_you_mean
 
         raise UserError(
             f"got the command {name!r}, expected one of {', '.join(COMMANDS)}{did_you_mean(name, COMMANDS)}"

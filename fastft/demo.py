@@ -17,7 +17,8 @@ from fastft.model.gpt2 import GPT2
 from fastft.model.precision import choose_device
 from fastft.reports.report import ReportOptions, report
 from fastft.run.config import TrainOptions
-from fastft.run.folder import load_data
+from fastft.run.data import load_data
+from fastft.run.folder import DEMO
 from fastft.scores.score import ScoreOptions, score
 from fastft.training.trainer import Outcome, initial_model, train
 
@@ -63,7 +64,7 @@ def demo(options: DemoOptions) -> Outcome:
     if outcome.interrupted_by is not None:
         return outcome
     with writing(options.out):
-        files.write_json(options.out / "demo.json", {"exact_match_before": before})
+        files.write_json(options.out / DEMO, {"exact_match_before": before})
     entries = generate(GenerateOptions(run=options.out, max_new_tokens=MAX_NEW_TOKENS, batch_size=64))
     scores = score(ScoreOptions(run=options.out, judge="ollama" if options.judge else "none"))
     page = report(ReportOptions(run=options.out))

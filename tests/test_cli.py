@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from fastft.cli import COMMANDS, main, parse
+from fastft.common.options import table
 from fastft.common.version import __version__
 from fastft.run.config import BOOK_RECIPE, TrainOptions, to_yaml
 from fastft.scores.compare import CompareOptions
@@ -95,13 +99,113 @@ def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
 
 
-def test_every_option_has_its_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for name in COMMANDS:
-        with pytest.raises(SystemExit):
-            main([name, "--help"])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_has_its_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name, "--help"]) == 0
+    said = capsys.readouterr().out
+    lines = said.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "Optional[" not in said
+    assert "Literal[" not in said
+    for one in table(COMMANDS[name].options):
+        assert one.text, one.name
+        shown = one.name.upper() if one.is_place else one.flag
+        (line,) = [number for number, line in enumerate(lines) if line.split()[:1] == [shown]]
+        assert one.text.partition(". ")[0].rstrip(".")[:20] in " ".join(" ".join(lines[line : line + 4]).split())
+        assert one.group in lines[:line]
+
+
+def test_all_about_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help", "batch-size", "--warmup"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "Examples in one optimizer step" in said
-    assert "The folder of a trained run" in said
+    assert "--batch_size Examples in one optimizer step." in said
+    assert "Expected: a whole number (8)." in said
+    assert "At least 1." in said
+    assert "It needs more steps than it has" in said
+    assert main(["train", "--help", "wamrup"]) == 2
+    assert "did you mean --warmup?" in " ".join(capsys.readouterr().err.split())
+
+
+def test_both_spellings_of_an_option(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("lr: 0.5\n")
+    given = parse("train", ["--batch-size", "2", "--keep-best=false", "--tie_head", "false", "--config", str(config)])
+    assert (given.batch_size, given.keep_best, given.tie_head, given.lr) == (2, False, False, 0.5)
+    assert parse("train", ["--dry-run", "--data", "my-file.json"]).data == "my-file.json"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["trian"], "did you mean train?"),
+        (["train", "--batchsize", "3"], "--batchsize, which is no option of it (did you mean --batch_size?)"),
+        (["train", "--epoch=3"], "--epoch, which is no option of it (did you mean --epochs?)"),
+        (["train", "--zzz"], "--zzz, which is no option of it; see"),
+    ],
+)
+def test_the_nearest_name_is_named(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert expected in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--data", "{}/recrods.json"],
+        ["train", "--config", "{}/recrods.json"],
+        ["inspect", "--data", "{}/recrods.json"],
+        ["train", "--data", "sample", "--weights", "{}/recrods.json", "--out", "{}/out"],
+        ["generate", "--run", "{}/recrods.json"],
+        ["score", "--run", "{}/recrods.json"],
+        ["report", "--run", "{}/recrods.json"],
+        ["compare", "{}/recrods.json", "{}/recrods.json"],
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_the_nearest_file_is_named(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "records.json").touch()
+    assert main([argument.format(tmp_path) for argument in arguments]) == 2
+    said = capsys.readouterr().err.replace("\n", "")
+    assert f"(did you mean {tmp_path / 'records.json'}?)" in said
+
+
+HEAVY = ("torch", "transformers", "scipy", "nltk", "rouge_score", "sacrebleu", "matplotlib", "deepspeed")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "without"),
+    [
+        (["--help"], (*HEAVY, "numpy", "jsonargparse", "rich", "yaml")),
+        (["--version"], (*HEAVY, "numpy", "jsonargparse", "rich", "yaml")),
+        (["train", "--help"], HEAVY),
+        (["score", "--help"], HEAVY),
+        (["report", "--help"], ("torch", "nltk", "rouge_score")),
+    ],
+)
+def test_what_is_not_needed_is_not_imported(arguments: list[str], without: tuple[str, ...]) -> None:
+    code = (
+        f"import sys; from fastft.cli import main; assert main({arguments}) == 0; print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert not {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()} & {*without}
+
+
+def test_a_score_without_a_judge_and_a_model_needs_no_torch(tmp_path: Path) -> None:
+    entry = {"instruction": "Say A.", "input": "", "output": "A", "model_response": "B"}
+    (tmp_path / "responses.json").write_text(json.dumps([entry]))
+    arguments = ["score", "--run", str(tmp_path), "--judge", "none"]
+    code = f"import sys; from fastft.cli import main; assert main({arguments}) == 0; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    assert (tmp_path / "scores.json").is_file()
+
+
+def test_public_names_are_there() -> None:
+    import fastft
+
+    assert {name for name in fastft.__all__ if getattr(fastft, name) is None} == set()
+    assert {*fastft.__all__} <= {*dir(fastft)}
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = fastft.trian
 
 
 def test_documented_names_exist() -> None:

@@ -34,7 +34,8 @@ from fastft.cli import main
 from fastft.common.errors import EXIT_NO_JUDGE, UserError
 from fastft.common.lock import LOCK_FILE
 from fastft.data.tokenizer import GPT2Tokenizer
-from fastft.run.folder import Run, load_data
+from fastft.run.data import load_data
+from fastft.run.folder import Run
 from fastft.training import trainer
 
 resource = pytest.importorskip("resource", reason="full disks are played by RLIMIT_FSIZE, which POSIX alone has")

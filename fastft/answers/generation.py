@@ -22,12 +22,14 @@ from fastft.data.folder_tokenizer import tokenizer_of
 from fastft.data.records import Record
 from fastft.data.tokenizer import Tokenizer, gpt2_tokenizer
 from fastft.decoding.decode import decode
-from fastft.decoding.inference import prepared, trained_model
+from fastft.decoding.inference import prepared
 from fastft.decoding.sampling import Sampling
 from fastft.model.gpt2 import GPT2
 from fastft.model.names import Device
 from fastft.model.precision import choose_device
-from fastft.run.folder import Data, Run, check_same_tokenizer, data_of
+from fastft.run.data import Data
+from fastft.run.folder import Run
+from fastft.run.trained import check_same_tokenizer, data_of, trained_model
 
 _SEVERAL = Condition(
     lambda o, _: o.top_k != 1, "more than the one most likely token to draw from: another --top_k than 1"
@@ -54,7 +56,7 @@ class AnswerOptions:
     seed: int = option(123, needs=_DRAWING)
     """Of the random numbers, where the temperature is not 0; each answer has its own."""
     dtype: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic. fp32 gives the text of the book's loop; bf16 is faster where the processor has it."""
+    """Arithmetic: fp32 gives the text of the book's loop; bf16 is faster where the processor has it."""
     device: Device = "auto"
     """Where to generate."""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from fastft.common.errors import UserError
+from fastft.common.nearest import did_you_mean_path
 
 
 @contextlib.contextmanager
@@ -75,7 +76,7 @@ def read_json(path: Path, *, what: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{what} not found: {path}") from None
+        raise UserError(f"{what} not found: {path}{did_you_mean_path(path)}") from None
     except OSError as error:
         raise UserError(f"cannot read {what} {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:

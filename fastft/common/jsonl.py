@@ -10,11 +10,20 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fastft.common.errors import UserError
+
+
+def objects(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """The JSON objects of lines; what is none, as a torn line, is passed over."""
+    for text in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            line = json.loads(text)
+            if isinstance(line, dict):
+                yield line
 
 
 class JsonLines:
@@ -43,12 +52,7 @@ class JsonLines:
         except OSError as error:
             raise UserError(f"cannot read {self._what} {self.path}: {error.strerror or error}") from error
         self._torn = bool(content) and not content.endswith(b"\n")
-        for text in content.split(b"\n"):
-            line = None
-            with contextlib.suppress(ValueError, RecursionError):
-                line = json.loads(text)
-            if isinstance(line, dict):
-                yield line
+        yield from objects(content.split(b"\n"))
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Writes a line.

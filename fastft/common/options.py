@@ -9,18 +9,19 @@ resumed run may change it. `option` says what a field's annotation and default d
 from __future__ import annotations
 
 import ast
-import difflib
 import inspect
 import re
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastft.common.errors import UserError
+from fastft.common.nearest import did_you_mean, did_you_mean_path
 
 if TYPE_CHECKING:  # it takes a fifth of a second, which `--help` does not need
     import jsonargparse
@@ -35,6 +36,7 @@ _WORDS = {
 }
 _PLACES = {int: "INTEGER", float: "NUMBER", bool: "true|false", str: "TEXT", Path: "PATH"}
 _WRONG_VALUE = re.compile(r'Parser key "(?P<key>\w+)":.*(?:Got|Given) value: ?(?P<value>.*)', re.DOTALL)
+_NO_CONFIG = re.compile(r"File does not exist: '(?P<path>[^']*)'")
 _WIDTH = 80
 _NAMES_WIDTH = 26
 
@@ -132,9 +134,13 @@ def option(
     needs: Condition | tuple[Condition, ...] = (),
     may_change: bool = False,
 ) -> Any:
-    """A field of a class of options, with what its annotation does not say: see `Option`."""
+    """A field of a class of options, with what its annotation does not say: see `Option`.
+
+    A class that gives a field another default keeps what the class before said of it.
+    """
     needs = (needs,) if isinstance(needs, Condition) else needs
-    more = {"at_least": at_least, "at_most": at_most, "needs": needs, "may_change": may_change}
+    given = {"at_least": at_least, "at_most": at_most, "needs": needs or None, "may_change": may_change or None}
+    more = {name: value for name, value in given.items() if value is not None}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=more)
     return field(default=default, metadata=more)
@@ -157,11 +163,13 @@ def table(options: type[Any]) -> tuple[Option, ...]:
 def _read_table(options: type[Any]) -> tuple[Option, ...]:
     groups: dict[str, str] = {}
     texts: dict[str, str] = {}
+    more: dict[str, dict[str, Any]] = defaultdict(dict)
     for one in reversed(options.__mro__):
         title = (inspect.getdoc(one) or "").partition(".")[0].partition(":")[0]
         for name, text in _texts(one).items():
             groups.setdefault(name, title)
             texts[name] = text or texts.get(name, "")
+            more[name].update(vars(one)["__dataclass_fields__"][name].metadata)
     hints = typing.get_type_hints(options)
     return tuple(
         Option(
@@ -170,10 +178,10 @@ def _read_table(options: type[Any]) -> tuple[Option, ...]:
             hint=hints[one.name],
             default=one.default if one.default_factory is MISSING else one.default_factory(),
             text=texts[one.name],
-            at_least=one.metadata.get("at_least"),
-            at_most=one.metadata.get("at_most"),
-            needs=one.metadata.get("needs", ()),
-            may_change=one.metadata.get("may_change", False),
+            at_least=more[one.name].get("at_least"),
+            at_most=more[one.name].get("at_most"),
+            needs=more[one.name].get("needs", ()),
+            may_change=more[one.name].get("may_change", False),
             is_place=not one.kw_only,
         )
         for one in fields(options)
@@ -285,12 +293,6 @@ def _known(name: str, names: Sequence[str], prog: str) -> str:
     )
 
 
-def did_you_mean(got: str, names: Iterable[str]) -> str:
-    """` (did you mean NAME?)` where a name is near to what was got; else nothing."""
-    near = difflib.get_close_matches(got, list(names), n=1, cutoff=0.7)
-    return f" (did you mean {near[0]}?)" if near else ""
-
-
 def help_of(options: type[Any], *, prog: str, text: str, names: Sequence[str] = ()) -> str:
     """The help of a command: its options by groups, a line each.
 
@@ -369,6 +371,9 @@ def plain_error(error: Exception, options: type[Any]) -> str:
     if (wrong := _WRONG_VALUE.fullmatch(message)) and wrong["key"] in rows:
         one = rows[wrong["key"]]
         return f"got {one.flag} {wrong['value'] or repr('')}, expected {one.type_in_words}"
+    if missing := _NO_CONFIG.search(message):
+        path = Path(missing["path"])
+        return f"--config: file not found: {path}{did_you_mean_path(path)}"
     if message.startswith("Unexpected config:"):
         return (
             f"--config: got {message.partition(':')[2].strip() or 'an empty file'}, expected options as `name: value`"

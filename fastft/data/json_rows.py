@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from fastft.common.errors import UserError
+from fastft.common.kinds import kind_of
+from fastft.common.nearest import did_you_mean_path
 
 LONGEST_ROW = 16 << 20
 """Bytes of a row's JSON. The text of 1,024 tokens, as many as GPT-2 reads at a time, is at most some 128 KiB."""
@@ -110,18 +112,12 @@ def json_rows(
                 formed(form)
             yield from _json_lines(file, path, named) if form.lines else _json_array(_Window(file), path)
     except FileNotFoundError:
-        raise UserError(f"data file not found: {path}; --data takes a file, `book` or `sample`") from None
+        near = did_you_mean_path(path)
+        raise UserError(f"data file not found: {path}{near}; --data takes a file, `book` or `sample`") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is not a whole gzip file: {error}; fetch or compress it again") from error
     except OSError as error:
         raise UserError(f"cannot read the data file {path}: {error.strerror or error}; check the path") from error
-
-
-def kind_of(value: Any) -> str:
-    """A JSON value's kind in words."""
-    names = {dict: "an object", list: "an array", str: "text", bool: "a boolean", int: "a number", float: "a number"}
-    names[RepeatedKeys] = names[dict]
-    return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
 def _are_lines(begin: bytes, named: Form, path: Path) -> bool:

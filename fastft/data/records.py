@@ -25,7 +25,8 @@ import requests
 from fastft.common import files
 from fastft.common.errors import UserError
 from fastft.common.keywords import is_keyword
-from fastft.data.json_rows import BadRecord, Form, RepeatedKeys, json_rows, kind_of, named_keys
+from fastft.common.kinds import kind_of
+from fastft.data.json_rows import BadRecord, Form, RepeatedKeys, json_rows, named_keys
 from fastft.data.sample import sample_records
 
 BOOK_URL = (

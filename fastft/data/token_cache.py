@@ -38,6 +38,7 @@ import numpy.typing as npt
 from fastft.common import files
 from fastft.common.console import meter, say, warn
 from fastft.common.errors import FastftError, UserError
+from fastft.common.nearest import did_you_mean_path
 from fastft.data.audit import Findings, audit
 from fastft.data.encode import (
     Chunk,
@@ -559,7 +560,8 @@ def _sha256_of_data(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
-        raise UserError(f"data file not found: {path}; --data takes a file, `book` or `sample`") from None
+        near = did_you_mean_path(path)
+        raise UserError(f"data file not found: {path}{near}; --data takes a file, `book` or `sample`") from None
     except OSError as error:
         raise UserError(f"cannot read the data file {path}: {error.strerror or error}; check the path") from error
 

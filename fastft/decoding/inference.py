@@ -1,4 +1,4 @@
-"""A run's model, and one made ready for answering: matrices in the dtype asked for, and laid out for the processor."""
+"""A model made ready for answering: matrices in the dtype asked for, and laid out for the processor."""
 
 from __future__ import annotations
 
@@ -7,19 +7,6 @@ from torch import nn
 
 from fastft.model.gpt2 import GPT2
 from fastft.model.packed_linear import PackedLinear, can_pack
-from fastft.model.weights import load
-from fastft.run.folder import Run, check_same_tokenizer
-
-
-def trained_model(run: Run) -> GPT2:
-    """The model that a run has exported, in float32 on the CPU.
-
-    Raises:
-        UserError: there is none, or the tokenizer beside it is not the one that the run was trained with.
-    """
-    model = load(run.model)
-    check_same_tokenizer(run, model.config.tokenizer)
-    return model
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastft.common.errors import UserError
+from fastft.common.kinds import kind_of
 from fastft.engines.optim import BETAS, EPSILON
 from fastft.model.names import DType
 from fastft.run.config import TrainOptions
@@ -162,7 +163,7 @@ def _json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise UserError(f"--deepspeed_config {path} is not JSON: {error}") from error
     if not isinstance(raw, dict):
-        raise UserError(f"--deepspeed_config {path}: got a {type(raw).__name__}, expected an object of sections")
+        raise UserError(f"--deepspeed_config {path}: got {kind_of(raw)}, expected an object of sections")
     return raw
 
 

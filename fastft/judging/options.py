@@ -18,7 +18,7 @@ _LONGEST_S = 1_000_000
 """Eleven days; a clock takes no more than some 10^9."""
 
 
-IN_PAIRS = Condition(lambda o, _: getattr(o, "pairwise", True), "--pairwise, which alone asks a judge")
+_IN_PAIRS = Condition(lambda o, _: getattr(o, "pairwise", True), "--pairwise, which alone asks a judge")
 _ASKED = Condition(lambda o, _: o.judge != "none", "a --judge other than none, which asks nobody")
 _WITH_KEY = Condition(lambda o, _: o.judge == "openai", "--judge openai, which alone sends a key")
 _PULLING = Condition(lambda o, _: o.judge == "ollama", "--judge ollama, which alone has models to pull")
@@ -31,14 +31,14 @@ _RETRYING = Condition(lambda o, _: o.judge_retries != 0, "--judge_retries of at 
 
 def asking(default: Any, *more: Condition, at_least: float | None = None) -> Any:
     """An option about the asking: it needs somebody who is asked."""
-    return option(default, needs=(IN_PAIRS, _ASKED, *more), at_least=at_least)
+    return option(default, needs=(_IN_PAIRS, _ASKED, *more), at_least=at_least)
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeOptions:
     """A judge's server, and the patience with it."""
 
-    judge: Literal["ollama", "openai", "none"] = option("ollama", needs=IN_PAIRS)
+    judge: Literal["ollama", "openai", "none"] = option("ollama", needs=_IN_PAIRS)
     """Who gives scores from 0 to 100: a model behind Ollama, or behind any OpenAI-compatible server; none leaves it at
     the text metrics."""
     judge_model: str = asking(DEFAULT_MODEL)

@@ -17,7 +17,6 @@ from fastft.common.errors import UserError
 from fastft.data.encode import EncodedSet, EncodingRules, encoded_set, texts_of
 from fastft.data.prompts import TEMPLATES, Template
 from fastft.data.records import Record, answers_of, category_of, right_choice
-from fastft.decoding.inference import trained_model
 from fastft.decoding.sampling import ids_without_text
 from fastft.gpu.staging import Staging
 from fastft.metrics.statistics import Floats
@@ -25,6 +24,7 @@ from fastft.metrics.text_metrics import accuracy
 from fastft.model import ops
 from fastft.model.gpt2 import GPT2
 from fastft.run.folder import Run
+from fastft.run.trained import trained_model
 
 _BATCH_SIZE = 16
 

@@ -28,6 +28,8 @@ from fastft.common import files
 from fastft.common.console import warn
 from fastft.common.errors import UserError
 from fastft.common.keywords import is_keyword
+from fastft.common.kinds import kind_of
+from fastft.common.nearest import did_you_mean_path
 from fastft.data.folder_tokenizer import NAMES as TOKENIZER_FILES
 from fastft.data.folder_tokenizer import UNREAD, tokenizer_of
 from fastft.data.tokenizer import VOCAB_SIZE, Tokenizer, gpt2_tokenizer
@@ -245,8 +247,8 @@ def _located(source: str | Path) -> Path:
     model_id = _HF_IDS.get(str(source), str(source))
     if isinstance(source, Path) or path.suffix in (".pth", ".pt") or not _HF_ID.fullmatch(model_id):
         raise UserError(
-            f"no weights at {source}: expected a Hugging Face folder, a .pth of the book, or a Hugging Face id "
-            f"({', '.join(_HF_IDS)}, or owner/name)"
+            f"no weights at {source}{did_you_mean_path(path)}: expected a Hugging Face folder, a .pth of the book, or "
+            f"a Hugging Face id ({', '.join(_HF_IDS)}, or owner/name)"
         )
     return _downloaded(model_id)
 
@@ -384,7 +386,7 @@ def _config_of(path: Path) -> GPT2Config:
     """The configuration that a `config.json` of transformers describes."""
     given = files.read_json(path, what="the model's configuration")
     if not isinstance(given, dict):
-        raise UserError(f"{path}: got {type(given).__name__}, expected an object")
+        raise UserError(f"{path}: got {kind_of(given)}, expected an object")
     said = _HF_DEFAULTS | given
     for key, accepted in _HF_REQUIRED.items():
         if said.get(key) not in accepted:

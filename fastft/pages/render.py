@@ -24,7 +24,7 @@ _THEME = "theme.js"  # runs before the page is drawn, so that it does not change
 
 
 def write_page(path: Path, template: str, *, styles: Sequence[str], scripts: Sequence[str], **context: Any) -> None:
-    """Writes a template of `fastft/templates` as one HTML file.
+    """Writes a template of `fastft/pages/templates` as one HTML file.
 
     Args:
         styles: files of the templates' folder, in the order in which they go into the page.
@@ -95,7 +95,7 @@ def _environment() -> jinja2.Environment:
 
 @cache
 def _source(name: str) -> str:
-    return files("fastft").joinpath("templates", name).read_text(encoding="utf-8")
+    return files("fastft.pages").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def _policy(*scripts: str) -> str:

@@ -16,21 +16,21 @@ import yaml
 
 from fastft.common.errors import UserError
 from fastft.common.files import object_or_empty, read_json
+from fastft.common.nearest import did_you_mean_path
 from fastft.data.records import left_out
 from fastft.metrics.statistics import bootstrap_mean, sign_flip, wilson
 from fastft.metrics.text_metrics import is_exact, rouge_scores
-from fastft.run.folder import Run, read_metrics
+from fastft.run.folder import AB_NUMBERS, CONFIG, DEMO, METRICS, RESPONSES, SCORES, Run
 from fastft.run.ledger import read_ledger
-from fastft.scores.score import OTHER_JUDGES, RESPONSES, SCORES, judge_identity, read_responses, responses_sha256
+from fastft.run.metrics_file import read_metrics
+from fastft.scores.score import OTHER_JUDGES, judge_identity, read_responses, responses_sha256
 
-AB = "ab.json"
 MOST_ANSWERS = 5
 TOKEN_KINDS = ("padded", "real", "computed", "supervised")
 CURVES = ("loss", "val_loss", "lr", "grad_norm")
 
-_DEMO = "demo.json"
 _BINS = 10
-_NAMED_FILES = ("config.yaml", "metrics.jsonl", RESPONSES, SCORES)
+_NAMED_FILES = (CONFIG, METRICS, RESPONSES, SCORES)
 _OF_PEOPLE = {"names", "raters", "n_items", "n_rated", "responses_sha256", "verdicts", "win_rate", "scale", "agreement"}
 _OF_THE_PLACE = {"out", "overwrite", "resume", "config"}  # settings that two runs of one kind may differ in
 
@@ -182,7 +182,8 @@ def read_run(folder: Path) -> RunFigures:
         UserError: the folder does not exist, holds no file of a run, or holds one that cannot be read.
     """
     if not folder.is_dir():
-        raise UserError(f"no such run: {folder} is not a folder; make one with `fastft train --out {folder}`")
+        near = did_you_mean_path(folder)
+        raise UserError(f"no such run: {folder} is not a folder{near}; make one with `fastft train --out {folder}`")
     if not any((folder / name).is_file() for name in _NAMED_FILES):
         raise UserError(
             f"nothing to report: {folder} holds none of {', '.join(_NAMED_FILES)}; "
@@ -208,7 +209,7 @@ def read_run(folder: Path) -> RunFigures:
         scores_problem=problem,
         intervals=_intervals(answers),
         answers=answers,
-        before=_finite(object_or_empty(folder / _DEMO).get("exact_match_before")),
+        before=_finite(object_or_empty(folder / DEMO).get("exact_match_before")),
         ledger=None if ledger is None else asdict(ledger),
         people=_people(folder),
     )
@@ -336,11 +337,13 @@ def _read_scores(run: Path) -> tuple[dict[str, Any] | None, str | None]:
 
 
 def _people(run: Path) -> dict[str, Any] | None:
-    people = object_or_empty(run / AB)
+    people = object_or_empty(run / AB_NUMBERS)
     if not people:
         return None
     if not people.keys() >= _OF_PEOPLE:
-        raise UserError(f"{run / AB} is not a file that fastft ab wrote; move it away and import the ratings again")
+        raise UserError(
+            f"{run / AB_NUMBERS} is not a file that fastft ab wrote; move it away and import the ratings again"
+        )
     rated = people["responses_sha256"][0]
     return {**people, "stale": not (run / RESPONSES).is_file() or rated != responses_sha256(run)}
 

@@ -29,11 +29,8 @@ from fastft.reports.figures import (
     read_run,
     side_by_side,
 )
-from fastft.run.folder import names_of
+from fastft.run.folder import REPORT, REPORT_NUMBERS, names_of
 from fastft.scores.score import rungs_in_words
-
-REPORT = "report.html"
-REPORT_NUMBERS = "report.json"
 
 _WIDE, _NARROW = (10.4, 3.4), (5.1, 2.3)
 _TITLES = {"loss": "training loss", "val_loss": "validation loss", "lr": "learning rate", "grad_norm": "gradient norm"}

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from fastft.common.errors import UserError
-from fastft.run.folder import MetricsFile, Run
+from fastft.run.folder import Run
+from fastft.run.metrics_file import MetricsFile
 
 
 class Log:

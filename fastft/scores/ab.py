@@ -20,12 +20,13 @@ from typing import Any
 from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
 from fastft.common.lock import writing
+from fastft.common.nearest import did_you_mean_path
 from fastft.common.options import Condition, check_values, option
 from fastft.pages.render import write_page
+from fastft.run.folder import AB_PAGE, RESPONSES
 from fastft.scores.compare import matched
-from fastft.scores.score import RESPONSES, read_responses
+from fastft.scores.score import read_responses
 
-AB_PAGE = "ab.html"
 RATINGS_FORMAT = "fastft ratings 1"
 CHOICES = ("a", "b", "tie", "both_bad")
 SCALE = (1, 2, 3, 4, 5)
@@ -134,7 +135,8 @@ def make_sheet(runs: tuple[Path, Path], seed: int, limit: int | None) -> Sheet:
 
 def _responses_of(run: Path) -> list[dict[str, Any]]:
     if not run.is_dir():
-        raise UserError(f"no such run: {run} is not a folder; fastft ab takes two runs that have {RESPONSES}")
+        near = did_you_mean_path(run)
+        raise UserError(f"no such run: {run} is not a folder{near}; fastft ab takes two runs that have {RESPONSES}")
     return read_responses(run)
 
 

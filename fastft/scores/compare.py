@@ -8,6 +8,7 @@ wins, ties and losses. With `--pairwise` a judge is asked which of the two respo
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -23,11 +24,11 @@ from fastft.common import files
 from fastft.common.console import SafeConsole, meter, say
 from fastft.common.errors import JudgeUnavailable, UserError
 from fastft.common.lock import writing
-from fastft.common.options import option
+from fastft.common.nearest import did_you_mean_path
 from fastft.data.records import category_of, choices_of
 from fastft.judging import pairwise
 from fastft.judging.journal import Journal
-from fastft.judging.options import IN_PAIRS, JudgeOptions
+from fastft.judging.options import JudgeOptions
 from fastft.judging.pairwise import Pair, judge_pairs
 from fastft.judging.referee import ServerReferee
 from fastft.metrics.statistics import (
@@ -50,7 +51,8 @@ from fastft.metrics.statistics import (
 )
 from fastft.metrics.text_metrics import NAMES, Measure, bounds, measures, multiple_choice_measure, words_of
 from fastft.pages.render import chance
-from fastft.scores.score import JUDGE_REPLIES, SCORES, judge_identity, left_out_rows, read_responses, responses_sha256
+from fastft.run.folder import COMPARISON, JUDGE_REPLIES, SCORES
+from fastft.scores.score import judge_identity, left_out_rows, read_responses, responses_sha256
 
 _TITLES = {
     "judge": "judge's mean",
@@ -93,13 +95,13 @@ class CompareOptions(JudgeOptions, _PairOptions):
     """The options of `fastft compare`."""
 
     _: KW_ONLY
-    judge: Literal["ollama", "openai"] = option("ollama", needs=IN_PAIRS)
+    judge: Literal["ollama", "openai"] = "ollama"
     """Who is asked, for --pairwise: a model behind Ollama, or behind any OpenAI-compatible server."""
 
     def path(self) -> Path:
         """Where the figures go."""
         if self.out is None:
-            return self.run_a / f"compare-{self.run_b.resolve().name}.json"
+            return self.run_a / COMPARISON.format(self.run_b.resolve().name)
         return self.out / "compare.json" if self.out.is_dir() else self.out
 
 
@@ -110,7 +112,11 @@ def compare(options: CompareOptions) -> dict[str, Any]:
         UserError: a run has no responses, they answer other entries, or a file is malformed.
         JudgeUnavailable: `require_judge`, and the judge cannot be used; the figures are written all the same.
     """
-    with writing(options.run_a):
+    place = options.path().parent
+    with contextlib.ExitStack() as held:
+        # The figures and the judge's replies may go elsewhere, where another comparison's may go too.
+        for folder in {options.run_a.resolve(): options.run_a, place.resolve(): place}.values():
+            held.enter_context(writing(folder))
         return _compare(options)
 
 
@@ -119,7 +125,8 @@ def _compare(options: CompareOptions) -> dict[str, Any]:
     server = options.server() if options.pairwise else None
     for run in (options.run_a, options.run_b):
         if not run.is_dir():
-            raise UserError(f"no such run: {run} is not a folder; compare takes the folders of two runs")
+            near = did_you_mean_path(run)
+            raise UserError(f"no such run: {run} is not a folder{near}; compare takes the folders of two runs")
     a, b = (read_responses(run) for run in (options.run_a, options.run_b))
     order = matched(a, b, options.run_a, options.run_b)
     b = [b[index] for index in order]

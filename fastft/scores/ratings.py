@@ -40,11 +40,10 @@ from fastft.metrics.statistics import (
     wilson,
 )
 from fastft.pages.render import chance
-from fastft.run.folder import names_of
+from fastft.run.folder import AB_NUMBERS, RESPONSES, SCORES, names_of
 from fastft.scores.ab import CHOICES, RATINGS_FORMAT, SCALE, AbOptions, Sheet, make_sheet
-from fastft.scores.score import OTHER_JUDGES, RESPONSES, SCORES, judge_identity, responses_sha256
+from fastft.scores.score import OTHER_JUDGES, judge_identity, responses_sha256
 
-AB_FILE = "ab.json"
 VERDICTS = ("first", "second", "tie", "both_bad")
 
 _LEAST_OF_A_LETTER = 10  # questions, for a resample to lack them all is then one in twenty thousand
@@ -101,7 +100,7 @@ def import_ratings(options: AbOptions) -> tuple[Path, dict[str, Any]]:
     sheet = _sheet_of(files[0], options)
     by_rater = {file.rater: _unblinded(file, sheet) for file in files}
     result = summary(sheet, by_rater)
-    path = sheet.runs[0] / AB_FILE
+    path = sheet.runs[0] / AB_NUMBERS
     with writing(sheet.runs[0]):
         write_json(path, result)
     return path, result

@@ -19,7 +19,9 @@ from typing import Any, NamedTuple, get_args
 from fastft.common.console import say, warn
 from fastft.common.errors import FastftError, JudgeUnavailable, UserError
 from fastft.common.files import object_or_empty, read_json, write_json
+from fastft.common.kinds import kind_of
 from fastft.common.lock import writing
+from fastft.common.nearest import did_you_mean_path
 from fastft.data.records import category_of, choices_of, fault_of_category, fault_of_choices, left_out
 from fastft.judging.journal import Journal
 from fastft.judging.judge import Judge, Judgement
@@ -28,10 +30,7 @@ from fastft.judging.openai import OpenAIServer
 from fastft.judging.options import JudgeOptions, asking, server_of
 from fastft.judging.questions import Style
 from fastft.metrics import text_metrics as metrics
-
-RESPONSES = "responses.json"
-SCORES = "scores.json"
-JUDGE_REPLIES = "judge-replies.jsonl"
+from fastft.run.folder import JUDGE_REPLIES, RESPONSES, SCORES
 
 _RUNGS = {
     "integer": "a bare integer",
@@ -239,10 +238,11 @@ def read_responses(run: Path) -> list[dict[str, Any]]:
     path = run / RESPONSES
     remedy = f"make it with `fastft generate --run {run}`"
     if not path.is_file():
-        raise UserError(f"no responses to score: {path} does not exist; {remedy}")
+        near = "" if run.is_dir() else did_you_mean_path(run)
+        raise UserError(f"no responses to score: {path} does not exist{near}; {remedy}")
     entries = read_json(path, what="the responses file")
     if not isinstance(entries, list) or not entries:
-        raise UserError(f"{path}: got {_kind(entries)}, expected a list of one or more entries; {remedy}")
+        raise UserError(f"{path}: got {kind_of(entries)}, expected a list of one or more entries; {remedy}")
     for row, entry in enumerate(entries, start=1):
         _check_entry(entry, f"{path} row {row}", remedy)
     return [{**entry, "input": entry.get("input", "")} for entry in entries]
@@ -271,7 +271,8 @@ def _check_data(run: Path, source: str, entries: Sequence[Mapping[str, Any]]) ->
     Raises:
         UserError: the data is not what the run was trained on, or an entry is no test record of it.
     """
-    from fastft.run.folder import Run, data_of  # torch, which a score without a model does not wait for
+    from fastft.run.folder import Run
+    from fastft.run.trained import data_of  # torch, which a score without a model does not wait for
 
     records = Counter(map(_asked, (record.as_entry() for record in data_of(Run(run), source).part("test"))))
     for row, entry in enumerate(entries, start=1):
@@ -304,21 +305,16 @@ def _are_stale(run: Path) -> bool:
 
 def _check_entry(entry: Any, where: str, remedy: str) -> None:
     if not isinstance(entry, dict):
-        raise UserError(f"{where}: got {_kind(entry)}, expected an object with model_response; {remedy}")
+        raise UserError(f"{where}: got {kind_of(entry)}, expected an object with model_response; {remedy}")
     for name in ("instruction", "output", "model_response"):
         if name not in entry:
             raise UserError(f"{where}: {name} is missing; {remedy}")
     for name in ("instruction", "input", "output", "model_response"):
         if not isinstance(entry.get(name, ""), str):
-            raise UserError(f"{where}: {name} is {_kind(entry[name])}, expected text; {remedy}")
+            raise UserError(f"{where}: {name} is {kind_of(entry[name])}, expected text; {remedy}")
     fault = fault_of_category(entry.get("category")) or fault_of_choices(entry.get("choices"), entry["output"])
     if fault is not None:
         raise UserError(f"{where}: {fault}")
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", type(None): "null"}
-    return "an empty list" if value == [] else names.get(type(value), "a number")
 
 
 def responses_sha256(run: Path) -> str:

@@ -53,8 +53,11 @@ from fastft.ranks.stopping import StopRequest, save_is_asked, stop_requests
 from fastft.ranks.watch import Stragglers, Watchdog
 from fastft.ranks.world import World, joined, world_of
 from fastft.run.config import TrainOptions, changed_settings, defaults_of, to_yaml
-from fastft.run.folder import Data, MetricsFile, Run, check_same_data, check_same_tokenizer, load_data, warn_of_data
+from fastft.run.data import Data, load_data, warn_of_data
+from fastft.run.folder import Run
 from fastft.run.log import Log, summary_writer, writers
+from fastft.run.metrics_file import MetricsFile
+from fastft.run.trained import check_same_data, check_same_tokenizer
 from fastft.training.ahead import ahead
 from fastft.training.book import SAMPLE_TOKENS, BookMeans, BookOrder
 from fastft.training.checkpoint import (

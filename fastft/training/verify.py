@@ -20,7 +20,8 @@ from fastft.common.options import Condition, option
 from fastft.model.precision import choose_device
 from fastft.ranks.world import joined, world_of
 from fastft.run.config import TrainOptions
-from fastft.run.folder import Run, read_metrics
+from fastft.run.folder import Run
+from fastft.run.metrics_file import read_metrics
 from fastft.training.checkpoint import load_tensors
 from fastft.training.trainer import train
 

@@ -26,7 +26,8 @@ from fastft.decoding.inference import prepared
 from fastft.model.gpt2 import GPT2, SIZES
 from fastft.model.weights import load, save_hf
 from fastft.run.config import TrainOptions, to_yaml
-from fastft.run.folder import Run, load_data
+from fastft.run.data import load_data
+from fastft.run.folder import Run
 from fastft.training.trainer import initial_model, train
 
 Decode = Callable[..., Iterator[Answer]]

@@ -16,7 +16,7 @@ from fastft.common.errors import UserError
 from fastft.data.encode import EncodedSet
 from fastft.model.gpt2 import config_for
 from fastft.run.config import TrainOptions
-from fastft.run.folder import load_data
+from fastft.run.data import load_data
 
 
 def encoded_set(lengths: list[int]) -> EncodedSet:

@@ -23,7 +23,7 @@ from fastft.data.records import ReadingRules, Record, load_records, split
 from fastft.data.token_cache import RecordFile, TokenCache
 from fastft.model.gpt2 import GPT2Config, config_for
 from fastft.run.config import TrainOptions
-from fastft.run.folder import load_data, warn_of_data
+from fastft.run.data import load_data, warn_of_data
 
 MARK = "<|endoftext|>"
 EOS = b'{"eos_token": "</s>"}'

@@ -31,7 +31,8 @@ from fastft.data.records import ReadingRules, Record, load_records, split
 from fastft.data.token_cache import RecordFile, TokenCache, cache_for, encode_chunks, pick
 from fastft.data.tokenizer import gpt2_tokenizer
 from fastft.run.config import TrainOptions
-from fastft.run.folder import load_data, read_metrics
+from fastft.run.data import load_data
+from fastft.run.metrics_file import read_metrics
 from fastft.training.trainer import train
 
 TOKENIZER = gpt2_tokenizer()

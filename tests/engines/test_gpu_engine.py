@@ -26,7 +26,9 @@ from fastft.model.gpt2 import GPT2, GPT2Config
 from fastft.model.weights import save_weights
 from fastft.ranks.world import World
 from fastft.run.config import TrainOptions
-from fastft.run.folder import Run, load_data, read_metrics
+from fastft.run.data import load_data
+from fastft.run.folder import Run
+from fastft.run.metrics_file import read_metrics
 from fastft.training.trainer import Trainer, initial_model
 
 SHAPE = GPT2Config(n_layer=2, n_head=2, n_embd=32, n_ctx=64, vocab_size=97)

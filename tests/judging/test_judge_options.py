@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from fastft.common.errors import UserError
-from fastft.judging.options import CONDITIONS, JudgeOptions
+from fastft.common.options import table
+from fastft.judging.options import JudgeOptions
 from fastft.scores.compare import CompareOptions
 from fastft.scores.score import ScoreOptions
 
@@ -30,6 +31,7 @@ WITHOUT: dict[str, list[dict[str, Any]]] = {
     "pull": [OPENAI],
 }
 """Beside which an option has none, though somebody is asked."""
+CONDITIONS = {one.name: one.needs for one in table(ScoreOptions) if one.needs}
 OF_SCORE_ALONE = {one.name for one in fields(ScoreOptions)} - {one.name for one in fields(JudgeOptions)}
 OF_NO_JUDGE = {"run", "data"}
 
@@ -45,6 +47,8 @@ def compared(**options: Any) -> CompareOptions:
 def test_every_option_of_a_judge_is_in_the_table() -> None:
     names = {one.name for one in fields(ScoreOptions)} - OF_NO_JUDGE
     assert CONDITIONS.keys() == GIVEN.keys() == names
+    compared_as = {one.name: one.needs for one in table(CompareOptions) if one.needs}
+    assert compared_as == {name: needs for name, needs in CONDITIONS.items() if name not in OF_SCORE_ALONE}
     assert all(GIVEN[one.name] != one.default for one in fields(ScoreOptions) if one.name in names)
 
 

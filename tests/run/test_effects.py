@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from fastft.run.effects import CONDITIONS, Facts, check_effects
 
 from fastft.answers.chat import chat
 from fastft.answers.generation import generate
 from fastft.cli import COMMANDS, main
+from fastft.common import effects
+from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
+from fastft.common.options import Condition, Facts, table
 from fastft.doctor import doctor
 from fastft.inspect import inspect
-from fastft.run import effects
-from fastft.run.config import TrainOptions, recipe_options
+from fastft.run.config import TrainOptions, defaults_of, recipe_options
 from fastft.scores.ratings import import_ratings
 from fastft.training.verify import VerifyOptions, verify_resume
 
@@ -29,24 +30,8 @@ OF_TRAINING = {
 }  # fmt: skip
 OF_ANSWERING = {"run", "max_new_tokens", "repetition_penalty", "dtype", "device"}
 
-ALWAYS = {
-    "train": OF_TRAINING,
-    "verify-resume": OF_TRAINING | CONDITIONS["train"].keys() - {"epochs"},  # its runs are held against train's table
-    "generate": OF_ANSWERING | {"split", "limit", "data", "batch_size", "too_long"},
-    "chat": OF_ANSWERING,
-    "inspect": {
-        "data", "weights", "template", "mask_prompt", "max_length", "too_long", "allow_empty_output",
-        "end_of_text_in_data", "split_seed", "batch_size", "example",
-    },
-    "ab": {"run_a", "run_b", "import_"},
-    "doctor": {"device", "json"},
-    "demo": {"out", "judge"},
-}  # fmt: skip
-"""By command, options that need nothing else; what is impossible (`--cuda_graphs true` on a CPU) is refused by the
-engine."""
-
 ELSEWHERE = {"score", "compare", "report"}
-"""Commands whose options for a judge `fastft.judging.options` sees to."""
+"""Commands that judge have a test of their own (tests/judging/test_judge_options.py); a report takes runs alone."""
 
 WHOLE = Facts(steps=100, val_examples=4, ranks=2, device="cuda")
 NOTHING_KNOWN = Facts()
@@ -60,32 +45,49 @@ _OF_ANSWERS: dict[str, list[tuple[dict[str, Any], Facts, dict[str, Any]]]] = {
     ],
     "seed": [({"seed": 4}, NOTHING_KNOWN, DRAWN), ({"seed": 4, "repetition_penalty": 1.1}, NOTHING_KNOWN, DRAWN)],
 }
-WITHOUT: dict[str, dict[str, list[tuple[dict[str, Any], Facts, dict[str, Any]]]]] = {
-    "train": {
-        "token_cache": [({"token_cache": "none", "data": "sample"}, WHOLE, {"data": "mine.json"})],
-        "share_prefix": [({"share_prefix": False, "batching": "padded"}, WHOLE, {"batching": "packed"})],
-        "pack_tokens": [({"pack_tokens": 99, "batching": "bucketed"}, WHOLE, {"batching": "packed"})],
-        "accumulate": [({"accumulate": 9, "batch_size": 8}, WHOLE, {"accumulate": 8})],
-        "epochs": [({"epochs": 5, "steps": 4}, WHOLE, {"steps": None})],
-        "warmup": [({"warmup": 100}, WHOLE, {"warmup": 99})],
-        "decay_all": [({"decay_all": True, "weight_decay": 0.0}, WHOLE, {"weight_decay": 0.1})],
-        "tf32": [({"tf32": True}, replace(WHOLE, device="cpu"), {"tf32": False})],
-        "hang_timeout": [({"hang_timeout": 9.0}, replace(WHOLE, ranks=1), {"hang_timeout": 1800.0})],
-        "eval_every": [({"eval_every": 9}, replace(WHOLE, val_examples=0), {"eval_every": 50})],
-        "eval_examples": [
-            ({"eval_examples": 9, "recipe": "book", "drop_last": True}, WHOLE, {"recipe": None}),
-            ({"eval_examples": 9}, replace(WHOLE, val_examples=0), {"eval_examples": None}),
-        ],
-        "samples": [
-            ({"samples": 3, "recipe": "book", "drop_last": True}, WHOLE, {"samples": 0}),
-            ({"samples": 3}, replace(WHOLE, val_examples=0), {"samples": 1}),
-        ],
-        "patience": [
-            ({"patience": 1, "keep_best": False}, WHOLE, {"keep_best": True}),
-            ({"patience": 1, "eval_every": 0}, WHOLE, {"eval_every": 1}),
-            ({"patience": 1}, replace(WHOLE, val_examples=0), {"patience": 0}),
-        ],
+_OF_TRAINING: dict[str, list[tuple[dict[str, Any], Facts, dict[str, Any]]]] = {
+    "token_cache": [({"token_cache": "none", "data": "sample"}, WHOLE, {"data": "mine.json"})],
+    "share_prefix": [({"share_prefix": False, "batching": "padded"}, WHOLE, {"batching": "packed"})],
+    "pack_tokens": [({"pack_tokens": 99, "batching": "bucketed"}, WHOLE, {"batching": "packed"})],
+    "accumulate": [({"accumulate": 9, "batch_size": 8}, WHOLE, {"accumulate": 8})],
+    "epochs": [({"epochs": 5, "steps": 4}, WHOLE, {"steps": None})],
+    "warmup": [({"warmup": 100}, WHOLE, {"warmup": 99})],
+    "decay_all": [({"decay_all": True, "weight_decay": 0.0}, WHOLE, {"weight_decay": 0.1})],
+    "tf32": [({"tf32": True}, replace(WHOLE, device="cpu"), {"tf32": False})],
+    "hang_timeout": [({"hang_timeout": 9.0}, replace(WHOLE, ranks=1), {"hang_timeout": 1800.0})],
+    "eval_every": [({"eval_every": 9}, replace(WHOLE, val_examples=0), {"eval_every": 50})],
+    "eval_examples": [
+        ({"eval_examples": 9, "recipe": "book", "drop_last": True}, WHOLE, {"recipe": None}),
+        ({"eval_examples": 9}, replace(WHOLE, val_examples=0), {"eval_examples": None}),
+    ],
+    "samples": [
+        ({"samples": 3, "recipe": "book", "drop_last": True}, WHOLE, {"samples": 0}),
+        ({"samples": 3}, replace(WHOLE, val_examples=0), {"samples": 1}),
+    ],
+    "patience": [
+        ({"patience": 1, "keep_best": False}, WHOLE, {"keep_best": True}),
+        ({"patience": 1, "eval_every": 0}, WHOLE, {"eval_every": 1}),
+        ({"patience": 1}, replace(WHOLE, val_examples=0), {"patience": 0}),
+    ],
+}
+ALWAYS = {
+    "train": OF_TRAINING,
+    "verify-resume": OF_TRAINING | _OF_TRAINING.keys() - {"epochs"},
+    "generate": OF_ANSWERING | {"split", "limit", "data", "batch_size", "too_long"},
+    "chat": OF_ANSWERING,
+    "inspect": {
+        "data", "weights", "template", "mask_prompt", "max_length", "too_long", "allow_empty_output",
+        "end_of_text_in_data", "split_seed", "batch_size", "example",
     },
+    "ab": {"run_a", "run_b", "import_"},
+    "doctor": {"device", "json"},
+    "demo": {"out", "judge"},
+}  # fmt: skip
+"""By command, options that need nothing else; what is impossible (`--cuda_graphs true` on a CPU) is refused by the
+engine."""
+
+WITHOUT: dict[str, dict[str, list[tuple[dict[str, Any], Facts, dict[str, Any]]]]] = {
+    "train": _OF_TRAINING,
     "verify-resume": {"epochs": [({"epochs": 3}, NOTHING_KNOWN, {"epochs": 2})]},
     "generate": _OF_ANSWERS,
     "chat": _OF_ANSWERS,
@@ -107,17 +109,24 @@ NEEDED = {"generate": {"run": Path("run")}, "chat": {"run": Path("run")}}
 """Options without a default."""
 
 
+def conditions(command: str) -> dict[str, tuple[Condition, ...]]:
+    """The options of a command that need something; of verify-resume those that need something else than train's."""
+    of_train = {one.name: one.needs for one in table(TrainOptions)} if command == "verify-resume" else {}
+    needs = {one.name: one.needs for one in table(COMMANDS[command].options)}
+    return {name: found for name, found in needs.items() if found != of_train.get(name, ())}
+
+
 def made(command: str, given: dict[str, Any]) -> Any:
     return COMMANDS[command].options(**{**NEEDED.get(command, {}), **given})
 
 
-@pytest.mark.parametrize("command", COMMANDS.keys() - ELSEWHERE)
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - ELSEWHERE))
 def test_every_option_is_accounted_for(command: str) -> None:
     names = {one.name for one in fields(COMMANDS[command].options)}
-    table = CONDITIONS.get(command, {})
-    assert names == ALWAYS[command] | table.keys()
-    assert not ALWAYS[command] & table.keys()
-    assert WITHOUT.get(command, {}).keys() == table.keys()
+    needing = conditions(command).keys()
+    assert names == ALWAYS[command] | needing
+    assert not ALWAYS[command] & needing
+    assert WITHOUT.get(command, {}).keys() == needing
 
 
 CASES = [(command, name, *case) for command, of in WITHOUT.items() for name, cases in of.items() for case in cases]
@@ -136,36 +145,36 @@ def test_an_option_without_effect_is_refused_or_said(
     monkeypatch.setattr(effects, "warn", said.append)
     options = made(command, given)
     try:
-        check_effects(command, options, facts)
+        check_effects(options, facts)
     except UserError as error:
         said.append(str(error))
     assert len(said) == 1
     assert said[0].startswith(f"got --{name} ")
     assert "no effect" in said[0]
     said.clear()
-    check_effects(command, replace(options, **mend), facts)
+    check_effects(replace(options, **mend), facts)
     assert said == []
 
 
 def test_each_condition_of_training_has_its_case() -> None:
     assert {name: len(cases) for name, cases in WITHOUT["train"].items()} | {"patience": 2} == {
-        name: len(conditions) for name, conditions in CONDITIONS["train"].items()
+        name: len(needs) for name, needs in conditions("train").items()
     }
 
 
 def test_defaults_and_recipes_are_nobodys_mistake() -> None:
     for options in (TrainOptions(), recipe_options("book"), recipe_options("book", weight_decay=0.0)):
-        check_effects("train", options, WHOLE)
-    check_effects("train", TrainOptions(warmup=100, tf32=True, hang_timeout=5.0, patience=1), NOTHING_KNOWN)
-    for command in CONDITIONS:
-        check_effects(command, made(command, {"import_": [Path("a.json")]} if command == "ab" else {}), WHOLE)
+        check_effects(options, WHOLE, defaults=defaults_of(options))
+    check_effects(TrainOptions(warmup=100, tf32=True, hang_timeout=5.0, patience=1), NOTHING_KNOWN)
+    for command in WITHOUT:
+        check_effects(made(command, {"import_": [Path("a.json")]} if command == "ab" else {}), WHOLE)
 
 
 def test_what_a_value_of_nothing_does_has_its_effect_without_validation(monkeypatch: pytest.MonkeyPatch) -> None:
     """No evaluation and no sample are had there too."""
     said: list[str] = []
     monkeypatch.setattr(effects, "warn", said.append)
-    check_effects("train", TrainOptions(eval_every=0, samples=0), replace(WHOLE, val_examples=0))
+    check_effects(TrainOptions(eval_every=0, samples=0), replace(WHOLE, val_examples=0))
     assert said == []
 
 
@@ -180,10 +189,10 @@ def test_each_command_looks_at_its_table(tmp_path: Path) -> None:
         "ab": import_ratings,
     }
     for command, call in calls.items():
-        name, cases = next(iter(WITHOUT[command].items()))
+        name, cases = list(WITHOUT[command].items())[-1]
         with pytest.raises(UserError, match=f"got --{name} .*no effect"):
             call(made(command, cases[0][0]))
-    assert calls.keys() == CONDITIONS.keys() - {"train", "doctor"}
+    assert calls.keys() == WITHOUT.keys() - {"train", "doctor"}
 
 
 def test_the_doctor_says_that_there_are_no_speeds_to_leave_out(

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fastft.reports.report import ReportOptions, report
-from fastft.run.folder import MetricsFile
 from fastft.run.ledger import Entry, read_ledger
+from fastft.run.metrics_file import MetricsFile
 
 LINES = [
     {"step": 1, "epoch": 1, "rows": [1, 2, 3], "losses": [2.0, 1.0, 5.0]},

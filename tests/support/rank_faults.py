@@ -14,7 +14,7 @@ from fastft.batches.batch import Batch
 from fastft.common.errors import UserError
 from fastft.engines.engine import Engine
 from fastft.engines.zero import ZeroEngine
-from fastft.run.folder import MetricsFile
+from fastft.run.metrics_file import MetricsFile
 from fastft.training.trainer import Trainer
 
 RANK = "RANK"

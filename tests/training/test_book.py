@@ -23,7 +23,9 @@ from fastft.engines.engine import Engine
 from fastft.model.gpt2 import GPT2Config
 from fastft.model.weights import load
 from fastft.run.config import recipe_options
-from fastft.run.folder import Data, Run, read_metrics
+from fastft.run.data import Data
+from fastft.run.folder import Run
+from fastft.run.metrics_file import read_metrics
 from fastft.training.book import BookOrder
 from fastft.training.trainer import Trainer
 

@@ -26,7 +26,7 @@ from fastft.batches.batch import Batch
 from fastft.cli import parse
 from fastft.common.errors import TrainingError
 from fastft.engines.engine import Engine
-from fastft.run.folder import read_metrics
+from fastft.run.metrics_file import read_metrics
 from fastft.training import checkpoint
 from fastft.training.trainer import Trainer, train
 

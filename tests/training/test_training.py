@@ -21,7 +21,9 @@ from fastft.engines.optim import adamw, learning_rate
 from fastft.model.gpt2 import GPT2, config_for
 from fastft.model.precision import choose_dtype
 from fastft.run.config import TrainOptions, changed_settings, from_yaml, to_yaml
-from fastft.run.folder import Run, load_data, read_metrics
+from fastft.run.data import load_data
+from fastft.run.folder import Run
+from fastft.run.metrics_file import read_metrics
 from fastft.training.trainer import Trainer, train
 
 

@@ -1,0 +1,26 @@
+"""The name that was meant, where one that there is lies near to what was typed."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+_NEAR = 0.7
+"""Of `difflib.SequenceMatcher.ratio`."""
+
+
+def did_you_mean(got: str, names: Iterable[str]) -> str:
+    """` (did you mean NAME?)` where a name is near to what was got; else nothing."""
+    near = difflib.get_close_matches(got, list(names), n=1, cutoff=_NEAR)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def did_you_mean_path(path: Path) -> str:
+    """The same of a file or folder that is not there, beside which others are."""
+    names: list[str] = []
+    with contextlib.suppress(OSError):
+        names = [one.name for one in path.parent.iterdir() if not one.name.startswith(".")]
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=_NEAR)
+    return f" (did you mean {path.parent / near[0]}?)" if near else ""
