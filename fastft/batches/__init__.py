@@ -1,1 +1,9 @@
-"""Door."""
+"""Batches: token ids -> steps, packs, and the `Batch` that a model is given.
+
+To be read in this order:
+
+    plan.py   which examples form which step, and how it is cut into packs of equal cost: `make_plan`, `Plan`, `Step`,
+              `Packing`, `Cost`, `Indices`
+    batch.py  `Batch`: a prefix tree of packed examples, in which equal beginnings are there once, or padded rows:
+              `pack`, `padded_batch`, `from_padded`, `Batcher`, `Planner`, `RowPlanner`, `with_tensors`
+"""

@@ -1,1 +1,21 @@
-"""Door."""
+"""What every room may use: nothing of fastft -> errors, files, the terminal, options.
+
+To be read in this order:
+
+    errors.py    the errors that a user meets, and their exit statuses: `FastftError`, `UserError`, `TrainingError`,
+                 `LostRank`, `JudgeUnavailable`, `EXIT_DONE`, `EXIT_FAILED`, `EXIT_USER_ERROR`
+    kinds.py     what kind of thing a value is, in words: `kind_of`
+    nearest.py   the name that was meant: `did_you_mean`, `did_you_mean_path`
+    files.py     whole files or none: `write_text`, `write_json`, `read_json`, `object_or_empty`, `make_folder`,
+                 `identity`
+    jsonl.py     JSON lines that outlive a kill: `JsonLines`, `objects`
+    lock.py      one writer of a folder at a time: `writing`, `refuse_if_held`
+    console.py   what a person sees while something runs: `say`, `warn`, `show`, `meter`, `Meter`, `silenced`,
+                 `console`, `SafeConsole`, `printable`, `discard`
+    options.py   a dataclass of options as a table, and what is made of it: `option`, `Condition`, `Facts`, `table`,
+                 `check_values`, `options_parser`, `spelt_out`, `help_of`, `plain_error`
+    effects.py   options that can have no effect: `check_effects`
+    keywords.py  words that an option takes as themselves: `is_keyword`, `hidden_path`, `Option`
+    memory.py    memory taken, and kept on a CPU: `peak_memory`, `keep_freed_memory`
+    version.py   `__version__`
+"""

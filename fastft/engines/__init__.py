@@ -1,1 +1,12 @@
-"""Door."""
+"""Engines: a `Batch` and a rate -> an update, with the arithmetic that `--dtype` names.
+
+To be read in this order:
+
+    engine.py       what training asks of an engine, and the plain one: `AnyEngine`, `Engine`, `Update`
+    optim.py        AdamW, its groups, the rate's course: `adamw`, `parameter_groups`, `learning_rate`
+    flat.py         weights, gradients, moments and narrow copies, each in one piece
+    gpu_engine.py   at a GPU's pace: steps captured and replayed: `GpuEngine`
+    zero_config.py  DeepSpeed's file, held against the options: `read_zero_config`
+    zero.py         ZeRO: moments, gradients and weights parted among the ranks: `ZeroEngine`
+    shards.py       its checkpoints, written in the background
+"""

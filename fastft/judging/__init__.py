@@ -1,14 +1,19 @@
-"""What `fastft/judging/judge.py` asks with: questions, the wire, two protocols, the reading of replies, and the
-journal.
+"""Judging: responses -> judgements of a language model.
 
-    questions.py  an entry -> what is asked about it (prompt, JSON schema, room for the reply), and one num_ctx for all
+    options.py    who is asked, and how long it is waited for: `JudgeOptions`, `asking`, `server_of`
+    questions.py  an entry -> what is asked about it (prompt, JSON schema, room for the reply): `Style`
     wire.py       a request -> its body, within time and size; what counts as no answer, and when to try again
     refusals.py   a request -> the same without the parameters that its server does not take
-    ollama.py     Ollama's own protocol: version, models, pull, chat
-    openai.py     the protocol of OpenAI-compatible servers: models, chat completions
-    ladder.py     the text of a reply -> a score from 0 to 100, or why there is none
-    journal.py    every answer that was read, on disk before the next question is asked
+    server.py     what is asked of a server, whatever its protocol
+    ollama.py     Ollama's own protocol: version, models, pull, chat: `OllamaServer`, `DEFAULT_URL`
+    openai.py     the protocol of OpenAI-compatible servers: models, chat completions: `OpenAIServer`
+    thoughts.py   the text of a reply -> its answer, without the trace of a reasoning model
+    ladder.py     an answer -> a score from 0 to 100, or why there is none
+    journal.py    every answer that was read, on disk before the next question is asked: `Journal`
+    judge.py      a score of each response: `Judge`, `Judgement`
+    pairwise.py   which of two responses is better, asked in both orders: `judge_pairs`, `Pair`
+    referee.py    a judge's server between two runs: `ServerReferee`
 
-`questions`, `wire`, `thoughts` and `journal` know nothing of each other; the protocols know questions, the
-wire and refusals, the ladder knows thoughts.
+`questions`, `wire`, `thoughts` and `journal` know nothing of each other; the protocols know questions, the wire and
+refusals, the ladder knows thoughts.
 """

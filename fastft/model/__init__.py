@@ -1,1 +1,14 @@
-"""Door."""
+"""The model: a `Batch` -> losses; weights in and out.
+
+To be read in this order:
+
+    names.py          what devices and dtypes are called: `Device`, `DType`
+    gpt2.py           GPT-2 from scratch: `GPT2`, `GPT2Config`, `Block`, `SIZES`, `config_for`, `number_of_parameters`
+    ops.py            the choice of kernels, the one file that runs them
+    tied.py           one gradient for the two uses of a tied embedding
+    packed_linear.py  weights laid out once for a CPU's products: `PackedLinear`, `can_pack`
+    precision.py      the arithmetic of a device, and narrow copies of weights: `choose_device`, `choose_dtype`,
+                      `autocast`, `NARROW`, `BF16Copies`, `is_narrowed`, `with_weights`, `total_norm`
+    weights.py        folders, hub ids, the book's files: `load`, `config_of`, `save_hf`, `write_tokenizer`,
+                      `load_weights`, `save_weights`
+"""

@@ -1,1 +1,7 @@
-"""Door."""
+"""Reports: a run's files -> `report.html`, and all its numbers.
+
+To be read in this order:
+
+    figures.py  what the files say in numbers
+    report.py   the page: `report`, `ReportOptions`
+"""
