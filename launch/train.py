@@ -1,44 +1,6 @@
-"""`fastft train` for launchers: `deepspeed launch/train.py ...`, `torchrun launch/train.py ...`, `srun python ...`.
+"""`fastft.launch` by its place in the checkout: `deepspeed launch/train.py ...`, `torchrun launch/train.py ...`."""
 
-Takes the options of `fastft train`, and `--local_rank`, which deepspeed passes on although LOCAL_RANK says it too.
-"""
-
-from __future__ import annotations
-
-import contextlib
-import os
-import signal
-import sys
-from collections.abc import Sequence
-
-
-def main() -> int:
-    """Runs the command line; returns its exit status."""
-    # Importing takes seconds. A scheduler that ends the job meanwhile ends nothing yet: it may start it again.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    from fastft.cli import main
-
-    return main(["train", *without_local_rank(sys.argv[1:])])
-
-
-def without_local_rank(arguments: Sequence[str]) -> list[str]:
-    """The arguments but `--local_rank N` and `--local_rank=N`."""
-    kept: list[str] = []
-    skip = False
-    for argument in arguments:
-        if skip or argument.startswith(("--local_rank=", "--local-rank=")):
-            skip = False
-        elif argument in ("--local_rank", "--local-rank"):
-            skip = True
-        else:
-            kept.append(argument)
-    return kept
-
+from fastft.launch import main
 
 if __name__ == "__main__":
-    status = main()
-    # A launcher's late SIGTERM, or a thread of torch's that Python's end catches halfway, would make it another status.
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):
-            stream.flush()
-    os._exit(status)
+    main()

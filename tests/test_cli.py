@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -206,18 +205,3 @@ def test_public_names_are_there() -> None:
     assert {*fastft.__all__} <= {*dir(fastft)}
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = fastft.trian
-
-
-def test_documented_names_exist() -> None:
-    """Files, commands and options that the README speaks of."""
-    root = Path(__file__).parents[1]
-    readme = (root / "README.md").read_text()
-    for match in re.findall(r"`([\w/]+\.py)`", readme):
-        assert (root / match).is_file() or (root / "fastft" / match).is_file(), match
-    for command in re.findall(r"bin/fastft ([a-z]+) +--", readme):
-        assert command in COMMANDS, command
-    readme = re.sub(r"(deepspeed|torchrun) [^\n]*launch/train\.py", "", readme)  # a launcher's own options
-    options = {f.rstrip("_") for command in COMMANDS.values() for f in command.options.__dataclass_fields__}
-    options |= {"config", "help"}
-    for option in re.findall(r"(?<![\w-])--(\w+)", readme):
-        assert option in options, option
