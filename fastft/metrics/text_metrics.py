@@ -22,12 +22,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
-from rouge_score.rouge_scorer import RougeScorer
-from rouge_score.tokenizers import DefaultTokenizer
-from sacrebleu.metrics.bleu import BLEU
 
 from fastft.data.records import category_of, choices_of, right_choice
 from fastft.metrics.statistics import (
@@ -41,6 +38,10 @@ from fastft.metrics.statistics import (
     bootstrap_mean,
     wilson,
 )
+
+if TYPE_CHECKING:  # half a second, with what they bring: imported where a figure of theirs is asked for
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics.bleu import BLEU
 
 INTERVAL_METHOD = (
     f"{LEVEL:.0%} intervals: BCa bootstrap over responses ({RESAMPLES:,} resamples, seed {SEED}), Wilson's for shares"
@@ -356,6 +357,8 @@ def _n_of(measure: Measure | None) -> int:
 
 @cache
 def _bleu(tokens: str) -> BLEU:
+    from sacrebleu.metrics.bleu import BLEU
+
     return BLEU(effective_order=True, tokenize=tokens)  # an order that the counts do not depend on
 
 
@@ -380,13 +383,19 @@ def _is_mark(character: str) -> bool:
     return unicodedata.category(character).startswith("M")
 
 
-_LATIN_WORDS, _OTHER_WORDS = DefaultTokenizer(use_stemmer=False), _Words()
-_LATIN_ROUGE, _OTHER_ROUGE = (RougeScorer(list(_ROUGE.values()), tokenizer=one) for one in (_LATIN_WORDS, _OTHER_WORDS))
+@cache
+def _rouge_scorer(*, latin: bool) -> tuple[RougeScorer, Any]:
+    """ROUGE and its tokenizer: rouge-score's own, or one of any script."""
+    from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    words = DefaultTokenizer(use_stemmer=False) if latin else _Words()
+    return RougeScorer(list(_ROUGE.values()), tokenizer=words), words
 
 
 def _rouge_of(response: str, reference: str) -> dict[str, float | None]:
     is_other = _is_other_script(reference) or any(map(_is_no_latin, reference))
-    scorer, words = (_OTHER_ROUGE, _OTHER_WORDS) if is_other else (_LATIN_ROUGE, _LATIN_WORDS)
+    scorer, words = _rouge_scorer(latin=not is_other)
     n = len(words.tokenize(reference))
     score = scorer.score(reference, response)
     return {

@@ -1,4 +1,4 @@
-"""`launch/`: the script for launchers takes what they add, and passes on what is fastft's."""
+"""`fastft.launch` and `launch/train.py`: what launchers add is taken, and what is fastft's is passed on."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ import re
 import runpy
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from forks import in_fork
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fastft.launch
+from fastft.launch import without_local_rank
 from fastft.run.config import TrainOptions
 
 LAUNCH = Path(__file__).parents[2] / "launch"
-SCRIPT: dict[str, Any] = runpy.run_path(str(LAUNCH / "train.py"))
-without_local_rank: Callable[[list[str]], list[str]] = SCRIPT["without_local_rank"]
 
 forked = pytest.mark.skipif(not hasattr(os, "fork"), reason="the script runs in a fork of this process")
+both_ways = pytest.mark.parametrize("way", ["script", "module"])
 
 
-def script(*arguments: str) -> object:
-    """Runs the script as a process does, with arguments."""
-    sys.argv = ["launch/train.py", *arguments]
-    return runpy.run_path(str(LAUNCH / "train.py"), run_name="__main__")
+def start(way: str, *arguments: str) -> object:
+    """Runs the checkout's script, or the module, as a process does, with arguments."""
+    sys.argv = ["launch", *arguments]
+    if way == "script":
+        return runpy.run_path(str(LAUNCH / "train.py"), run_name="__main__")
+    return runpy.run_module("fastft.launch", run_name="__main__")
 
 
 class Ending:
@@ -75,21 +76,23 @@ def test_wherever_it_stands_the_others_stay(
 
 
 @forked
-def test_the_script_trains() -> None:
+@both_ways
+def test_it_trains(way: str) -> None:
     """With the exit status of `fastft train`."""
-    ended = in_fork(lambda: script("--local_rank=0", "--epochs", "0"))
+    ended = in_fork(lambda: start(way, "--local_rank=0", "--epochs", "0"))
     assert (ended.exit, ended.gave) == (2, None), ended  # the process leaves there and then
     assert ended.said.startswith("error: got --epochs 0, expected at least 1")
 
 
 @forked
-def test_a_job_that_is_ended_while_it_begins_may_be_started_again() -> None:
+@both_ways
+def test_a_job_that_is_ended_while_it_begins_may_be_started_again(way: str) -> None:
     """SIGTERM before there is anything to save: exit status 0, as when it comes later."""
 
     def ended_early() -> object:
-        # The first thing that is imported once the script has begun is fastft's command line.
+        # The first thing that is imported once it has begun is fastft's command line.
         sys.modules["fastft.cli"] = Ending()
-        return script()
+        return start(way)
 
     ended = in_fork(ended_early)
     assert (ended.exit, ended.gave) == (0, None)
@@ -103,10 +106,9 @@ def test_it_is_the_only_script() -> None:
 
 
 def test_what_its_docstring_names_is_there() -> None:
-    text = SCRIPT["__doc__"]
-    options = re.findall(r"--\w+", text)
+    text = fastft.launch.__doc__ or ""
+    options = set(re.findall(r"--\w+", text)) - {"--module"}  # deepspeed's own
     assert options
     fields = {f"--{field.name}" for field in dataclasses.fields(TrainOptions)}
-    unknown = [one for one in options if one not in fields and without_local_rank([f"{one}=1"])]
-    assert unknown == []
+    assert [one for one in options if one not in fields and without_local_rank([f"{one}=1"])] == []
     assert [path for path in re.findall(r"launch/[\w.]+", text) if not (LAUNCH.parent / path).is_file()] == []

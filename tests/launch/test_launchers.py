@@ -230,9 +230,9 @@ def test_the_page_on_clusters_names_what_is_there() -> None:
     """Files, fastft's options, and the parts of messages that it shows."""
     root = LAUNCH.parent
     page = (root / "docs" / "clusters.md").read_text()
-    for name in re.findall(r"\b((?:launch|tests|docs)/[\w.]+)", page):
+    for name in re.findall(r"\b((?:launch|tests|docs)/[\w./-]+)", page):
         assert (root / name).is_file(), name
-    sources = "".join(path.read_text() for path in (root / "fastft").glob("*.py"))
+    sources = "".join(path.read_text() for path in (root / "fastft").rglob("*.py"))
     for words in SHOWN:
         assert words in page, words
         assert words in sources, words
