@@ -7,7 +7,7 @@ from fastft.common.version import __version__ as __version__
 from fastft.model.gpt2 import GPT2, GPT2Config
 from fastft.model.weights import load, save_hf
 from fastft.run.config import TrainOptions, recipe_options
-from fastft.training.trainer import train
+from fastft.training.train import train
 
 __all__ = [
     "GPT2",

@@ -39,7 +39,7 @@ from fastft.scores.ab import AbOptions, make_page
 from fastft.scores.compare import CompareOptions, compare, show
 from fastft.scores.ratings import import_ratings, print_summary
 from fastft.scores.score import ScoreOptions, score, summary_line
-from fastft.training.trainer import Outcome, train
+from fastft.training.train import Outcome, train
 from fastft.training.verify import VerifyOptions, verify_resume
 
 EXIT_INTERRUPTED = 130

@@ -19,7 +19,8 @@ from fastft.reports.report import ReportOptions, report
 from fastft.run.config import TrainOptions
 from fastft.run.folder import load_data
 from fastft.scores.score import ScoreOptions, score
-from fastft.training.trainer import Outcome, initial_model, train
+from fastft.training.preparing import initial_model
+from fastft.training.train import Outcome, train
 
 MAX_NEW_TOKENS = 32
 ANSWERS_SHOWN = 5

@@ -32,7 +32,7 @@ from fastft.data.token_cache import RecordFile, TokenCache, cache_for, encode_ch
 from fastft.data.tokenizer import gpt2_tokenizer
 from fastft.run.config import TrainOptions
 from fastft.run.folder import load_data, read_metrics
-from fastft.training.trainer import train
+from fastft.training.train import train
 
 TOKENIZER = gpt2_tokenizer()
 RULES = EncodingRules(mask_prompt=True, max_length=1024)

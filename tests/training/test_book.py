@@ -25,7 +25,7 @@ from fastft.model.weights import load
 from fastft.run.config import recipe_options
 from fastft.run.folder import Data, Run, read_metrics
 from fastft.training.book import BookOrder
-from fastft.training.trainer import Trainer
+from fastft.training.train import Trainer
 
 LENGTHS = json.loads((Path(__file__).parents[1] / "fixtures" / "book_lengths.json").read_text())
 WIDTHS_PRINTED = [61, 76, 73, 68]  # the first of the 116 shapes that the book's notebook prints
