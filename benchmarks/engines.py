@@ -16,13 +16,13 @@ from torch import Tensor
 
 from benchmarks.common import WARMUP, spread, wait_for
 from fastft.batches.batch import Batch
+from fastft.engines.choose import make_engine
 from fastft.engines.engine import AnyEngine, Engine
 from fastft.engines.gpu_engine import GpuEngine
 from fastft.model import ops
 from fastft.model.gpt2 import GPT2, config_for
 from fastft.ranks.world import ALONE
 from fastft.run.config import TrainOptions
-from fastft.training.trainer import make_engine
 
 RATE = 5e-5
 

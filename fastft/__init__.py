@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fastft.model.gpt2 import GPT2, GPT2Config
     from fastft.model.weights import load, save_hf
     from fastft.run.config import TrainOptions, recipe_options
-    from fastft.training.trainer import train
+    from fastft.training.train import train
 
 _HOMES = {
     "GPT2": "model.gpt2",
@@ -32,7 +32,7 @@ _HOMES = {
     "pack": "batches.batch",
     "recipe_options": "run.config",
     "save_hf": "model.weights",
-    "train": "training.trainer",
+    "train": "training.train",
 }
 
 __all__ = [

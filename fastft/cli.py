@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fastft.scores.ab import AbOptions
     from fastft.scores.compare import CompareOptions
     from fastft.scores.score import ScoreOptions
-    from fastft.training.trainer import Outcome
+    from fastft.training.train import Outcome
     from fastft.training.verify import VerifyOptions
 
 EXIT_INTERRUPTED = 130
@@ -47,7 +47,7 @@ def _status(outcome: Outcome) -> int:
 
 def _train(options: TrainOptions) -> int:
     from fastft.common.memory import keep_freed_memory
-    from fastft.training.trainer import train
+    from fastft.training.train import train
 
     keep_freed_memory()
     return _status(train(options))

@@ -20,7 +20,8 @@ from fastft.run.config import TrainOptions
 from fastft.run.data import load_data
 from fastft.run.folder import DEMO
 from fastft.scores.score import ScoreOptions, score
-from fastft.training.trainer import Outcome, initial_model, train
+from fastft.training.preparing import initial_model
+from fastft.training.train import Outcome, train
 
 MAX_NEW_TOKENS = 32
 ANSWERS_SHOWN = 5

@@ -15,7 +15,7 @@ from fastft.common.lock import writing
 from fastft.run.config import TrainOptions
 from fastft.run.folder import Run
 from fastft.training.checkpoint import Progress
-from fastft.training.trainer import Outcome
+from fastft.training.train import Outcome
 
 
 def test_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

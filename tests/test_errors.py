@@ -34,9 +34,9 @@ from fastft.cli import main
 from fastft.common.errors import EXIT_NO_JUDGE, UserError
 from fastft.common.lock import LOCK_FILE
 from fastft.data.tokenizer import GPT2Tokenizer
+from fastft.engines import choose
 from fastft.run.data import load_data
 from fastft.run.folder import Run
-from fastft.training import trainer
 
 resource = pytest.importorskip("resource", reason="full disks are played by RLIMIT_FSIZE, which POSIX alone has")
 
@@ -1001,7 +1001,7 @@ def test_ranks_that_would_not_train_the_same_are_refused(what: str, place: Place
     def of(rank: int) -> Callable[[], object]:
         def run() -> object:
             os.environ.update(variables(rank, 2, port))
-            trainer.choose_dtype = lambda *_: "bf16" if what == "dtype" and rank else "fp32"
+            choose.choose_dtype = lambda *_: "bf16" if what == "dtype" and rank else "fp32"
             if what == "tokenizer" and rank:  # one that gives the same ids to the data's texts
                 GPT2Tokenizer.fingerprint = lambda _: "another"
             return main(place.train("--device", "cpu", data=files[rank if what == "data" else 0]))

@@ -10,10 +10,10 @@ import numpy as np
 
 from benchmarks import common
 from benchmarks.peers import shared
+from fastft.engines.choose import make_engine
 from fastft.model.gpt2 import GPT2, config_for
 from fastft.ranks.world import ALONE
 from fastft.run.config import TrainOptions
-from fastft.training.trainer import make_engine
 
 
 def steps_of(options: argparse.Namespace) -> Iterator[Callable[[], float]]:

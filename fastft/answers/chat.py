@@ -15,7 +15,8 @@ from fastft.answers.generation import AnswerOptions
 from fastft.common.console import printable, say
 from fastft.common.effects import check_effects
 from fastft.data.prompts import TEMPLATES, Template
-from fastft.decoding.decode import Answer, decode
+from fastft.decoding.answers import Answer
+from fastft.decoding.decode import decode
 from fastft.model.gpt2 import GPT2
 from fastft.run.folder import Run
 

@@ -17,7 +17,7 @@ from fastft.common import files
 from fastft.common.errors import UserError
 from fastft.common.jsonl import JsonLines
 from fastft.data.records import Record
-from fastft.decoding.decode import Answer
+from fastft.decoding.answers import Answer
 
 _SECONDS_BETWEEN_WRITES = 2.0
 

@@ -264,7 +264,72 @@ def pack(
     """
     if not examples:
         raise ValueError("got no example, expected at least one")
-    order, shared = _sorted_with_shared(examples, least_shared) if share_prefix else _as_they_are(examples)
+    laid = _laid_out(examples, first_target, least_shared if share_prefix else None)
+    return (laid.with_rounded_sizes() if round_sizes else laid).batch(planner)
+
+
+@dataclass(frozen=True, slots=True)
+class _Laid:
+    """A pack before it is made of tensors.
+
+    Attributes:
+        tokens, positions, visible_until: `[T]`, and `rows`, `targets`: `[R]`, as in `Batch`.
+        counts: `[R]`, the examples that ask for each row's target.
+        pair_rows, pair_examples: as in `Batch`.
+        lengths: `[examples]`, the inputs of each.
+    """
+
+    tokens: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
+    visible_until: npt.NDArray[np.int32]
+    rows: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int64]
+    counts: npt.NDArray[np.int64]
+    pair_rows: npt.NDArray[np.int64]
+    pair_examples: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+
+    def with_rounded_sizes(self) -> _Laid:
+        """The same with T and R padded up to `rounded_size`."""
+        T, R = len(self.tokens), len(self.rows)
+        more_tokens, more_rows = rounded_size(T) - T, rounded_size(R) - R
+        themselves = np.arange(T, T + more_tokens, dtype=np.int32) + 1
+        last = T + more_tokens - 1
+        return replace(
+            self,
+            tokens=np.pad(self.tokens, (0, more_tokens)),
+            positions=np.pad(self.positions, (0, more_tokens)),
+            visible_until=np.append(self.visible_until, themselves),
+            rows=np.pad(self.rows, (0, more_rows), constant_values=last),
+            targets=np.pad(self.targets, (0, more_rows)),
+            counts=np.pad(self.counts, (0, more_rows)),
+        )
+
+    def batch(self, planner: Planner) -> Batch:
+        """The pack as tensors, with the plans of its attention."""
+        visible_until, rows = torch.from_numpy(self.visible_until), torch.from_numpy(self.rows)
+        return Batch(
+            tokens=torch.from_numpy(self.tokens),
+            positions=torch.from_numpy(self.positions),
+            visible_until=visible_until,
+            rows=rows,
+            targets=torch.from_numpy(self.targets),
+            weights=torch.from_numpy(self.counts.astype(np.float32)),
+            pair_rows=torch.from_numpy(self.pair_rows),
+            pair_examples=torch.from_numpy(self.pair_examples),
+            examples=len(self.lengths),
+            tokens_real=int(self.lengths.sum()),
+            tokens_padded=len(self.lengths) * int(self.lengths.max()),
+            tiles=planner(visible_until),
+            row_tiles=planner(visible_until, rows),
+        )
+
+
+def _laid_out(
+    examples: Sequence[npt.NDArray[np.int32]], first_target: Sequence[int], least_shared: int | None
+) -> _Laid:
+    """The examples end to end; beginnings are shared from `least_shared` tokens on, or not at all."""
+    order, shared = _as_they_are(examples) if least_shared is None else _sorted_with_shared(examples, least_shared)
     lengths = np.array([len(examples[index]) - 1 for index in order])
     begins = np.concatenate([[0], np.cumsum(lengths - shared)])  # where each example's own tokens begin
     T = int(begins[-1])
@@ -281,30 +346,10 @@ def pack(
         place[own:length] = np.arange(mine.start, mine.stop)
         wanted_by.append(place[start - 1 : length].copy())
         wanted.append(ids[start:])
-    visible_until = _visible_until(lengths, shared, begins)
     rows, targets, counts, pair_rows = _rows(np.concatenate(wanted_by), np.concatenate(wanted))
-    if round_sizes:
-        more_tokens, more_rows = rounded_size(T) - T, rounded_size(len(rows)) - len(rows)
-        tokens, positions = (np.pad(x, (0, more_tokens)) for x in (tokens, positions))
-        visible_until = np.append(visible_until, np.arange(T, T + more_tokens, dtype=np.int32) + 1)
-        rows = np.pad(rows, (0, more_rows), constant_values=len(tokens) - 1)
-        targets, counts = (np.pad(x, (0, more_rows)) for x in (targets, counts))
-    pairs = [len(ids) for ids in wanted]
-    return Batch(
-        tokens=torch.from_numpy(tokens),
-        positions=torch.from_numpy(positions),
-        visible_until=torch.from_numpy(visible_until),
-        rows=torch.from_numpy(rows),
-        targets=torch.from_numpy(targets),
-        weights=torch.from_numpy(counts.astype(np.float32)),
-        pair_rows=torch.from_numpy(pair_rows),
-        pair_examples=torch.from_numpy(np.repeat(np.array(order, dtype=np.int64), pairs)),
-        examples=len(examples),
-        tokens_real=int(lengths.sum()),
-        tokens_padded=len(examples) * int(lengths.max()),
-        tiles=planner(torch.from_numpy(visible_until)),
-        row_tiles=planner(torch.from_numpy(visible_until), torch.from_numpy(rows)),
-    )
+    pair_examples = np.repeat(np.array(order, dtype=np.int64), [len(ids) for ids in wanted])
+    visible_until = _visible_until(lengths, shared, begins)
+    return _Laid(tokens, positions, visible_until, rows, targets, counts, pair_rows, pair_examples, lengths)
 
 
 def rounded_size(n: int) -> int:

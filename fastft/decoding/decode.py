@@ -92,8 +92,7 @@ def decode(
         model: any GPT-2, on its device; as it was trained, or `fastft.decoding.inference.prepared`.
         prompts: token ids, each at least one, and none longer than the context.
         max_new_tokens: the most ids that each may get, at least 1; the context's end stops a sequence too.
-        stop: the id that ends a sequence; the end-of-text of the model's tokenizer where not given, `NO_STOP` for
-            none.
+        stop: the id that ends a sequence, or `NO_STOP`; the end-of-text of the model's tokenizer where not given.
         batch_size: the most sequences that go on at a time.
         sampling: how the next token is chosen.
         streams: which stream of random numbers each prompt has; its index where not given.

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fastft.batches.batch import Batch
 from fastft.common.errors import UserError
+from fastft.engines.moments import Moments, laid_out, states_of
 from fastft.engines.optim import MixedAdamW, adamw
 from fastft.model import ops
 from fastft.model.gpt2 import GPT2
@@ -29,9 +30,6 @@ from fastft.model.precision import BF16Copies, autocast, choose_device, choose_d
 from fastft.model.weights import load_weights
 from fastft.ranks.world import ALONE, World
 from fastft.run.config import TrainOptions
-
-Moments = dict[str, Tensor]
-"""AdamW's state as `NAME/exp_avg`, `NAME/exp_avg_sq`, `NAME/step`, whole and in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,20 +215,16 @@ class Engine(WholeModel):
         """See `AnyEngine`."""
         if not self.world.is_first:
             return None
-        return {
-            f"{name}/{key}": value.detach().cpu()
-            for name, parameter in self.model.named_parameters()
-            for key, value in self.optimizer.state.get(parameter, {}).items()
-        }
+        state = self.optimizer.state
+        return laid_out((name, state.get(weight, {})) for name, weight in self.model.named_parameters())
 
     def load(self, weights: Path, moments: Moments) -> None:
         """See `AnyEngine`."""
         load_weights(self.model, weights)
         parameters = dict(self.model.named_parameters())
-        for name, value in moments.items():
-            parameter_name, _, key = name.rpartition("/")
-            parameter = parameters[parameter_name]
-            self.optimizer.state[parameter][key] = value.to(parameter.device)
+        for name, state in states_of(moments):
+            weight = parameters[name]
+            self.optimizer.state[weight].update({key: value.to(weight.device) for key, value in state.items()})
 
     def loss_scale(self) -> dict[str, Any]:
         """See `AnyEngine`."""

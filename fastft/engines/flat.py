@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from fastft.engines.moments import MEAN, SQUARE, STEP, State
 from fastft.engines.optim import BETAS, EPSILON, decays
 from fastft.model.gpt2 import GPT2
 from fastft.model.precision import is_narrowed, total_norm, with_weights
@@ -147,11 +148,11 @@ class FlatWeights:
         copies, weights = ([whole[begin:end] for begin, end in narrow] for whole in (self.copies, self.weights))
         torch._foreach_copy_(copies, weights)
 
-    def moments(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Each weight's name, and AdamW's state of it under torch's names."""
+    def states(self) -> Iterator[tuple[str, State]]:
+        """Each weight's name, and AdamW's state of it: the parts of `exp_avg` and `exp_avg_sq`, and `step`."""
         for name in self._places:
-            parts = {key: self.part(getattr(self, key), name) for key in ("exp_avg", "exp_avg_sq")}
-            yield name, {**parts, "step": self.step}
+            mean, square = self.part(self.exp_avg, name), self.part(self.exp_avg_sq, name)
+            yield name, {MEAN: mean, SQUARE: square, STEP: self.step}
 
     def _lay_out(
         self, names: tuple[str, ...], parameters: dict[str, nn.Parameter], begin: int, narrows: bool, decay_all: bool

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from fastft.batches.batch import Batch
 from fastft.common.errors import UserError
-from fastft.engines.engine import Moments, Update, WholeModel, abandoned_on_error
+from fastft.engines.engine import Update, WholeModel, abandoned_on_error
 from fastft.engines.flat import Bucket, FlatWeights
+from fastft.engines.moments import Moments, laid_out, states_of
 from fastft.gpu.cuda_graphs import Graphs
 from fastft.gpu.staging import Staged, Staging
 from fastft.gpu.transfers import Reading, on_the_way, pinned
@@ -129,21 +130,17 @@ class GpuEngine(WholeModel):
         """See `fastft.engines.engine.AnyEngine`."""
         if not self.world.is_first or self.flat.step.item() == 0:
             return {} if self.world.is_first else None
-        return {
-            f"{name}/{key}": part.to("cpu", copy=True)
-            for name, state in self.flat.moments()
-            for key, part in state.items()
-        }
+        return laid_out(self.flat.states(), copy=True)
 
     @torch.no_grad()
     def load(self, weights: Path, moments: Moments) -> None:
         """See `fastft.engines.engine.AnyEngine`."""
         load_weights(self.model, weights)
         self.flat.refresh()
-        parts = dict(self.flat.moments())
-        for name, value in moments.items():
-            parameter_name, _, key = name.rpartition("/")
-            parts[parameter_name][key].copy_(value)
+        places = dict(self.flat.states())
+        for name, state in states_of(moments):
+            for key, value in state.items():
+                places[name][key].copy_(value)
 
     def loss_scale(self) -> dict[str, Any]:
         """See `fastft.engines.engine.AnyEngine`."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastft.engines.moments import MEAN, SQUARE, STEP, begun
 from fastft.model.precision import BF16Copies
 from fastft.run.config import Schedule
 
@@ -80,16 +81,15 @@ class MixedAdamW(torch.optim.AdamW):
         """Counts the step; makes the state in the first one."""
         state = self.state[weight]
         if not state:
-            state["step"] = torch.zeros((), device=weight.device)
-            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
-        state["step"] += 1
+            state.update(begun(weight))
+        state[STEP] += 1
 
     def _pieces(self, weight: Tensor, gradient: Tensor, copy: Tensor | None) -> Iterator[_Piece]:
         state = self.state[weight]
-        flat = [x.view(-1).split(_BLOCK) for x in (weight, gradient, state["exp_avg"], state["exp_avg_sq"])]
+        flat = [x.view(-1).split(_BLOCK) for x in (weight, gradient, state[MEAN], state[SQUARE])]
         copies = [None] * len(flat[0]) if copy is None else copy.view(-1).split(_BLOCK)
         for w, g, m, v, c in zip(*flat, copies, strict=True):
-            yield _Piece(w, g, m, v, c, state["step"])
+            yield _Piece(w, g, m, v, c, state[STEP])
 
     def _update(self, block: list[_Piece], group: dict[str, Any]) -> None:
         sizes = [piece.gradient.numel() for piece in block]

@@ -10,34 +10,37 @@ number of ranks, and nothing else in fastft knows of it.
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
-import os
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from fastft.batches.batch import Batch
 from fastft.common.errors import UserError
-from fastft.engines.engine import Moments, Update, abandoned_on_error
+from fastft.engines.engine import Update, abandoned_on_error
+from fastft.engines.moments import Moments
 from fastft.engines.optim import BETAS, EPSILON, parameter_groups
-from fastft.engines.zero_config import ZeroConfig, settings_for_deepspeed
+from fastft.engines.zero_config import ZeroConfig
+from fastft.engines.zero_setup import (
+    GuardedAdamW,
+    check_options,
+    deepspeed_for,
+    initialized,
+    outside_blocks,
+    writes_with,
+)
+from fastft.engines.zero_state import ZeroState
 from fastft.gpu.staging import Staging
 from fastft.model import ops
-from fastft.model.gpt2 import GPT2, Block
+from fastft.model.gpt2 import GPT2
 from fastft.model.names import DType
 from fastft.model.precision import choose_device
-from fastft.model.weights import load_weights
-from fastft.ranks.world import World, group_of_one
+from fastft.ranks.world import World
 from fastft.run.config import TrainOptions
-
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class ZeroEngine:
@@ -71,48 +74,17 @@ class ZeroEngine:
         self.model = model
         self._staging = Staging(self.device)
         self._is_broken = False
-        _check(options, dtype, config.stage, self.device)
-        deepspeed = _deepspeed(self.device)
+        check_options(options, dtype, config.stage, self.device)
+        deepspeed = deepspeed_for(self.device)
         torch.backends.cuda.matmul.allow_tf32 = options.tf32
-        self._adamw = _GuardedAdamW(
-            parameter_groups(model, weight_decay=options.weight_decay, decay_all=options.decay_all),
-            lr=options.lr,
-            betas=BETAS,
-            eps=EPSILON,
-            fused=True,
-        )
-        if self.stage == 3:
-            _gather_with_their_readers(deepspeed, model)
-            # A reentrant checkpoint runs a block again as a whole, hooks included; the other kind compares what it
-            # saves with what it saved, which is another thing when a weight has been gathered anew.
-            model.reentrant_checkpoints = True
-        group_of_one()  # where there is one rank alone
-        os.environ.setdefault("LOCAL_RANK", str(world.local_rank))  # DeepSpeed asks for it; srun does not set it
-        settings = settings_for_deepspeed(config, options, dtype, world.size)
-        # Of many classes, where a section is not what DeepSpeed takes it for; pydantic's errors are ValueErrors.
-        refusals = (ValueError, TypeError, AttributeError, AssertionError, RuntimeError, deepspeed.DeepSpeedConfigError)
-        try:
-            self.zero, *_ = deepspeed.initialize(
-                model=model, optimizer=self._adamw, config=settings, dist_init_required=False
-            )
-        except refusals as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise UserError(f"DeepSpeed refuses {config.path}: {' '.join(str(error).split())[:400]}") from error
+        groups = parameter_groups(model, weight_decay=options.weight_decay, decay_all=options.decay_all)
+        self._adamw = GuardedAdamW(groups, lr=options.lr, betas=BETAS, eps=EPSILON, fused=True)
+        self.zero = initialized(deepspeed, model, self._adamw, config, options, dtype, world)
         from fastft.engines.shards import BackgroundWriter
 
         self.shard_writer = BackgroundWriter()
-        self.zero.checkpoint_engine = self.shard_writer
-        copy_scripts = self.zero._copy_recovery_script
-
-        def copy_scripts_if_there_is_room(folder: str) -> None:
-            with contextlib.suppress(OSError):  # a full disk is told by `shard_writer`, and to all ranks
-                copy_scripts(folder)
-
-        self.zero._copy_recovery_script = copy_scripts_if_there_is_room
-        if dtype == "fp16":  # at its least scale DeepSpeed would end the run, with no checkpoint: `--max_skipped` does
-            self.zero.optimizer.loss_scaler.raise_error_at_min_scale = False
-        self._begin_state()
+        writes_with(self.zero, self.shard_writer)
+        self._state = ZeroState(self.zero, self._adamw, model, self.stage, world, self.device)
 
     def accumulate(self, batch: Batch, count: int, *, last: bool = True) -> tuple[Tensor, Tensor]:
         """See `fastft.engines.engine.AnyEngine`."""
@@ -166,63 +138,20 @@ class ZeroEngine:
             return contextlib.nullcontext()
         import deepspeed
 
-        context: AbstractContextManager[object] = deepspeed.zero.GatheredParameters(_outside_blocks(self.model))
+        context: AbstractContextManager[object] = deepspeed.zero.GatheredParameters(outside_blocks(self.model))
         return context
 
-    @torch.no_grad()
     def whole_model(self) -> GPT2 | None:
-        """See `fastft.engines.engine.AnyEngine`. Tensor after tensor is gathered, and kept in the first rank's host
-        memory."""
-        from deepspeed.utils import safe_get_full_fp32_param
+        """See `fastft.engines.engine.AnyEngine`."""
+        return self._state.whole_model()
 
-        whole = None
-        if self.world.is_first:
-            with torch.device("meta"):
-                empty = GPT2(self.model.config)
-            whole = empty.to_empty(device="cpu")
-        places = dict(whole.named_parameters()) if whole is not None else {}
-        for name, parameter in self.model.named_parameters():
-            value = safe_get_full_fp32_param(parameter)
-            if whole is not None:
-                places[name].copy_(value.view_as(places[name]))
-        return whole
-
-    @torch.no_grad()
     def whole_moments(self) -> Moments | None:
         """See `fastft.engines.engine.AnyEngine`."""
-        from deepspeed.utils import safe_get_full_optimizer_state
+        return self._state.whole_moments()
 
-        step = next(iter(self._adamw.state.values()))["step"].cpu()
-        if step == 0:
-            return {} if self.world.is_first else None
-        moments: Moments = {}
-        for name, parameter in self.model.named_parameters():
-            for key in _MOMENTS:
-                value = safe_get_full_optimizer_state(parameter, key)
-                if self.world.is_first:
-                    moments[f"{name}/{key}"] = value.view(_shape(parameter)).cpu()
-            moments[f"{name}/step"] = step.clone()
-        return moments if self.world.is_first else None
-
-    @torch.no_grad()
     def load(self, weights: Path, moments: Moments) -> None:
-        """See `fastft.engines.engine.AnyEngine`. Every rank reads the files, and keeps its part."""
-        with torch.device("meta"):
-            empty = GPT2(self.model.config)
-        whole = empty.to_empty(device="cpu")
-        load_weights(whole, weights)
-        values = dict(whole.named_parameters())
-        parameters = dict(self.model.named_parameters())
-        for name, parameter in parameters.items():
-            self._set_weight(parameter, values[name])
-            self._set_master(parameter, values[name])
-        if not moments:
-            return
-        for state in self._adamw.state.values():  # in place: DeepSpeed holds on to parts of these tensors
-            state["step"].copy_(moments["wte.weight/step"])
-        for name, parameter in parameters.items():
-            for key in _MOMENTS:
-                self._set_master(parameter, moments[f"{name}/{key}"], key)
+        """See `fastft.engines.engine.AnyEngine`."""
+        self._state.load(weights, moments)
 
     def save_shards(self, folder: Path) -> None:
         """Takes a copy of every rank's part, which `shard_writer` writes to `folder`. All ranks call it."""
@@ -237,9 +166,7 @@ class ZeroEngine:
         loaded, _ = self.zero.load_checkpoint(str(folder), tag=self.shard_writer.tag)
         if loaded is None:
             raise UserError(f"DeepSpeed finds no checkpoint in {folder}; start from another with --overwrite")
-        if self.stage < 3:  # it has made new tensors, and finds the parameters' parts of them at the next update only
-            self.zero.optimizer._hp_optimizer_states_linked = False
-            self.zero.optimizer._lazy_init_hp_params_optimizer_state()
+        self._state.find_again()
 
     def _can_lower_scale(self) -> bool:
         """Whether a norm that is not finite may be the loss scale's doing: not where it is at its least, or fixed."""
@@ -258,112 +185,3 @@ class ZeroEngine:
         """See `fastft.engines.engine.AnyEngine`."""
         if state and self.dtype == "fp16":
             self.zero.optimizer.loss_scaler.cur_scale = float(state["scale"])
-
-    def _set_weight(self, parameter: nn.Parameter, value: Tensor) -> None:
-        """Sets what the model computes with; its float32 master is set apart from it."""
-        if self.stage < 3:
-            parameter.copy_(value)
-            return
-        import deepspeed
-
-        with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-            if self.world.is_first:
-                parameter.copy_(value)
-
-    def _set_master(self, parameter: Any, value: Tensor, key: str | None = None) -> None:
-        """Sets this rank's part of a parameter's float32 master, or of its moment `key`, from the whole value."""
-        from deepspeed import utils
-
-        value = value.to(self.device)
-        if self.stage == 3:
-            # The parts are equal: the last one is padded, which DeepSpeed does where it reads, and not where it sets.
-            size = parameter.ds_tensor.numel()
-            value = F.pad(value.flatten(), (0, size * self.world.size - value.numel()))
-            value = value.narrow(0, size * self.world.rank, size)
-        which = "local" if self.stage == 3 else "full"
-        if key is None:
-            getattr(utils, f"safe_set_{which}_fp32_param")(parameter, value)
-        else:
-            getattr(utils, f"safe_set_{which}_optimizer_state")(parameter, value, key)
-
-    def _begin_state(self) -> None:
-        """Makes AdamW's state of each flat partition, as its first update would.
-
-        DeepSpeed finds the parameters' parts of the state after the first group's first update, when that of the other
-        groups is not there yet: so it is made before.
-        """
-        optimizer = self.zero.optimizer
-        in_groups = [partition for group in self._adamw.param_groups for partition in group["params"]]
-        for partition in optimizer.fp32_partitioned_groups_flat if self.stage == 3 else in_groups:
-            self._adamw.state[partition] = {
-                "step": torch.zeros((), device=partition.device),
-                **{key: torch.zeros_like(partition) for key in _MOMENTS},
-            }
-        if self.stage < 3:
-            optimizer._lazy_init_hp_params_optimizer_state()
-
-
-class _GuardedAdamW(torch.optim.AdamW):
-    """torch's AdamW, which does nothing while it is `idle`."""
-
-    idle = False
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override] # torch's overloads return a loss
-        """Updates the weights, unless the optimizer step is to be left out."""
-        if not self.idle:
-            super().step(closure)
-
-
-def _deepspeed(device: torch.device) -> Any:
-    """The package, told which accelerator to take before it looks for one."""
-    if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("DS_LOG_LEVEL", "error")
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    try:
-        import deepspeed
-    except ImportError as error:
-        raise UserError(
-            f"--deepspeed_config needs DeepSpeed, which cannot be imported ({error}): pip install deepspeed"
-        ) from error
-    deepspeed.utils.set_log_level_from_string("error")
-    # Compiled when ranks first meet on a CPU, for inference alone; where there is no compiler, they would not meet.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    warnings.filterwarnings("ignore", category=FutureWarning, message=r"`torch\.distributed\.\w+` is deprecated")
-    return deepspeed
-
-
-def _check(options: TrainOptions, dtype: DType, stage: int, device: torch.device) -> None:
-    if dtype == "fp64":
-        raise UserError(f"got --dtype fp64 with ZeRO stage {stage}, whose masters are float32; expected another dtype")
-    if device.type == "mps":
-        raise UserError(f"got --device mps with ZeRO stage {stage}, expected cpu or cuda")
-    if options.compile:
-        raise UserError(
-            f"got --compile true with ZeRO stage {stage}, whose hooks torch.compile does not see; leave it out, or "
-            "train without --deepspeed_config"
-        )
-    if options.cuda_graphs:
-        raise UserError(
-            f"got --cuda_graphs true with ZeRO stage {stage}, whose hooks cannot be captured; leave it out, or train "
-            "without --deepspeed_config"
-        )
-
-
-def _shape(parameter: nn.Parameter) -> torch.Size:
-    shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
-    return shape
-
-
-def _outside_blocks(model: GPT2) -> list[nn.Parameter]:
-    """The parameters that `GPT2.forward` reads itself, the tied head among them."""
-    in_blocks = {id(parameter) for parameter in model.h.parameters()}
-    return [parameter for parameter in model.parameters() if id(parameter) not in in_blocks]
-
-
-def _gather_with_their_readers(deepspeed: Any, model: GPT2) -> None:
-    """Stage 3 gathers a module's own weights when it is called. A block reads its parts' weights without calling them,
-    and the model those of embeddings and head: blocks are gathered as a whole, the others with the model."""
-    deepspeed.utils.set_z3_leaf_modules(model, [Block])
-    for parameter in _outside_blocks(model):
-        deepspeed.zero.register_external_parameter(model, parameter)

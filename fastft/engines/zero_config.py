@@ -136,7 +136,7 @@ def settings_for_deepspeed(config: ZeroConfig, options: TrainOptions, dtype: DTy
         "fp16": {**fp16, "enabled": dtype == "fp16"},
         # Many batches' gradients summed in 16 bits would lose the small ones.
         "data_types": {"grad_accum_dtype": "fp32", **_section(settings, "data_types")},
-        "zero_allow_untested_optimizer": True,  # `fastft.engines.zero` derives from torch's AdamW
+        "zero_allow_untested_optimizer": True,  # `fastft.engines.zero_setup` derives from torch's AdamW
         "zero_force_ds_cpu_optimizer": False,  # torch's own runs on a CPU too, and needs no compiler
     }
 

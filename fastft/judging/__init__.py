@@ -10,7 +10,10 @@
     thoughts.py   the text of a reply -> its answer, without the trace of a reasoning model
     ladder.py     an answer -> a score from 0 to 100, or why there is none
     journal.py    every answer that was read, on disk before the next question is asked: `Journal`
-    judge.py      a score of each response: `Judge`, `Judgement`
+    rows.py       what is asked about each response, and what the journal says that was answered
+    asking.py     asking what is still open, on a few threads
+    judgement.py  what came of it, and what a run's judgements add up to: `Judgement`
+    judge.py      a score of each response: `Judge`
     pairwise.py   which of two responses is better, asked in both orders: `judge_pairs`, `Pair`
     referee.py    a judge's server between two runs: `ServerReferee`
 

@@ -6,11 +6,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from fastft.engines.moments import BYTES_OF_A_WEIGHT, MOMENTS
 from fastft.scaling.setup import FLOAT32, Layout, Setup, rounded
 
 FLOAT64 = 8
-MOMENTS = 8
-"""Of AdamW's two moments, for each weight."""
 SCRATCH = 4 << 20
 """Of `fastft.engines.optim.MixedAdamW`: some weights' gradients in float32."""
 ALL_REDUCED = 500_000_000
@@ -73,7 +72,7 @@ def _plain(tensors: Layout, setup: Setup) -> State:
     left = whole if summed or setup.ranks > 1 else of_a_pack
     return State(
         parameters=whole + copied,
-        moments=2 * whole,
+        moments=len(MOMENTS) * whole,
         buffers=SCRATCH if copies else 0,
         kept=whole if summed else 0,
         grows=setup.element if copies else 0 if summed else wide,
@@ -88,7 +87,7 @@ def _flat(tensors: Layout, setup: Setup) -> State:
     whole = wide * tensors.all
     return State(
         parameters=whole + (setup.element * tensors.all if setup.element < wide else 0),
-        moments=2 * whole,
+        moments=len(MOMENTS) * whole,
         rests=whole,
         kept=whole,
         buckets=setup.element * tensors.of_block,
@@ -107,7 +106,7 @@ def _stages_1_and_2(tensors: Layout, setup: Setup) -> State:
     part = sum(padded_groups(tensors, setup)) // setup.ranks
     state = State(
         parameters=setup.element * sum(padded_groups(tensors, setup)),
-        moments=(FLOAT32 + MOMENTS) * part,
+        moments=(FLOAT32 + BYTES_OF_A_WEIGHT) * part,
     )
     if uses_bf16_optimizer(setup):
         return _bf16_optimizer(tensors, setup, state)
@@ -215,7 +214,7 @@ def _stage_3(tensors: Layout, setup: Setup) -> State:
     made = max(FLOAT64 * max(map(max, parts)), FLOAT32 * max(map(sum, parts)))
     state = State(
         parameters=e * part + persistent,
-        moments=(FLOAT32 + MOMENTS) * part,
+        moments=(FLOAT32 + BYTES_OF_A_WEIGHT) * part,
         buffers=e * setup.buckets.reduce,
         rests=FLOAT32 * part,
         kept=FLOAT32 * part,

@@ -24,7 +24,8 @@ from fastft.common.lock import writing
 from fastft.common.nearest import did_you_mean_path
 from fastft.data.records import category_of, choices_of, fault_of_category, fault_of_choices, left_out
 from fastft.judging.journal import Journal
-from fastft.judging.judge import Judge, Judgement
+from fastft.judging.judge import Judge
+from fastft.judging.judgement import Judgement
 from fastft.judging.ollama import DEFAULT_URL, OllamaServer
 from fastft.judging.openai import OpenAIServer
 from fastft.judging.options import JudgeOptions, asking, server_of

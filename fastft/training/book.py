@@ -21,7 +21,7 @@ import torch
 from fastft.batches.batch import Batcher
 from fastft.batches.plan import Indices
 from fastft.data.encode import EncodedSet
-from fastft.training.evaluate import EvaluateBatch
+from fastft.training.token_mean import EvaluateBatch
 
 EVAL_BATCHES = 5
 EVAL_EVERY = 5

@@ -42,9 +42,11 @@ from fastft.model.weights import save_weights
 from fastft.ranks.world import World
 
 _DONE = "DONE"
-_MODEL, _OPTIMIZER, _RNG, _STATE = "model.safetensors", "optimizer.safetensors", "rng.safetensors", "state.json"
+MODEL, MOMENTS = "model.safetensors", "optimizer.safetensors"
+"""The files of a whole checkpoint that hold weights and moments."""
+_RNG, _STATE = "rng.safetensors", "state.json"
 _WHOLE, _BEST, _SHARDS = "step", "best", "shards"
-_MUST_HAVE = {_WHOLE: {_MODEL, _STATE}, _BEST: {_MODEL, _STATE}, _SHARDS: {_RNG, _STATE}}
+_MUST_HAVE = {_WHOLE: {MODEL, _STATE}, _BEST: {MODEL, _STATE}, _SHARDS: {_RNG, _STATE}}
 
 
 @dataclass(slots=True)
@@ -67,6 +69,11 @@ class Progress:
     """SHA-256 over the records of all splits, the ids and masks of the training and validation examples, and the
     tokenizer: a position, or a best loss, in other data would mean nothing."""
 
+    def become(self, other: Progress) -> None:
+        """Takes over all of another one: whoever looks at this one sees how far the run is now."""
+        for name in _PROGRESS:
+            setattr(self, name, getattr(other, name))
+
 
 _PROGRESS = tuple(field.name for field in fields(Progress))
 _BESIDE_PROGRESS = {_WHOLE: ("scaler",), _SHARDS: ("ranks", "stage", "dtype")}
@@ -84,8 +91,8 @@ def save_checkpoint(folder: Path, engine: AnyEngine, progress: Progress, *, keep
             return  # the first rank writes
 
         def write(into: Path) -> None:
-            save_weights(model, into / _MODEL)
-            _save_tensors(moments, into / _OPTIMIZER)
+            save_weights(model, into / MODEL)
+            _save_tensors(moments, into / MOMENTS)
             _save_tensors(_random_states(), into / _RNG)
             shape = engine.model.config.shape()
             files.write_json(into / _STATE, {**asdict(progress), "model": shape, "scaler": engine.loss_scale()})
@@ -111,7 +118,7 @@ def save_best(folder: Path, engine: AnyEngine, progress: Progress) -> None:
             return  # the first rank writes
 
         def write(into: Path) -> None:
-            save_weights(model, into / _MODEL)
+            save_weights(model, into / MODEL)
             files.write_json(into / _STATE, asdict(progress))
 
         _write_whole(folder / f"{_BEST}-{progress.step}", write)
@@ -230,7 +237,7 @@ def load_checkpoint(path: Path, engine: AnyEngine) -> Progress:
         assert isinstance(engine, ZeroEngine)  # `newest_whole` gives them to no other
         engine.load_shards(path)
     else:
-        engine.load(path / _MODEL, load_tensors(path / _OPTIMIZER))
+        engine.load(path / MODEL, load_tensors(path / MOMENTS))
         engine.load_loss_scale(state["scaler"])
     _restore_random_states(load_tensors(path / _RNG))
     return Progress(**{name: state[name] for name in _PROGRESS})
@@ -250,7 +257,7 @@ def load_best(folder: Path, engine: AnyEngine, progress: Progress) -> bool:
     ranks call it."""
     path = _from_first(engine.world, lambda: _best_of(folder, progress))
     if path is not None:
-        engine.load(path / _MODEL, {})
+        engine.load(path / MODEL, {})
     return path is not None
 
 

@@ -22,8 +22,8 @@ from fastft.ranks.world import joined, world_of
 from fastft.run.config import TrainOptions
 from fastft.run.folder import Run
 from fastft.run.metrics_file import read_metrics
-from fastft.training.checkpoint import load_tensors
-from fastft.training.trainer import train
+from fastft.training.checkpoint import MODEL, MOMENTS, load_tensors
+from fastft.training.train import train
 
 _STEPS = 10
 _OF_THE_CLOCK = {"seconds", "eval_seconds", "memory_bytes"}
@@ -111,7 +111,7 @@ def _differences(unbroken: Run, resumed: Run, steps: int) -> list[str]:
             break
     if len(_lines(resumed)) != len(_lines(unbroken)):
         found.append(f"{len(_lines(resumed))} lines of metrics instead of {len(_lines(unbroken))}")
-    for name in ("model.safetensors", "optimizer.safetensors"):
+    for name in (MODEL, MOMENTS):
         ours, theirs = (load_tensors(run.checkpoints / f"step-{steps}" / name) for run in (resumed, unbroken))
         wrong = sorted(key for key in theirs if key not in ours or not torch.equal(ours[key], theirs[key]))
         if wrong:

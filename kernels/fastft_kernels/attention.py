@@ -436,13 +436,18 @@ def attention(
     if impl == "torch" and not return_lse:
         return in_torch.in_tiles(q, k, v, plan_tiles(visible_until, q_rows) if tiles is None else tiles, scale)
     if row_length is not None and q_rows is None and not return_lse:
-        q, k, v = (x.unflatten(0, (-1, row_length)).transpose(1, 2) for x in (q, k, v))  # [B, H, W, D]
-        causal = torch.ones(row_length, row_length, dtype=torch.bool, device=q.device).tril()
-        return reference(q, k, v, causal, scale)[0].transpose(1, 2).flatten(0, 1)
+        return _reference_in_rows(q, k, v, row_length, scale)
     q, k, v = (x.transpose(0, 1) for x in (q, k, v))
     out, lse = reference(q, k, v, visible_mask(visible_until, q_rows), scale)
     wide = torch.promote_types(lse.dtype, torch.float32)
     return (out.transpose(0, 1), lse.detach().to(wide)) if return_lse else out.transpose(0, 1)
+
+
+def _reference_in_rows(q: Tensor, k: Tensor, v: Tensor, row_length: int, scale: float) -> Tensor:
+    """`reference` of rows of W tokens that each see their own row causally."""
+    q, k, v = (x.unflatten(0, (-1, row_length)).transpose(1, 2) for x in (q, k, v))  # [B, H, W, D]
+    causal = torch.ones(row_length, row_length, dtype=torch.bool, device=q.device).tril()
+    return reference(q, k, v, causal, scale)[0].transpose(1, 2).flatten(0, 1)
 
 
 def _by_triton(

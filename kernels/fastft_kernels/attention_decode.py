@@ -190,12 +190,7 @@ def attention_decode(
     """
     _check(q, k_cache, v_cache, lengths, prefix_k, prefix_v)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    chosen = support.choose(impl, q)
-    if chosen == "triton" and not (q.shape[-1] in HEAD_DIMS and q.dtype in support.TRITON_DTYPES):
-        if impl == "triton":
-            support.check_dtype(q)
-            raise ValueError(f'got head dim {q.shape[-1]}, expected one of {HEAD_DIMS} with impl="triton"')
-        chosen = "torch"
+    chosen = _choose(impl, q)
     if chosen == "reference":
         return reference(q, k_cache, v_cache, lengths, prefix_k=prefix_k, prefix_v=prefix_v, scale=scale)
     if chosen == "torch":
@@ -204,6 +199,17 @@ def attention_decode(
     prefix_k, prefix_v = (None if x is None else _dense(x) for x in (prefix_k, prefix_v))
     out: Tensor = _decode(q, k_cache, v_cache, lengths.contiguous(), prefix_k, prefix_v, scale)
     return out
+
+
+def _choose(impl: Impl, q: Tensor) -> Impl:
+    """The implementation that runs: `auto` takes `torch` where the kernel has no such head dim or dtype."""
+    chosen = support.choose(impl, q)
+    if chosen == "triton" and not (q.shape[-1] in HEAD_DIMS and q.dtype in support.TRITON_DTYPES):
+        if impl == "triton":
+            support.check_dtype(q)
+            raise ValueError(f'got head dim {q.shape[-1]}, expected one of {HEAD_DIMS} with impl="triton"')
+        return "torch"
+    return chosen
 
 
 def _dense(x: Tensor) -> Tensor:

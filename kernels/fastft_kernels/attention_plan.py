@@ -108,11 +108,9 @@ def plan_attention(
     if round_sizes:
         most = max(len(key_tiles), USUAL_KEY_TILES * len(query_tiles))
         key_tiles = _padded(key_tiles, 1 << max(0, most - 1).bit_length(), 0)
-        if len(asked) > chunk:
-            n_key_tiles = -(-T // BK)
-            items = _padded(items, n_key_tiles + most_slots, -1, 0, 0, -1)
-            sums = _padded(sums, most_slots // 2, -1, 0, 0)
-            slots = most_slots
+    if round_sizes and len(asked) > chunk:
+        items = _padded(items, -(-T // BK) + most_slots, -1, 0, 0, -1)
+        sums, slots = _padded(sums, most_slots // 2, -1, 0, 0), most_slots
     query_tiles, key_tiles, items, sums = (x.to(torch.int32) for x in (query_tiles, key_tiles, items, sums))
     return AttentionPlan(
         T, len(asked), BM, BN, BQ, BK, slots, query_tiles, key_tiles, items, sums, scores, scores_dkv

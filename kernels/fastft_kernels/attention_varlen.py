@@ -72,6 +72,25 @@ def attention_varlen(
     Raises:
         ValueError: an option that would compute something else, or shapes, dtypes or devices that do not fit.
     """
+    _check_options(dropout_p, causal, window_size, softcap, alibi_slopes, block_table)
+    if q.shape != k.shape:
+        raise ValueError(
+            f"got q {tuple(q.shape)}, k {tuple(k.shape)}, expected both [T, H, D]: as many heads of keys as of queries"
+        )
+    _check_bounds(q, cu_seqlens_q, cu_seqlens_k)
+    visible_until = visible_until_of(cu_seqlens_q, q.shape[0])
+    found = attention(q, k, v, visible_until, scale=softmax_scale, plan=plan, return_lse=return_attn_probs, impl=impl)
+    return (*found, None) if return_attn_probs else found
+
+
+def _check_options(
+    dropout_p: float,
+    causal: bool,
+    window_size: tuple[int, int],
+    softcap: float,
+    alibi_slopes: Tensor | None,
+    block_table: Tensor | None,
+) -> None:
     refused = {
         f"dropout_p={dropout_p}, expected 0": dropout_p != 0,
         f"causal={causal}, expected True: keys behind a query are never visible": not causal,
@@ -83,14 +102,6 @@ def attention_varlen(
     for what, wrong in refused.items():
         if wrong:
             raise ValueError(f"got {what}")
-    if q.shape != k.shape:
-        raise ValueError(
-            f"got q {tuple(q.shape)}, k {tuple(k.shape)}, expected both [T, H, D]: as many heads of keys as of queries"
-        )
-    _check_bounds(q, cu_seqlens_q, cu_seqlens_k)
-    visible_until = visible_until_of(cu_seqlens_q, q.shape[0])
-    found = attention(q, k, v, visible_until, scale=softmax_scale, plan=plan, return_lse=return_attn_probs, impl=impl)
-    return (*found, None) if return_attn_probs else found
 
 
 def _check_bounds(q: Tensor, of_q: Tensor, of_k: Tensor) -> None:

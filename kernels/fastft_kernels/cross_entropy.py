@@ -171,20 +171,24 @@ def cross_entropy(
             "got weight, label_smoothing, size_average or reduce, expected their defaults; "
             "torch.nn.functional.cross_entropy takes them"
         )
-    impl = support.choose(impl, input)
-    if impl == "reference":
-        losses = reference(input, target, ignore_index=ignore_index)
-    elif impl == "torch":
-        wide = input.to(torch.promote_types(input.dtype, torch.float32))
-        losses = F.cross_entropy(wide, target, ignore_index=ignore_index, reduction="none")
-    else:
-        support.check_dtype(input)
-        logits = input if input.stride(1) == 1 else input.contiguous()
-        losses, _ = _forward(logits, target.contiguous(), ignore_index)
+    losses = _losses(input, target, ignore_index, support.choose(impl, input))
     if reduction == "none":
         return losses
     total = losses.sum()
     return total if reduction == "sum" else total / (target != ignore_index).sum().clamp_min(1)
+
+
+def _losses(logits: Tensor, target: Tensor, ignore_index: int, impl: Impl) -> Tensor:
+    """`[N]`, of each row; 0 where it is ignored."""
+    if impl == "reference":
+        return reference(logits, target, ignore_index=ignore_index)
+    if impl == "torch":
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(wide, target, ignore_index=ignore_index, reduction="none")
+    support.check_dtype(logits)
+    logits = logits if logits.stride(1) == 1 else logits.contiguous()
+    losses: Tensor = _forward(logits, target.contiguous(), ignore_index)[0]
+    return losses
 
 
 def _check(logits: Tensor, targets: Tensor, reduction: str) -> None:

@@ -427,11 +427,8 @@ def linear_cross_entropy(
     hidden, weight = _as_autocast(hidden, weight)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     weights = None if row_weights is None else row_weights.detach().to(wide)
-    asked = targets != ignore_index
     if reduction == "mean":
-        weights = asked.to(wide) if weights is None else weights
-        total = (weights * asked).sum()
-        weights = weights / torch.where(total > 0, total, 1.0)
+        weights = _shares(weights, targets != ignore_index, wide)
     arguments = (hidden, weight, targets, rows, ignore_index, logit_chunk_bytes)
     if impl == "torch" and reduction != "none":
         return _sum_by_torch(*arguments, weights)
@@ -443,6 +440,13 @@ def linear_cross_entropy(
         losses = _all_by_triton(*arguments, rows_plan)
     losses = losses if weights is None else losses * weights
     return losses if reduction == "none" else losses.sum()
+
+
+def _shares(weights: Tensor | None, asked: Tensor, wide: torch.dtype) -> Tensor:
+    """The weights (of 1 where there are none) divided by the sum of those that are asked for."""
+    weights = asked.to(wide) if weights is None else weights
+    total = (weights * asked).sum()
+    return weights / torch.where(total > 0, total, 1.0)
 
 
 def _losses_by_triton(

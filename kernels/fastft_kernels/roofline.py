@@ -471,23 +471,29 @@ def attention_cost(
         flops = scores * H * 4 * D
         results = q + lse
         return Cost(q + kv + T * FLOAT32 + results, flops, 5 * scores * H, 1, q + read_kv + results)
-    scores_dkv = scores if scores_dkv is None else scores_dkv
     # dQ: reads q, o, do, lse; writes dq and delta, the sum of o * do
     own = 4 * q + 2 * lse
     of_queries = Cost(own + kv + T * FLOAT32, scores * H * 6 * D, H * (5 * scores + 2 * R * D), 1, own + read_kv)
-    pairs = scores_dkv // (BQ * BK)
+    scores_dkv = scores if scores_dkv is None else scores_dkv
+    return of_queries + _keys_cost(scores_dkv, T, R, H, D, element, BQ, BK, slots)
+
+
+def _keys_cost(scores: int, T: int, R: int, H: int, D: int, element: int, BQ: int, BK: int, slots: int) -> Cost:
+    """Of the launch for dK and dV, and of the one that adds up its partial sums, where there are some."""
+    q, kv, lse = R * H * D * element, 2 * T * H * D * element, R * H * FLOAT32
+    pairs = scores // (BQ * BK)
     read_q = pairs * BQ * H * (2 * D * element + 2 * FLOAT32)
     partial = slots * BK * H * 2 * D * FLOAT32
     results = kv + partial
     of_keys = Cost(
         2 * q + 2 * lse + kv + T * FLOAT32 + results,
-        scores_dkv * H * 8 * D,
-        5 * scores_dkv * H,
+        scores * H * 8 * D,
+        5 * scores * H,
         1,
         read_q + kv + T * FLOAT32 + results,
     )
     added = moved(partial, flops=partial // FLOAT32) if slots else Cost()
-    return of_queries + of_keys + added
+    return of_keys + added
 
 
 def adamw_cost(

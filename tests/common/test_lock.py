@@ -30,7 +30,7 @@ from fastft.scores.ab import AbOptions, make_page
 from fastft.scores.compare import CompareOptions, compare
 from fastft.scores.ratings import import_ratings
 from fastft.scores.score import ScoreOptions, score
-from fastft.training.trainer import train
+from fastft.training.train import train
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="locks are held in forks of this process")
 
@@ -122,16 +122,16 @@ def test_a_run_that_ended_while_another_one_was_loading_is_not_replaced(
     argv: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The lock is free again: what the folder holds is looked at once more."""
-    from fastft.training import trainer
+    from fastft.training import train as training
 
-    real = trainer.initial_model
+    real = training.initial_model
 
     def slow(options: TrainOptions) -> object:
-        monkeypatch.setattr(trainer, "initial_model", real)
+        monkeypatch.setattr(training, "initial_model", real)
         assert main(argv) == 0
         return real(options)
 
-    monkeypatch.setattr(trainer, "initial_model", slow)
+    monkeypatch.setattr(training, "initial_model", slow)
     assert main([*argv, "--lr", "0.5"]) == 2
     assert Run(tmp_path / "run").options().lr == 5e-5
 

@@ -466,7 +466,7 @@ def test_a_resumed_run_goes_on_with_the_same_ids(tmp_path: Path) -> None:
     data, folder = tmp_path / "data.json", foreign_weights("smaller", tmp_path / "weights")
     data.write_text(json.dumps(made_records(40)))
     from fastft.run.config import TrainOptions
-    from fastft.training.trainer import train
+    from fastft.training.train import train
 
     options = TrainOptions(
         data=str(data), model="pico", weights=str(folder), out=tmp_path / "parts", steps=4, save_every=2, device="cpu",
@@ -590,7 +590,7 @@ def test_the_models_own_end_of_text_is_looked_for_in_data(tmp_path: Path, capsys
     from fastft.answers.generation import GenerateOptions, generate
     from fastft.inspect import InspectOptions, inspect
     from fastft.run.config import TrainOptions
-    from fastft.training.trainer import train
+    from fastft.training.train import train
 
     data, folder = tmp_path / "data.json", foreign_weights("smaller", tmp_path / "weights")
     records = made_records(40)

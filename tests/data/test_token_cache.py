@@ -33,7 +33,7 @@ from fastft.data.tokenizer import gpt2_tokenizer
 from fastft.run.config import TrainOptions
 from fastft.run.data import load_data
 from fastft.run.metrics_file import read_metrics
-from fastft.training.trainer import train
+from fastft.training.train import train
 
 TOKENIZER = gpt2_tokenizer()
 RULES = EncodingRules(mask_prompt=True, max_length=1024)

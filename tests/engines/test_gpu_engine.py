@@ -29,7 +29,8 @@ from fastft.run.config import TrainOptions
 from fastft.run.data import load_data
 from fastft.run.folder import Run
 from fastft.run.metrics_file import read_metrics
-from fastft.training.trainer import Trainer, initial_model
+from fastft.training.preparing import initial_model
+from fastft.training.train import Trainer
 
 SHAPE = GPT2Config(n_layer=2, n_head=2, n_embd=32, n_ctx=64, vocab_size=97)
 LIMITS = {"fp64": 1e-7, "fp32": 2e-5, "bf16": 2e-2}  # fp64: the rate is a float32 number on the device

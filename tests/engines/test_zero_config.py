@@ -14,13 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastft.common.errors import UserError
+from fastft.engines import choose
+from fastft.engines.choose import make_engine
 from fastft.engines.optim import BETAS, EPSILON
 from fastft.engines.zero_config import AUTO, STAGES, ZeroConfig, read_zero_config, settings_for_deepspeed
 from fastft.model.names import DType
 from fastft.ranks.world import ALONE
 from fastft.run.config import TrainOptions
-from fastft.training import trainer
-from fastft.training.trainer import initial_model, make_engine
+from fastft.training.preparing import initial_model
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 FILES = sorted(LAUNCH.glob("*.json"))
@@ -333,7 +334,7 @@ def test_what_auto_takes_is_held_against_what_a_file_switches_off(
     path = tmp_path / "zero.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": 0}, "bf16": {"enabled": False}}))
     options = TrainOptions(model="pico", device="cpu", deepspeed_config=path)
-    monkeypatch.setattr(trainer, "choose_dtype", lambda *_: "bf16")  # a machine that does it fast
+    monkeypatch.setattr(choose, "choose_dtype", lambda *_: "bf16")  # a machine that does it fast
     with pytest.raises(UserError, match="bf16 switched off there"):
         make_engine(initial_model(options), options, ALONE)
 
@@ -421,7 +422,7 @@ def test_what_stage_0_does_not_read_is_told(tmp_path: Path, monkeypatch: pytest.
     path = tmp_path / "zero.json"
     options = TrainOptions(model="pico", device="cpu", deepspeed_config=path)
     told: list[str] = []
-    monkeypatch.setattr("fastft.training.trainer.warn", told.append)
+    monkeypatch.setattr("fastft.engines.choose.warn", told.append)
     for content in (raw, SHIPPED["zero0"]):
         path.write_text(json.dumps(content))
         make_engine(initial_model(options), options, ALONE)

@@ -15,7 +15,8 @@ from fastft.common.errors import UserError
 from fastft.engines.engine import Engine
 from fastft.engines.zero import ZeroEngine
 from fastft.run.metrics_file import MetricsFile
-from fastft.training.trainer import Trainer
+from fastft.training.steps import Steps
+from fastft.training.train import Trainer
 
 RANK = "RANK"
 BAD_STEP = 3
@@ -52,18 +53,18 @@ def mean_of_means() -> None:
 
 def first_ranks_examples_twice() -> None:
     """The second rank trains what the first one does."""
-    Trainer._mine = lambda self, step: step.packs[:: self.world.size]
+    Steps.packs_of = lambda self, step: step.packs[:: self._job.world.size]
 
 
 def _at_the_bad_step(change: Any) -> None:
     """Has `change(loss, sums)` made of the second rank's losses in one step."""
-    right_begin, now = Trainer._begin, {"step": 0}
+    right_begin, now = Steps.forward_backward, {"step": 0}
 
-    def begin(self: Trainer, built: Any) -> Any:
+    def begin(self: Steps, built: Any) -> Any:
         now["step"] = built.step.index
         return right_begin(self, built)
 
-    Trainer._begin = begin
+    Steps.forward_backward = begin
     for engine in (Engine, ZeroEngine):
         right = engine.accumulate
 
@@ -100,9 +101,9 @@ def loss_not_finite_on_rank_1() -> None:
 def gradient_not_finite_on_rank_1() -> None:
     """One weight's gradient is infinite in one step, though the loss is not."""
     now = {"step": 0}
-    right_begin, right_init = Trainer._begin, Trainer.__init__
+    right_begin, right_init = Steps.forward_backward, Trainer.__init__
 
-    def begin(self: Trainer, built: Any) -> Any:
+    def begin(self: Steps, built: Any) -> Any:
         now["step"] = built.step.index
         return right_begin(self, built)
 
@@ -111,7 +112,7 @@ def gradient_not_finite_on_rank_1() -> None:
         bias = engine.model.h[0].mlp.c_fc.bias
         bias.register_hook(lambda g: g * torch.inf if _is_rank(1) and now["step"] == BAD_STEP else g)
 
-    Trainer._begin, Trainer.__init__ = begin, init
+    Steps.forward_backward, Trainer.__init__ = begin, init
 
 
 def gradient_never_finite() -> None:

@@ -27,7 +27,7 @@ from fastft.run.data import Data
 from fastft.run.folder import Run
 from fastft.run.metrics_file import read_metrics
 from fastft.training.book import BookOrder
-from fastft.training.trainer import Trainer
+from fastft.training.train import Trainer
 
 LENGTHS = json.loads((Path(__file__).parents[1] / "fixtures" / "book_lengths.json").read_text())
 WIDTHS_PRINTED = [61, 76, 73, 68]  # the first of the 116 shapes that the book's notebook prints

@@ -28,7 +28,8 @@ from fastft.common.errors import TrainingError
 from fastft.engines.engine import Engine
 from fastft.run.metrics_file import read_metrics
 from fastft.training import checkpoint
-from fastft.training.trainer import Trainer, train
+from fastft.training.steps import Steps
+from fastft.training.train import train
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forks of a warm process")
 
@@ -395,9 +396,9 @@ def test_skipped_steps_are_counted_once(
     """A run that stopped after too many skipped steps goes on with a larger limit as if it had not stopped."""
     poisoned = {2, 4}
     now = 0
-    real_begin, real_accumulate = Trainer._begin, Engine.accumulate
+    real_begin, real_accumulate = Steps.forward_backward, Engine.accumulate
 
-    def begin(self: Trainer, built: Any) -> Any:
+    def begin(self: Steps, built: Any) -> Any:
         nonlocal now
         now = built.step.index
         return real_begin(self, built)
@@ -406,7 +407,7 @@ def test_skipped_steps_are_counted_once(
         loss, example_losses = real_accumulate(self, batch, count)
         return loss * (float("nan") if now in poisoned else 1), example_losses
 
-    monkeypatch.setattr(Trainer, "_begin", begin)
+    monkeypatch.setattr(Steps, "forward_backward", begin)
     monkeypatch.setattr(Engine, "accumulate", accumulate)
 
     def trained(run: Path, **options: Any) -> checkpoint.Progress:

@@ -24,7 +24,7 @@ from fastft.run.config import TrainOptions, changed_settings, from_yaml, to_yaml
 from fastft.run.data import load_data
 from fastft.run.folder import Run
 from fastft.run.metrics_file import read_metrics
-from fastft.training.trainer import Trainer, train
+from fastft.training.train import Trainer, train
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,8 @@ def options(data_file: Path, tmp_path: Path) -> TrainOptions:
 
 def step(trainer: Trainer, index: int) -> dict[str, Any]:
     """A step's line for the metrics."""
-    return trainer._end(trainer._begin(trainer._build(index)))
+    steps = trainer.steps
+    return steps.line(steps.update(steps.forward_backward(steps.build(index))))
 
 
 def losses(options: TrainOptions, steps: int = 20) -> list[float]:
@@ -123,41 +124,41 @@ class TestNonFinite:
         self, options: TrainOptions, capsys: pytest.CaptureFixture[str]
     ) -> None:
         trainer = self._poisoned(options)
-        before = [p.detach().clone() for p in trainer.engine.model.parameters()]
+        before = [p.detach().clone() for p in trainer.job.engine.model.parameters()]
         line = step(trainer, 0)
         assert line["skipped"] is True
-        assert trainer.progress.skipped == 1
-        assert not trainer.engine.optimizer.state
-        for old, new in zip(before, trainer.engine.model.parameters(), strict=True):
+        assert trainer.job.progress.skipped == 1
+        assert not trainer.job.engine.optimizer.state
+        for old, new in zip(before, trainer.job.engine.model.parameters(), strict=True):
             assert torch.equal(old.nan_to_num(), new.nan_to_num())
         said = " ".join(capsys.readouterr().err.split())
-        assert f"rows {min(trainer.train_set.rows[trainer.plan.step(0).examples])}" in said
+        assert f"rows {min(trainer.job.prepared.train_set.rows[trainer.job.prepared.plan.step(0).examples])}" in said
 
     def test_the_run_stops_after_the_limit_with_a_checkpoint(self, options: TrainOptions) -> None:
         trainer = self._poisoned(replace(options, max_skipped=2, eval_every=0))
         with pytest.raises(TrainingError, match=r"skipped step 3, --max_skipped allows 2.*A checkpoint is saved"):
             trainer.run_all()
-        assert list(trainer.run.checkpoints.glob("step-*/DONE"))
+        assert list(trainer.job.run.checkpoints.glob("step-*/DONE"))
 
     def test_a_bad_gradient_alone_is_enough(self, options: TrainOptions) -> None:
         trainer = self._poisoned(options)
         with torch.no_grad():
-            trainer.engine.model.ln_f.bias.zero_()
-        weight = trainer.engine.model.wpe.weight
+            trainer.job.engine.model.ln_f.bias.zero_()
+        weight = trainer.job.engine.model.wpe.weight
         weight.register_hook(lambda gradient: torch.full_like(gradient, math.inf))
         line = step(trainer, 0)
         assert math.isfinite(line["loss"])
         assert line["skipped"] is True
-        assert trainer.progress.skipped == 1
+        assert trainer.job.progress.skipped == 1
 
     def test_fp16_finds_its_scale_without_being_counted(self, options: TrainOptions) -> None:
         options = replace(options, dtype="fp16")
         trainer = Trainer(Run(options.out), options, load_data(options), Engine(GPT2(config_for("pico")), options))
-        trainer.engine.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
+        trainer.job.engine.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60)
         line = step(trainer, 0)
         assert line["skipped"] is True
-        assert trainer.progress.skipped == 0
-        assert trainer.engine.scaler.get_scale() < 2.0**60
+        assert trainer.job.progress.skipped == 0
+        assert trainer.job.engine.scaler.get_scale() < 2.0**60
 
 
 class TestRun:
@@ -231,7 +232,7 @@ class TestRun:
                     train(options)
                 assert (options.out / "checkpoints/step-2/DONE").is_file()
             else:
-                patch.setattr("fastft.training.trainer.greedy", fail)
+                patch.setattr("fastft.training.evaluation.greedy", fail)
                 assert train(options).progress.step == 4
                 said = " ".join(capsys.readouterr().err.split())
                 for step in (2, 4):
@@ -250,16 +251,17 @@ class TestRun:
         options = replace(options, pack_tokens=130, share_prefix=False, dry_run=True)
         engine = Engine(GPT2(config_for("pico")), options)
         trainer = Trainer(Run(options.out), options, load_data(options), engine)
-        batches = trainer.evaluation.batches()
-        computed = [trainer.batcher(trainer.val_set, batch).tokens.numel() for batch in batches]
+        prepared = trainer.job.prepared
+        batches = prepared.evaluation.batches()
+        computed = [prepared.batcher(prepared.val_set, batch).tokens.numel() for batch in batches]
         assert len(batches) > 1 < max(map(len, batches))
         assert all(tokens <= 130 for tokens, batch in zip(computed, batches, strict=True) if len(batch) > 1)
-        assert sorted(index for batch in batches for index in batch) == list(range(len(trainer.val_set)))
+        assert sorted(index for batch in batches for index in batch) == list(range(len(prepared.val_set)))
         trainer.dry_run()
         assert f"largest evaluation batch: {max(computed)} tokens" in " ".join(capsys.readouterr().err.split())
         wide = Trainer(Run(options.out), replace(options, pack_tokens=16384), load_data(options), engine)
-        assert len(wide.evaluation.batches()) == 1
-        losses = [one.evaluation.losses(engine.evaluate, 0)["val_loss"] for one in (trainer, wide)]
+        assert len(wide.job.prepared.evaluation.batches()) == 1
+        losses = [one.job.prepared.evaluation.losses(engine.evaluate, 0)["val_loss"] for one in (trainer, wide)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
     def test_dry_run_writes_nothing(self, options: TrainOptions, capsys: pytest.CaptureFixture[str]) -> None:

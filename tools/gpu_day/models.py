@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from fastft.data.encode import EncodedSet
+from fastft.engines.choose import make_engine
 from fastft.engines.engine import AnyEngine
 from fastft.model.gpt2 import GPT2, GPT2Config, config_for
 from fastft.ranks.world import ALONE
 from fastft.run.config import TrainOptions
 from fastft.scaling.predict import training_set
-from fastft.training.trainer import make_engine
 
 PRETENDED = bool(os.environ.get("PRETENDED"))
 """A dry run: see `tools.gpu_day.pretended`."""

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from fastft.engines.choose import make_engine
 from fastft.model import ops
 from fastft.model.gpt2 import GPT2, config_for
 from fastft.ranks.world import ALONE
 from fastft.run.config import TrainOptions
 from fastft.scaling.predict import training_set
-from fastft.training.trainer import make_engine
 from tools.pretended_gpu import measuring
 from tools.pretended_gpu.measuring import Parts
 

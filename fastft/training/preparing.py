@@ -1,0 +1,98 @@
+"""Before anything is trained or written: the options settled, the folder looked at, the model to begin with."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import torch
+
+from fastft.common.console import say, silenced
+from fastft.common.effects import check_effects
+from fastft.common.errors import UserError
+from fastft.common.keywords import hidden_path, is_keyword
+from fastft.data.tokenizer import Tokenizer, gpt2_tokenizer
+from fastft.model.gpt2 import GPT2, SIZES, config_for
+from fastft.model.weights import config_of, load
+from fastft.ranks.world import World
+from fastft.run.config import TrainOptions, changed_settings, defaults_of
+from fastft.run.folder import Run
+from fastft.run.log import summary_writer
+from fastft.training.checkpoint import shape_of
+
+
+def settled(options: TrainOptions, run: Run) -> TrainOptions:
+    """The options with what a resumed run's own say; refuses what cannot be done before anything is changed."""
+    if options.resume and options.dtype == "auto" and run.config.is_file():
+        options = replace(options, dtype=run.options().dtype)  # another machine may find another one fast
+    check_effects(options, defaults=defaults_of(options))
+    check_folder(run, options)
+    if options.tensorboard:
+        summary_writer()  # that it is missing is said before anything is changed
+    return options
+
+
+def check_folder(run: Run, options: TrainOptions) -> None:
+    """Refuses to run over another run, or to resume with settings that compute something else."""
+    if options.resume:
+        if run.config.is_file() and (changed := changed_settings(run.options(), options)):
+            raise UserError(
+                f"--resume would compute something else than {run.folder} did: {'; '.join(changed)}; "
+                "take these settings back, or start another run in another --out"
+            )
+    elif run.holds_something() and not (options.overwrite or options.dry_run):
+        raise UserError(f"{run.folder} already holds a run; go on with --resume, replace it with --overwrite")
+
+
+def tokenizer_to_be(options: TrainOptions, run: Run) -> Tokenizer:
+    """The tokenizer of the model that will be trained, before any weight is read: data are read by its end-of-text."""
+    if options.resume and shape_of(run.checkpoints) is not None:
+        return run.own_tokenizer()
+    source = options.weights
+    if source is None or is_keyword("weights", source):
+        return gpt2_tokenizer()
+    with silenced(True):  # what is odd about the weights is said where they are loaded
+        return config_of(source).tokenizer
+
+
+def model_to_go_on(options: TrainOptions, run: Run) -> GPT2 | None:
+    """A model to put a checkpoint's weights into: what the run started from is not read again. None where it begins
+    anew."""
+    shape = shape_of(run.checkpoints) if options.resume else None
+    if shape is None:
+        return None
+    model = GPT2(replace(shape, tokenizer=run.own_tokenizer()))
+    model.checkpoint_activations = options.activation_checkpointing
+    return model
+
+
+def initial_model(options: TrainOptions) -> GPT2:
+    """The model that a run starts from: loaded, or random from the run's seed."""
+    torch.manual_seed(options.seed)
+    named = config_for(options.model, tie_head=options.tie_head)
+    published = options.model.startswith("gpt2")
+    source = options.weights or (options.model if published else "none")
+    if both := hidden_path("weights", source):
+        say(both)
+    if source == "none":
+        model = GPT2(named)
+    else:
+        model = load(source, tie_head=options.tie_head)
+        model.config.tokenizer.check_fits(model.config.vocab_size, source)
+        if replace(model.config, tie_head=True) != SIZES[options.model]:
+            config = model.config
+            say(
+                f"the weights give the model's shape, not --model {options.model}: "
+                f"{config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, context {config.n_ctx}"
+            )
+    model.checkpoint_activations = options.activation_checkpointing
+    return model
+
+
+def set_threads(threads: int | None, world: World, device: torch.device) -> None:
+    """CPU threads: those asked for, else, where several ranks compute on one machine's CPU, its share."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    elif device.type == "cpu" and world.local_size > 1 and "OMP_NUM_THREADS" not in os.environ:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // world.local_size))
