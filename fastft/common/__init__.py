@@ -7,7 +7,7 @@ To be read in this order:
     kinds.py     what kind of thing a value is, in words: `kind_of`
     nearest.py   the name that was meant: `did_you_mean`, `did_you_mean_path`
     files.py     whole files or none: `write_text`, `write_json`, `read_json`, `object_or_empty`, `make_folder`,
-                 `identity`
+                 `identity`, `LFS_POINTER`
     jsonl.py     JSON lines that outlive a kill: `JsonLines`, `objects`
     lock.py      one writer of a folder at a time: `writing`, `refuse_if_held`
     console.py   what a person sees while something runs: `say`, `warn`, `show`, `meter`, `Meter`, `silenced`,

@@ -13,6 +13,9 @@ from typing import Any, BinaryIO
 from fastft.common.errors import UserError
 from fastft.common.nearest import did_you_mean_path
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""How the small text begins that Git keeps in a large file's place, where Git LFS has not fetched it."""
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
@@ -97,3 +100,10 @@ def identity(path: Path) -> dict[str, str | int]:
     """The size of a file in bytes, and the SHA-256 of its content."""
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Whether a file holds but the pointer of Git LFS to what should be there."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
+    return False

@@ -194,7 +194,7 @@ class FolderTokenizer(Tokenizer):
         It may do what its own normalizer does (NFC, say), but not to what prompts are made of.
         """
         normalizer = self._backend.normalizer
-        for probe in (_PROBE, *_EVERY_BYTE):
+        for probe in (_PROBE, *self._around_added(), *_EVERY_BYTE):
             wanted = probe if normalizer is None or probe is _PROBE else normalizer.normalize_str(probe)
             got = self.decode(self.encode(probe))
             if wanted not in (got, got.removeprefix(" ")):
@@ -204,6 +204,11 @@ class FolderTokenizer(Tokenizer):
                     f"{self._folder}: its tokenizer does not give texts back: {wanted[at : at + 20]!r} becomes "
                     f"{got[at : at + 20]!r}; expected one that keeps every character, as byte-level BPE does"
                 )
+
+    def _around_added(self) -> tuple[str, ...]:
+        """Texts with the added tokens that are read out of text, some of which take the white space beside them along."""
+        read = [token["content"] for token in self._description["added_tokens"] if not token["special"]]
+        return tuple("".join(f"a{space}{token}{space}b" for token in read) for space in (" ", "")) if read else ()
 
 
 def _every_byte() -> tuple[str, ...]:
@@ -258,6 +263,8 @@ class _Reader:
         model, added = made.get("model"), made.get("added_tokens") or []
         if not isinstance(model, dict) or not isinstance(added, list) or not all(map(_is_token, added)):
             raise self._refusal("tokenizer.json has no model, or no list of added tokens")
+        if not (_is_vocab(model.get("vocab")) and _are_merges(model.get("merges") or [])):
+            raise self._refusal("tokenizer.json has no vocabulary of tokens and their ids, or no list of merges")
         made["added_tokens"] = [dict(token) for token in added]
         ends = self.special_tokens().get("eos_token", _END_OF_TEXT)
         for token in made["added_tokens"]:  # an end-of-text is never read out of text, whatever its file says
@@ -297,6 +304,8 @@ class _Reader:
         """By their content, the tokens beside those of `vocab.json`, and those of it that are special."""
         added: dict[str, dict[str, Any]] = {}
         for content, number in self._object("added_tokens.json").items():
+            if type(number) is not int:
+                raise self._refusal("added_tokens.json is not an object from tokens to ids")
             added[content] = {"id": number}
         decoder = config.get("added_tokens_decoder")
         for number, token in decoder.items() if isinstance(decoder, dict) else ():
@@ -348,9 +357,12 @@ class _Reader:
         """A JSON file; empty where it is not there."""
         if name not in self._contents:
             return {}
+        content = self._contents[name]
+        if content.startswith(files.LFS_POINTER):
+            raise self._refusal(f"{name} is a pointer of Git LFS, not the file itself (`git lfs pull` fetches it)")
         try:
-            value = json.loads(self._contents[name])
-        except ValueError as error:
+            value = json.loads(content)
+        except (ValueError, RecursionError) as error:
             raise self._refusal(f"{name} is not JSON ({error})") from error
         if not isinstance(value, dict):
             raise self._refusal(f"{name} is not an object")
@@ -430,6 +442,21 @@ def _vocab_of(model: Mapping[str, Any]) -> dict[str, int]:
 def _merges_of(model: Mapping[str, Any]) -> list[str]:
     """As in `merges.txt`: newer files write pairs."""
     return [pair if isinstance(pair, str) else " ".join(pair) for pair in model.get("merges") or []]
+
+
+def _is_vocab(value: object) -> bool:
+    """Whether a model of `tokenizer.json` has a vocabulary: ids by token, or pairs of a token and its score."""
+    if isinstance(value, dict):
+        return all(type(number) is int for number in value.values())
+    return isinstance(value, list) and all(isinstance(one, list) and one and isinstance(one[0], str) for one in value)
+
+
+def _are_merges(value: object) -> bool:
+    """Whether these are merges: texts of two tokens, or pairs of them."""
+    if not isinstance(value, list):
+        return False
+    parts = (part for pair in value for part in (pair if isinstance(pair, list) else [pair]))
+    return all(isinstance(part, str) for part in parts)
 
 
 def _is_token(value: object) -> bool:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fastft.common.errors import UserError
+from fastft.common.files import LFS_POINTER
 from fastft.common.kinds import kind_of
 from fastft.common.nearest import did_you_mean_path
 
@@ -86,7 +87,8 @@ class Form:
         if self == Form.named(path):
             return None
         kind = "JSON lines" if self.lines else "a JSON array"
-        return f"{path} is taken for {kind}{', gzipped,' if self.gzipped else ''} by its content, not by its name"
+        packed = ", gzipped," if self.gzipped else ", not gzipped," if Form.named(path).gzipped else ""
+        return f"{path} is taken for {kind}{packed} by its content, not by its name"
 
 
 def json_rows(
@@ -105,8 +107,13 @@ def json_rows(
     named = Form.named(path)
     try:
         with io.BufferedReader(_Counted(path, read or (lambda _: None)), _READ_BYTES) as plain:
-            gzipped = named.gzipped or plain.peek(2).startswith(_GZIP_MAGIC)
+            begin = plain.peek(_READ_BYTES)
+            if begin.startswith(LFS_POINTER):
+                raise UserError(f"{path} is a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`")
+            gzipped = begin.startswith(_GZIP_MAGIC)
             file = plain if not gzipped else io.BufferedReader(gzip.GzipFile(fileobj=plain), _READ_BYTES)
+            if gzipped and file.peek(2).startswith(_GZIP_MAGIC):
+                raise UserError(f"{path} is gzipped twice, expected once; `gunzip` it once")
             form = Form(_are_lines(file.peek(_READ_BYTES), named, path), gzipped)
             if formed is not None:
                 formed(form)

@@ -362,9 +362,10 @@ def _is_not_finite(value: Any) -> bool:
 
 
 def _name(fields: dict[str, Any], notes: list[str]) -> None:
-    """Puts the fields under their own names: an alias is read where its field holds nothing."""
+    """Puts the fields under their own names: an alias is read where its field is not there, or holds nothing."""
     for alias, name in ALIASES.items():
-        if fields.get(alias) not in (None, "") and fields.get(name) in (None, ""):
+        held, own = fields.get(alias), fields.get(name)
+        if held is not None and (own is None or (own == "" and held != "")):
             fields[name] = fields.pop(alias)
             notes.append(alias)
 

@@ -61,7 +61,7 @@ LARGE_FILE = 32 << 20
 some 5 s to encode at each start and a few hundred MB; smaller ones are not worth files on the disk."""
 
 _GZIP_RATIO = 4  # bytes of JSON text in a byte of .gz, roughly
-_FORMAT = 3  # to be raised when the same inputs would make other files
+_FORMAT = 4  # to be raised when the same inputs would make other files
 _DONE = "DONE"
 _DTYPES = {"ids": np.int32, "offsets": np.int64, "first_target": np.int64, "rows": np.int64}
 

@@ -41,6 +41,7 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _WHOLE_VOCABULARIES = ("tokenizer.json", "vocab.json")
 _PROBLEMS_SHOWN = 10
+_LFS = "{path} is a pointer of Git LFS, not the weights themselves; fetch them with `git lfs pull`"
 
 T = TypeVar("T")
 
@@ -336,11 +337,16 @@ def _opened_safetensors(paths: Iterable[Path]) -> Iterator[dict[str, _Stored]]:
     tensors = {}
     with contextlib.ExitStack() as stack:
         for path in paths:
+            if files.is_lfs_pointer(path):
+                raise UserError(_LFS.format(path=path))
             try:
                 file = stack.enter_context(safe_open(path, framework="pt"))
                 for name in file.keys():  # noqa: SIM118 (not a dict)
                     view = file.get_slice(name)
-                    tensors[name] = _Stored(tuple(view.get_shape()), view.get_dtype(), partial(file.get_tensor, name))
+                    stored = _Stored(tuple(view.get_shape()), view.get_dtype(), partial(file.get_tensor, name))
+                    if name in tensors:
+                        raise UserError(f"{path} and another shard both hold {name}, expected one; fetch them again")
+                    tensors[name] = stored
             except (SafetensorError, OSError) as error:
                 raise UserError(
                     f"cannot read {path} ({_reason(error)}); expected a whole safetensors file; fetch it again"
@@ -351,6 +357,8 @@ def _opened_safetensors(paths: Iterable[Path]) -> Iterator[dict[str, _Stored]]:
 def _safetensors_of(folder: Path) -> list[Path]:
     """The one file, or the shards that the index names."""
     if (folder / _SAFETENSORS).is_file():
+        if (folder / _INDEX).is_file():
+            warn(f"{folder} holds {_SAFETENSORS} and shards by {_INDEX}: {_SAFETENSORS} is taken")
         return [folder / _SAFETENSORS]
     if not (folder / _INDEX).is_file():
         found = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".h5", ".msgpack")))
@@ -441,6 +449,8 @@ def _hf_config(config: GPT2Config) -> dict[str, Any]:
 
 def _book_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a `.pth`, mapped rather than read where the file is a zip archive (torch 1.6 and later)."""
+    if files.is_lfs_pointer(path):
+        raise UserError(_LFS.format(path=path))
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError, OSError, ...: torch promises none of them

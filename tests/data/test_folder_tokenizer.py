@@ -275,9 +275,20 @@ def unigram(made: dict[str, Any]) -> None:
     made["decoder"] = made["pre_tokenizer"]
 
 
+def with_added(made: dict[str, Any], content: str, **rules: bool) -> None:
+    made["added_tokens"].append({**PAD, "id": 400, "content": content, "special": False, **rules})
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
+        (lambda made: with_added(made, "<x>", lstrip=True), "does not give texts back: ' <x> b'"),
+        (lambda made: with_added(made, "<x>", rstrip=True), "does not give texts back: ' b'"),
+        (lambda made: made["model"].update(vocab=[1, 2]), "tokenizer.json has no vocabulary"),
+        (lambda made: made["model"].update(vocab={"a": "0"}), "tokenizer.json has no vocabulary"),
+        (lambda made: made["model"].pop("vocab"), "tokenizer.json has no vocabulary"),
+        (lambda made: made["model"].update(merges=[["a", 1]]), "or no list of merges"),
+        (lambda made: made["model"].update(merges=3), "or no list of merges"),
         (lowercased, 'does not give texts back: "Instr'),
         (in_one_line, "does not give texts back: '\\n\\n### Instr"),
         (without_a_byte, "does not give texts back: "),
@@ -293,6 +304,14 @@ def unigram(made: dict[str, Any]) -> None:
 )
 def test_what_does_not_keep_texts_is_refused(change: Any, says: str, tmp_path: Path) -> None:
     assert says in refusal_of(tmp_path, {"tokenizer.json": description(change)})
+
+
+@pytest.mark.parametrize("content", ["<x>", "[X] y", "日本"])
+def test_an_added_token_that_keeps_the_text_is_used(content: str, tmp_path: Path) -> None:
+    made = folder_of(tmp_path, {"tokenizer.json": description(lambda made: with_added(made, content))})
+    text = f"a {content} b{content}c"
+    assert 400 in made.encode(text)
+    assert made.decode(made.encode(text)) == text
 
 
 def test_files_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
@@ -330,6 +349,12 @@ def test_files_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
         ({"tokenizer.json": "{"}, "tokenizer.json is not JSON"),
         ({"tokenizer.json": "[]"}, "tokenizer.json is not an object"),
         ({"tokenizer.json": b"\xff\xfe{}"}, "tokenizer.json is not JSON"),
+        ({"tokenizer.json": '{"model":' + "[" * 100_000}, "tokenizer.json is not JSON"),
+        ({"tokenizer.json": "version https://git-lfs.github.com/spec/v1\n"}, "tokenizer.json is a pointer of Git LFS"),
+        (
+            {"vocab.json": {"a": 0}, "merges.txt": "", "added_tokens.json": {"b": "1"}},
+            "added_tokens.json is not an object from tokens to ids",
+        ),
         ({"vocab.json": {"a": 0, "b": 0}, "merges.txt": "a b"}, "vocab.json gives two tokens one id"),
         ({"vocab.json": {"a": "0"}, "merges.txt": "a b"}, "vocab.json is not an object from tokens to ids"),
         ({"vocab.json": {"a": 0}, "merges.txt": "a b c"}, "merges.txt has lines that are not two tokens"),

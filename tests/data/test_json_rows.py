@@ -22,6 +22,7 @@ RECORDS = made_records(4)
 ARRAY = json.dumps(RECORDS).encode()
 PRETTY = json.dumps(RECORDS, indent=2).encode()
 LINES = "\n".join(map(json.dumps, RECORDS)).encode()
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 204603\n"
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,8 @@ LINES = "\n".join(map(json.dumps, RECORDS)).encode()
         ("data.json", gzip.compress(LINES), "JSON lines, gzipped,"),
         ("data.json", gzip.compress(ARRAY), "a JSON array, gzipped,"),
         ("data.jsonl", gzip.compress(LINES), "JSON lines, gzipped,"),
+        ("data.json.gz", ARRAY, "a JSON array, not gzipped,"),
+        ("data.jsonl.gz", LINES, "JSON lines, not gzipped,"),
     ],
 )
 def test_the_content_decides_and_it_is_said(name: str, content: bytes, kind: str, tmp_path: Path) -> None:
@@ -83,8 +86,11 @@ def test_a_first_line_that_is_an_array_is_a_bad_row_of_lines(tmp_path: Path) -> 
         ("data.json", "[]".encode("utf-16"), r"not UTF-8 but UTF-16"),
         ("data.json", "[]".encode("utf-32"), r"not UTF-8 but UTF-32"),
         ("data.jsonl", codecs.BOM_UTF16_BE + "{}".encode("utf-16-be"), r"not UTF-8 but UTF-16"),
-        ("data.json", gzip.compress(gzip.compress(ARRAY)), r"not"),
-        ("data.json.gz", ARRAY, r"not a whole gzip file"),
+        ("data.json", gzip.compress(gzip.compress(ARRAY)), r"gzipped twice"),
+        ("data.jsonl.gz", gzip.compress(gzip.compress(LINES)), r"gzipped twice"),
+        ("data.json.gz", gzip.compress(ARRAY)[:-9], r"not a whole gzip file"),
+        ("data.json", POINTER, r"a pointer of Git LFS, .*`git lfs pull`"),
+        ("data.jsonl.gz", POINTER, r"a pointer of Git LFS, .*`git lfs pull`"),
         ("data.jsonl", PRETTY[:-9], r"not JSON"),
         ("data.jsonl", LINES.replace(b"\n", b"\r"), r"row 1: not JSON \(Extra data"),
         ("data.jsonl", LINES.replace(b"\n", b",\n"), r"3 of 4 .*row 1: not JSON \(Extra data"),

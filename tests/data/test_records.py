@@ -191,13 +191,22 @@ def reason(entry: dict[str, Any], tmp_path: Path, **rules: Any) -> str:
     ("entry", "as_entry", "notes"),
     [
         ({"context": "c", "response": "r"}, {"input": "c", "output": "r"}, ("context", "response")),
-        ({"context": "", "response": "r"}, {"output": "r", "context": ""}, ("response",)),
+        ({"context": "", "response": "r"}, {"output": "r"}, ("context", "response")),
+        ({"input": "", "context": "", "output": "o"}, {"output": "o", "context": ""}, ()),
         ({"context": "c", "output": "o"}, {"input": "c", "output": "o"}, ("context",)),
         ({"input": "", "context": "c", "output": "o"}, {"input": "c", "output": "o"}, ("context",)),
         ({"input": "i", "context": "c", "output": "o"}, {"input": "i", "output": "o", "context": "c"}, ()),
         ({"output": "o", "response": "r"}, {"output": "o", "response": "r"}, ()),
     ],
-    ids=["Dolly", "Dolly without a context", "context alone", "an empty input", "both inputs", "both outputs"],
+    ids=[
+        "Dolly",
+        "Dolly without a context",
+        "both empty",
+        "context alone",
+        "an empty input",
+        "both inputs",
+        "both outputs",
+    ],
 )
 def test_dollys_names_are_read_where_alpacas_hold_nothing(
     entry: dict[str, Any], as_entry: dict[str, Any], notes: tuple[str, ...], tmp_path: Path
@@ -302,9 +311,10 @@ def test_what_is_blank_or_known_is_no_further_mark(text: str) -> None:
 # Nothing
 
 
+@pytest.mark.parametrize("key", ["output", "response"])
 @pytest.mark.parametrize("output", ["", " \n", "<|endoftext|>", "\u3000"])
-def test_an_empty_output_is_malformed_unless_it_is_allowed(output: str, tmp_path: Path) -> None:
-    entry = {"instruction": "a", "output": output}
+def test_an_empty_output_is_malformed_unless_it_is_allowed(output: str, key: str, tmp_path: Path) -> None:
+    entry = {"instruction": "a", key: output}
     assert reason(entry, tmp_path) == (
         "`output` is empty, expected text; --allow_empty_output takes it as a response of nothing"
     )

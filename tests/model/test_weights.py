@@ -290,6 +290,32 @@ def test_a_truncated_file_is_named(tmp_path: Path, kept: int) -> None:
     assert message.startswith(f"cannot read {path} (")
 
 
+def test_a_tensor_in_two_shards_is_refused_and_a_whole_file_beside_shards_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hf_model().save_pretrained(tmp_path, max_shard_size="20KB")
+    first, second = sorted(tmp_path.glob("model-*.safetensors"))[:2]
+    tensors = load_file(first)
+    name = next(iter(tensors))
+    save_file({**load_file(second), name: tensors[name] + 1}, second)
+    assert f"{second} and another shard both hold {name}" in message_of(lambda: load(tmp_path))
+    hf_model().save_pretrained(tmp_path / "whole")
+    shutil.copy(tmp_path / "whole" / "model.safetensors", tmp_path)
+    capsys.readouterr()
+    assert_same_parameters(load(tmp_path), load(tmp_path / "whole"))
+    assert "model.safetensors is taken" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00004.safetensors", "book.pth"])
+def test_a_pointer_of_git_lfs_is_named(name: str, tmp_path: Path) -> None:
+    hf_model().save_pretrained(tmp_path, **({"max_shard_size": "20KB"} if "-of-" in name else {}))
+    path = next(iter(sorted(tmp_path.glob("model-*.safetensors"))), None) if "-of-" in name else tmp_path / name
+    assert path is not None
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 204603\n")
+    said = message_of(lambda: load(path if name.endswith(".pth") else tmp_path))
+    assert said == f"{path} is a pointer of Git LFS, not the weights themselves; fetch them with `git lfs pull`"
+
+
 def test_a_missing_shard_and_a_bad_index_are_named(tmp_path: Path) -> None:
     hf_model().save_pretrained(tmp_path, max_shard_size="20KB")
     shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
