@@ -198,7 +198,15 @@ def reason(entry: dict[str, Any], tmp_path: Path, **rules: Any) -> str:
         ({"input": "i", "context": "c", "output": "o"}, {"input": "i", "output": "o", "context": "c"}, ()),
         ({"output": "o", "response": "r"}, {"output": "o", "response": "r"}, ()),
     ],
-    ids=["Dolly", "Dolly without a context", "both empty", "context alone", "an empty input", "both inputs", "both outputs"],
+    ids=[
+        "Dolly",
+        "Dolly without a context",
+        "both empty",
+        "context alone",
+        "an empty input",
+        "both inputs",
+        "both outputs",
+    ],
 )
 def test_dollys_names_are_read_where_alpacas_hold_nothing(
     entry: dict[str, Any], as_entry: dict[str, Any], notes: tuple[str, ...], tmp_path: Path
