@@ -200,7 +200,7 @@ def reason(entry: dict[str, Any], tmp_path: Path, **rules: Any) -> str:
     ],
     ids=[
         "Dolly",
-        "Dolly without a context",
+        "no context",
         "both empty",
         "context alone",
         "an empty input",
