@@ -269,7 +269,9 @@ def _with_saved_config(parser: jsonargparse.ArgumentParser, arguments: list[str]
     """Puts the defaults of a recipe and the saved options of a resumed run in front of the options given."""
     from fastft.run.config import RECIPES, TrainOptions
 
-    config = _read_config(_value_of("config", arguments))
+    config: dict[str, Any] = {}
+    for path in _values_of("config", arguments):  # the parser takes several, of which the last one counts
+        config |= _read_config(path)
 
     def given(option: str) -> str | None:
         in_config = None if config.get(option) is None else str(config[option])
@@ -300,10 +302,8 @@ def _means_true(value: str | None) -> bool:
     return value is not None and value.lower() in ("true", "yes", "on")
 
 
-def _read_config(path: str | None) -> dict[str, Any]:
+def _read_config(path: str) -> dict[str, Any]:
     """The options that a `--config` file gives. What is wrong with the file, the parser will say."""
-    if path is None:
-        return {}
     import yaml
 
     with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
@@ -314,13 +314,16 @@ def _read_config(path: str | None) -> dict[str, Any]:
 
 def _value_of(option: str, arguments: Sequence[str]) -> str | None:
     """The value that the last `--option VALUE` or `--option=VALUE` gives."""
-    value = None
-    for position, argument in enumerate(arguments):
-        if argument == f"--{option}":
-            value = arguments[position + 1] if position + 1 < len(arguments) else None
-        elif argument.startswith(f"--{option}="):
-            value = argument.partition("=")[2]
-    return value
+    return next(reversed(_values_of(option, arguments)), None)
+
+
+def _values_of(option: str, arguments: Sequence[str]) -> list[str]:
+    values = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        name, equals, value = argument.partition("=")
+        if name == f"--{option}":
+            values.append(value if equals else following)
+    return values
 
 
 def _usage() -> str:

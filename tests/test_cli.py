@@ -205,3 +205,11 @@ def test_public_names_are_there() -> None:
     assert {*fastft.__all__} <= {*dir(fastft)}
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = fastft.trian
+
+
+def test_of_several_config_files_each_counts(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("recipe: book\nlr: 0.5\n")
+    second.write_text("model: pico\nlr: 0.25\n")
+    options = parse("train", ["--config", str(first), "--config", str(second)])
+    assert (options.tie_head, options.drop_last, options.model, options.lr) == (False, True, "pico", 0.25)

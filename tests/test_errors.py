@@ -515,7 +515,7 @@ RANKS = [
         "a folder for the file", lambda p: p.train("--deepspeed_config", p.tmp), ("--deepspeed_config", "cannot read")
     ),
     Case("DeepSpeed file not JSON", lambda p: deepspeed(p, "{"), ("zero.json", "not JSON", "line 1")),
-    Case("DeepSpeed file a list", lambda p: deepspeed(p, "[1]"), ("zero.json", "a list", "an object")),
+    Case("DeepSpeed file a list", lambda p: deepspeed(p, "[1]"), ("zero.json", "an array", "an object")),
     Case("DeepSpeed file without a stage", lambda p: deepspeed(p, "{}"), ("zero.json", "zero_optimization", "launch/")),
     Case(
         "DeepSpeed file that disagrees",

@@ -206,11 +206,7 @@ class FolderTokenizer(Tokenizer):
                 )
 
     def _around_added(self) -> tuple[str, ...]:
-<<<<<<< HEAD
-        """Texts with the added tokens that are read out of text, some of which take the white space beside them along."""
-=======
         """Texts with the added tokens that are read out of text: some take the white space beside them along."""
->>>>>>> br14
         read = [token["content"] for token in self._description["added_tokens"] if not token["special"]]
         return tuple("".join(f"a{space}{token}{space}b" for token in read) for space in (" ", "")) if read else ()
 

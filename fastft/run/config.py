@@ -208,6 +208,9 @@ class TrainOptions(
         check_values(self)
         if not self.token_cache:
             raise UserError("got an empty --token_cache, expected auto, none or a folder")
+        for name in ("data", "weights"):
+            if getattr(self, name) == "":
+                raise UserError(f"got an empty --{name}, expected a file, a folder or a word of its own; see --help")
         if self.out == Path():
             raise UserError("got an empty --out, expected a folder for the run")
         if not 0 < self.lr < float("inf"):
@@ -289,13 +292,19 @@ def _located(options: TrainOptions) -> dict[str, Any]:
     return values
 
 
+CONFIG_BEGINS = "# fastft "
+"""The first line of what `to_yaml` makes goes on with the version."""
+
+
 def to_yaml(options: TrainOptions) -> str:
     """The options as YAML that `--config` takes, with the versions that they ran with as comments."""
-    versions = f"fastft {__version__}, torch {importlib.metadata.version('torch')}, Python {platform.python_version()}"
+    versions = (
+        f"{CONFIG_BEGINS}{__version__}, torch {importlib.metadata.version('torch')}, Python {platform.python_version()}"
+    )
     values = {name: str(value) if isinstance(value, Path) else value for name, value in _located(options).items()}
     for name in ("resume", "overwrite", "dry_run"):  # they say what one call does, not what the run is
         del values[name]
-    return f"# {versions}, {platform.platform()}\n" + yaml.safe_dump(values, sort_keys=False)
+    return f"{versions}, {platform.platform()}\n" + yaml.safe_dump(values, sort_keys=False)
 
 
 def from_yaml(path: Path) -> TrainOptions:

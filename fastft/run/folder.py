@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from fastft.common.nearest import did_you_mean_path
 from fastft.data.folder_tokenizer import NAMES as TOKENIZER_FILES
 from fastft.data.folder_tokenizer import tokenizer_of
 from fastft.data.tokenizer import Tokenizer, gpt2_tokenizer
-from fastft.run.config import TrainOptions, from_yaml
+from fastft.run.config import CONFIG_BEGINS, TrainOptions, from_yaml
 
 CONFIG, DATA, METRICS, LEDGER = "config.yaml", "data.json", "metrics.jsonl", "ledger.jsonl"
 RESPONSES, SCORES, JUDGE_REPLIES = "responses.json", "scores.json", "judge-replies.jsonl"
@@ -113,6 +113,36 @@ class Run:
                 found += [path for pattern in patterns for path in sorted(_within(folder, pattern))]
         found += [self.metrics, self.data, self.config]
         return [path for path in found if path.is_symlink() or path.exists()]
+
+    def refuse_files_of_others(self, inputs: Mapping[str, Path | None]) -> None:
+        """Looks for files under the names that a run writes, or that `--overwrite` removes, which are not this run's.
+
+        Args:
+            inputs: options to the files that they name, which the run reads.
+
+        Raises:
+            UserError: an input lies there, or no run of fastft has written what is there.
+        """
+        found = self.written()
+        places = {path.resolve(): path for path in (*found, self.config, self.data, self.metrics, self.ledger)}
+        for name, path in inputs.items():
+            if path is not None and path.resolve() in places:
+                raise UserError(
+                    f"got --{name} {path}, which lies under a name that a run writes in {self.folder}; move it, or "
+                    "take another --out"
+                )
+        if found and not self._is_fastfts():
+            raise UserError(
+                f"{found[-1]} is there, and no run of fastft's has written it ({CONFIG} does not begin as a run's "
+                "does): a run would replace it; move it away, or take another --out"
+            )
+
+    def _is_fastfts(self) -> bool:
+        try:
+            with self.config.open("rb") as file:
+                return file.readline(100).startswith(CONFIG_BEGINS.encode())
+        except OSError:
+            return False
 
     def clear(self) -> None:
         """Removes what fastft has written into the folder, and nothing else; folders that are then empty too.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -33,7 +34,11 @@ def settled(options: TrainOptions, run: Run) -> TrainOptions:
 
 
 def check_folder(run: Run, options: TrainOptions) -> None:
-    """Refuses to run over another run, or to resume with settings that compute something else."""
+    """Refuses to run over another run or over files of somebody else's, or to resume with settings that compute
+    something else."""
+    if not run.folder.is_dir() and (run.folder.exists() or run.folder.is_symlink()):
+        raise UserError(f"got --out {run.folder}, which is there and is no folder; expected a folder for the run")
+    run.refuse_files_of_others({"data": _file(options.data), "deepspeed_config": options.deepspeed_config})
     if options.resume:
         if run.config.is_file() and (changed := changed_settings(run.options(), options)):
             raise UserError(
@@ -42,6 +47,10 @@ def check_folder(run: Run, options: TrainOptions) -> None:
             )
     elif run.holds_something() and not (options.overwrite or options.dry_run):
         raise UserError(f"{run.folder} already holds a run; go on with --resume, replace it with --overwrite")
+
+
+def _file(data: str) -> Path | None:
+    return None if is_keyword("data", data) else Path(data)
 
 
 def tokenizer_to_be(options: TrainOptions, run: Run) -> Tokenizer:

@@ -690,12 +690,12 @@ def test_a_bad_address_is_found_before_any_work(run: Path) -> None:
 
 BAD = [
     ("{}", "got an object, expected a list"),
-    ("[]", "got an empty list, expected a list of one or more"),
+    ("[]", "got an empty array, expected a list of one or more"),
     ("[", "is not JSON"),
     ("[3]", "row 1: got a number, expected an object"),
     (json.dumps([RESPONSES[0], {**RESPONSES[1], "model_response": None}]), "row 2: model_response is null"),
     (json.dumps([RESPONSES[0], ENTRIES[1]]), "row 2: model_response is missing; make it with `fastft generate"),
-    (json.dumps([{**RESPONSES[0], "input": ["x"]}]), "row 1: input is a list, expected text"),
+    (json.dumps([{**RESPONSES[0], "input": ["x"]}]), "row 1: input is an array, expected text"),
     (json.dumps([{**RESPONSES[0], "output": 3}]), "row 1: output is a number, expected text"),
 ]
 

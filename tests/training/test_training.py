@@ -546,3 +546,40 @@ def test_the_torch_path_is_not_compiled_and_says_so_beforehand(
 def test_the_reference_is_compiled_to_the_same_curve(options: TrainOptions, tie_head: bool) -> None:
     options = replace(options, impl="reference", tie_head=tie_head)
     assert difference(losses(replace(options, compile=True), 5), losses(options, 5)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["data.json", "responses.json", "ab.json", "ledger.jsonl"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_data_under_a_name_that_a_run_writes_is_refused_and_stays(
+    options: TrainOptions, name: str, overwrite: bool
+) -> None:
+    mine = options.out / name
+    mine.parent.mkdir()
+    content = Path(options.data).read_bytes()
+    mine.write_bytes(content)
+    with pytest.raises(UserError, match="lies under a name that a run writes"):
+        train(replace(options, data=str(mine), overwrite=overwrite))
+    with pytest.raises(UserError, match="lies under a name that a run writes"):
+        train(replace(options, data=str(mine), dry_run=True))
+    assert mine.read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "model/config.json", "responses.json"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_files_of_others_under_a_runs_names_are_refused_and_stay(
+    options: TrainOptions, name: str, overwrite: bool
+) -> None:
+    theirs = options.out / name
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("lr: 1\n")
+    with pytest.raises(UserError, match="no run of fastft's has written it"):
+        train(replace(options, overwrite=overwrite))
+    assert theirs.read_text() == "lr: 1\n"
+
+
+def test_an_out_that_is_no_folder_is_refused(options: TrainOptions) -> None:
+    for make in (options.out.touch, lambda: options.out.symlink_to("nowhere")):
+        make()
+        with pytest.raises(UserError, match="is there and is no folder"):
+            train(replace(options, dry_run=True))
+        options.out.unlink()
