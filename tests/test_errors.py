@@ -483,7 +483,7 @@ OPTIONS = [
     Case("book without evaluations", lambda p: p.train("--recipe", "book", "--eval_every", "0"), ("--eval_every 0",)),
     Case("book without drop_last", lambda p: p.train("--recipe", "book", "--drop_last", "false"), ("--drop_last",)),
     Case("book with too few", lambda p: p.train("--recipe", "book", "--batch_size", "99"), ("25", "--batch_size 99")),
-    Case("missing config", lambda p: p.train("--config", "nowhere.yaml"), ("--config", "nowhere.yaml", "not exist")),
+    Case("missing config", lambda p: p.train("--config", "nowhere.yaml"), ("--config", "nowhere.yaml", "not found")),
     Case("config not YAML", lambda p: p.train("--config", p.text("c.yaml", "a: [1\nb: }")), ("config", "line 2")),
     Case("config not UTF-8", lambda p: p.train("--config", p.bytes("c.yaml", b"\xff\xfe")), ("--config", "UTF-8")),
     Case("config is a list", lambda p: p.train("--config", p.text("c.yaml", "- 1")), ("--config", "name: value")),

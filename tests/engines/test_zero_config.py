@@ -375,8 +375,8 @@ def test_sections_that_are_not_deepspeeds_affair_are_refused(name: str, stage: i
 UNREADABLE: dict[str, tuple[object, tuple[str, ...]]] = {
     "not JSON": ("{,", ("not JSON", "line 1")),
     "empty": ("", ("not JSON",)),
-    "a list": ([{"zero_optimization": {"stage": 1}}], ("got a list", "expected an object")),
-    "a number": (3, ("got a int", "expected an object")),
+    "a list": ([{"zero_optimization": {"stage": 1}}], ("got an array", "expected an object")),
+    "a number": (3, ("got a number", "expected an object")),
     "no stage": ({"zero_optimization": {"overlap_comm": True}}, ("zero_optimization", '"stage": 0, 1, 2 or 3')),
     "nothing of ZeRO": ({}, ("got null as zero_optimization", '"stage": 0, 1, 2 or 3', "launch/")),
     "a stage alone": ({"zero_optimization": 2}, ("got 2 as zero_optimization", '"stage": 0, 1, 2 or 3')),

@@ -352,7 +352,7 @@ def test_another_architecture_is_refused(tmp_path: Path, changes: dict[str, Any]
 def test_a_missing_or_broken_config_is_named(tmp_path: Path) -> None:
     hf_folder(tmp_path)
     (tmp_path / "config.json").write_text("[]")
-    assert "got list, expected an object" in message_of(lambda: load(tmp_path))
+    assert "got an empty array, expected an object" in message_of(lambda: load(tmp_path))
     (tmp_path / "config.json").write_text("{")
     assert "is not JSON" in message_of(lambda: load(tmp_path))
     (tmp_path / "config.json").unlink()
