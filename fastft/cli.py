@@ -319,7 +319,7 @@ def _value_of(option: str, arguments: Sequence[str]) -> str | None:
 
 def _values_of(option: str, arguments: Sequence[str]) -> list[str]:
     values = []
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         name, equals, value = argument.partition("=")
         if name == f"--{option}":
             values.append(value if equals else following)

@@ -27,7 +27,7 @@ def do(task: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    path = Path(__file__).parents[2] / "fastft" / "child_tasks.py"
+    path = Path(__file__).parents[2] / "fastft" / "doctor" / "child_tasks.py"
     spec = importlib.util.spec_from_file_location("child_tasks", path)
     assert spec is not None
     assert spec.loader is not None
