@@ -3,7 +3,8 @@
 To be read in this order:
 
     engine.py       what training asks of an engine, and the plain one: `AnyEngine`, `Engine`, `Update`
-    optim.py        AdamW, its groups, the rate's course: `adamw`, `parameter_groups`, `learning_rate`
+    optim.py        AdamW, its groups, and which learning rate a step has: `adamw`, `parameter_groups`,
+                    `learning_rate`
     moments.py      AdamW's moments: names, sizes, how checkpoints lay them out: `MOMENTS`, `BYTES_OF_A_WEIGHT`,
                     `Moments`
     flat.py         weights, gradients, moments and narrow copies, each in one piece

@@ -2,7 +2,7 @@
 
 To be read in this order:
 
-    config.py        everything that determines a run: `TrainOptions`, `RECIPES`, `recipe_options`, `defaults_of`,
+    config.py        everything that determines a run, as options: `TrainOptions`, `RECIPES`, `recipe_options`, `defaults_of`,
                      `changed_settings`, `to_yaml`, `from_yaml`, `Schedule`
     needs.py         what its options need to have an effect
     folder.py        the names of its files, and where each lies: `Run`, `names_of`, `CONFIG`, `METRICS`, `RESPONSES`,
