@@ -8,9 +8,12 @@ The Triton kernels follow Dao 2023, "FlashAttention-2" (arXiv:2307.08691): an on
 backward pass that computes the probabilities again from the log-sum-exp. Which tiles of keys a tile of queries visits,
 and which of them need no mask, is listed beforehand (`plan_attention`). The queries that see a tile of keys lie behind
 it without a gap, so dK and dV go through a range; nothing is added atomically, and the same bits come out each time.
+Where J heads of queries share a head of keys (grouped queries), dK and dV go through the rows (query, head) of that
+range, the heads of a query side by side: the sum over the heads is part of the product.
 
-Letters: T tokens, R queries (T, or the length of `q_rows`), H heads, D head dim; tiles of BM queries and BN keys in
-forward and dQ, of BQ queries and BK keys in dK and dV.
+Letters: T tokens, R queries (T, or the length of `q_rows`), H heads of queries, G heads of keys and values, J = H / G,
+D head dim, DP the power of two that holds it; tiles of BM queries and BN keys in forward and dQ, of BQ queries and BK
+keys in dK and dV.
 """
 
 import math
@@ -22,7 +25,8 @@ from torch import Tensor
 
 from fastft_kernels import attention_torch as in_torch
 from fastft_kernels import registry, support, tables
-from fastft_kernels.attention_plan import AttentionPlan, plan_attention
+from fastft_kernels.attention_plan import CHUNK, AttentionPlan, plan_attention
+from fastft_kernels.heads import padded, why_not_head_dim
 from fastft_kernels.support import Impl, tl, triton
 from fastft_kernels.tiles import TileGroup, plan_tiles
 
@@ -30,10 +34,11 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LOWEST = tl.constexpr(-1e30)
 """Below every score, and finite: a tile without a visible pair then leaves no NaN."""
 
-HEAD_DIMS = (16, 32, 64, 128)
-"""Head dims of the Triton kernels."""
 SMALL_TILES: dict[str, Any] = {"BM": 16, "BN": 32, "BQ": 16, "BK": 32}
 """A plan's tiles for float32 heads of 128, for which the usual ones leave too few registers."""
+
+SHORTEST_CHUNK = 128
+"""The fewest queries of a chunk of dK and dV, which is shorter with grouped queries: each has J rows there."""
 
 _FOUR, _EIGHT = ({"num_warps": warps, "num_stages": 1} for warps in (4, 8))
 _BY_HEAD = {(4, 16): _FOUR, (4, 32): _FOUR, (4, 64): _EIGHT, (4, 128): _EIGHT}
@@ -65,17 +70,27 @@ def visible_mask(visible_until: Tensor, q_rows: Tensor | None = None) -> Tensor:
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """The equation, step by step: q `[..., R, D]`, k and v `[..., T, D]`, mask `[R, T]` -> `[..., R, D]`, and the
-    log-sum-exp of each query's scores `[..., R]`."""
+    """The equation, step by step: q `[..., H, R, D]`, k and v `[..., G, T, D]`, mask `[R, T]` -> `[..., H, R, D]`, and
+    the log-sum-exp of each query's scores `[..., H, R]`."""
+    k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], dim=-3) for x in (k, v))
     scores = ((q @ k.transpose(-1, -2)) * scale).masked_fill(~mask, -math.inf)
     return scores.softmax(dim=-1) @ v, scores.logsumexp(dim=-1)
 
 
 @triton.jit
-def _rows_of(X, r, N, h, stride_t, stride_h, D: tl.constexpr):
-    """Rows r of head h: `[len(r), D]`, zeros beyond N."""
-    at = r[:, None].to(tl.int64) * stride_t + h * stride_h + tl.arange(0, D)[None, :]
-    return tl.load(X + at, mask=(r < N)[:, None], other=0.0)
+def _rows_of(X, r, N, h, stride_t, stride_h, D: tl.constexpr, DP: tl.constexpr):
+    """Rows r of head h, or of a head for each row: `[len(r), DP]`, zeros beyond N and D."""
+    at = r[:, None].to(tl.int64) * stride_t + h * stride_h + tl.arange(0, DP)[None, :]
+    return tl.load(X + at, mask=_inside(r, N, D, DP), other=0.0)
+
+
+@triton.jit
+def _inside(r, N, D: tl.constexpr, DP: tl.constexpr):
+    """Where rows r of a tile that is DP wide are below N, and its columns below D."""
+    inside = (r < N)[:, None]
+    if DP != D:
+        inside = inside & (tl.arange(0, DP) < D)[None, :]
+    return inside
 
 
 @triton.jit
@@ -89,13 +104,13 @@ def _positions(ROWS, r, R, T, HAS_ROWS: tl.constexpr):
 
 @triton.jit
 def _forward_step(
-    out, largest, total, q, position, K, V, UNTIL, tile, T, h, scale, stride_kt, stride_kh, stride_vt, stride_vh,
-    D: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    out, largest, total, q, position, K, V, UNTIL, tile, T, g, scale, stride_kt, stride_kh, stride_vt, stride_vh,
+    D: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One tile of keys put into the running softmax of a tile of queries."""
     n = tile * BN + tl.arange(0, BN)
-    k = _rows_of(K, n, T, h, stride_kt, stride_kh, D)  # [BN, D]
-    v = _rows_of(V, n, T, h, stride_vt, stride_vh, D)
+    k = _rows_of(K, n, T, g, stride_kt, stride_kh, D, DP)  # [BN, DP]
+    v = _rows_of(V, n, T, g, stride_vt, stride_vh, D, DP)
     s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * LOG2E)  # [BM, BN]
     if MASKED:
         until = tl.load(UNTIL + n, mask=n < T, other=0)
@@ -111,49 +126,50 @@ def _forward_step(
 def attention_forward(
     Q, K, V, UNTIL, ROWS, QUERY_TILES, KEY_TILES, OUT, LSE, T, R, scale,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh,
-    H: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    H: tl.constexpr, J: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     HAS_ROWS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program for a tile of queries of a head: OUT `[R, H, D]`, and LSE `[H, R]` to base 2."""
     i = tl.program_id(0)
     h = tl.program_id(1)
+    g = h // J
     r = i * BM + tl.arange(0, BM)
     position = _positions(ROWS, r, R, T, HAS_ROWS)
-    q = _rows_of(Q, r, R, h, stride_qt, stride_qh, D)  # [BM, D]
+    q = _rows_of(Q, r, R, h, stride_qt, stride_qh, D, DP)  # [BM, DP]
     largest = tl.full([BM], LOWEST, tl.float32)
     total = tl.zeros([BM], tl.float32)
-    out = tl.zeros([BM, D], tl.float32)
+    out = tl.zeros([BM, DP], tl.float32)
     begin = tl.load(QUERY_TILES + 3 * i)
     masked = tl.load(QUERY_TILES + 3 * i + 1)
     end = tl.load(QUERY_TILES + 3 * i + 2)
     for j in range(begin, masked):
         out, largest, total = _forward_step(
-            out, largest, total, q, position, K, V, UNTIL, tl.load(KEY_TILES + j), T, h, scale,
-            stride_kt, stride_kh, stride_vt, stride_vh, D, BN, False, PRECISION,
+            out, largest, total, q, position, K, V, UNTIL, tl.load(KEY_TILES + j), T, g, scale,
+            stride_kt, stride_kh, stride_vt, stride_vh, D, DP, BN, False, PRECISION,
         )  # fmt: skip
     for j in range(masked, end):
         out, largest, total = _forward_step(
-            out, largest, total, q, position, K, V, UNTIL, tl.load(KEY_TILES + j), T, h, scale,
-            stride_kt, stride_kh, stride_vt, stride_vh, D, BN, True, PRECISION,
+            out, largest, total, q, position, K, V, UNTIL, tl.load(KEY_TILES + j), T, g, scale,
+            stride_kt, stride_kh, stride_vt, stride_vh, D, DP, BN, True, PRECISION,
         )  # fmt: skip
     total = tl.where(total > 0, total, 1.0)  # beyond R nothing was seen
-    at = r[:, None].to(tl.int64) * (H * D) + h * D + tl.arange(0, D)[None, :]
-    tl.store(OUT + at, (out / total[:, None]).to(OUT.dtype.element_ty), mask=(r < R)[:, None])
+    at = r[:, None].to(tl.int64) * (H * D) + h * D + tl.arange(0, DP)[None, :]
+    tl.store(OUT + at, (out / total[:, None]).to(OUT.dtype.element_ty), mask=_inside(r, R, D, DP))
     tl.store(LSE + h * R + r, largest + tl.log2(total), mask=r < R)
 
 
 @triton.jit
 def _dq_step(
-    dq, q, do, lse, delta, position, K, V, UNTIL, tile, T, h, scale, stride_kt, stride_kh, stride_vt, stride_vh,
-    D: tl.constexpr, BN: tl.constexpr, PART: tl.constexpr, TURNED: tl.constexpr, MASKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    dq, q, do, lse, delta, position, K, V, UNTIL, tile, T, g, scale, stride_kt, stride_kh, stride_vt, stride_vh,
+    D: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr, PART: tl.constexpr, TURNED: tl.constexpr,
+    MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What one tile of keys adds to dQ, without the scale; PART keys at a time, and TURNED, the scores keys by queries,
     as registers allow."""
     for begin in range(0, BN, PART):
         n = tile * BN + begin + tl.arange(0, PART)
-        k = _rows_of(K, n, T, h, stride_kt, stride_kh, D)  # [PART, D]
-        v = _rows_of(V, n, T, h, stride_vt, stride_vh, D)
+        k = _rows_of(K, n, T, g, stride_kt, stride_kh, D, DP)  # [PART, DP]
+        v = _rows_of(V, n, T, g, stride_vt, stride_vh, D, DP)
         until = tl.load(UNTIL + n, mask=n < T, other=0)
         if TURNED:
             s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * (scale * LOG2E) - lse[None, :]  # [PART, BM]
@@ -177,68 +193,72 @@ def _dq_step(
 def attention_dq(
     Q, K, V, OUT, DO, UNTIL, ROWS, QUERY_TILES, KEY_TILES, LSE, DQ, DELTA, T, R, scale,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_dt, stride_dh,
-    H: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PART: tl.constexpr,
-    TURNED: tl.constexpr, HAS_ROWS: tl.constexpr, PRECISION: tl.constexpr,
+    H: tl.constexpr, J: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    PART: tl.constexpr, TURNED: tl.constexpr, HAS_ROWS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One program for a tile of queries of a head: DQ `[R, H, D]`, and DELTA = sum(out * do) `[H, R]`."""
     i = tl.program_id(0)
     h = tl.program_id(1)
+    g = h // J
     r = i * BM + tl.arange(0, BM)
     position = _positions(ROWS, r, R, T, HAS_ROWS)
-    q = _rows_of(Q, r, R, h, stride_qt, stride_qh, D)  # [BM, D]
-    do = _rows_of(DO, r, R, h, stride_dt, stride_dh, D)
-    o = _rows_of(OUT, r, R, h, H * D, D, D)
+    q = _rows_of(Q, r, R, h, stride_qt, stride_qh, D, DP)  # [BM, DP]
+    do = _rows_of(DO, r, R, h, stride_dt, stride_dh, D, DP)
+    o = _rows_of(OUT, r, R, h, H * D, D, D, DP)
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     tl.store(DELTA + h * R + r, delta, mask=r < R)
     lse = tl.load(LSE + h * R + r, mask=r < R, other=0.0)
-    dq = tl.zeros([BM, D], tl.float32)
+    dq = tl.zeros([BM, DP], tl.float32)
     begin = tl.load(QUERY_TILES + 3 * i)
     masked = tl.load(QUERY_TILES + 3 * i + 1)
     end = tl.load(QUERY_TILES + 3 * i + 2)
     for j in range(begin, masked):
         dq = _dq_step(
-            dq, q, do, lse, delta, position, K, V, UNTIL, tl.load(KEY_TILES + j), T, h, scale,
-            stride_kt, stride_kh, stride_vt, stride_vh, D, BN, PART, TURNED, False, PRECISION,
+            dq, q, do, lse, delta, position, K, V, UNTIL, tl.load(KEY_TILES + j), T, g, scale,
+            stride_kt, stride_kh, stride_vt, stride_vh, D, DP, BN, PART, TURNED, False, PRECISION,
         )  # fmt: skip
     for j in range(masked, end):
         dq = _dq_step(
-            dq, q, do, lse, delta, position, K, V, UNTIL, tl.load(KEY_TILES + j), T, h, scale,
-            stride_kt, stride_kh, stride_vt, stride_vh, D, BN, PART, TURNED, True, PRECISION,
+            dq, q, do, lse, delta, position, K, V, UNTIL, tl.load(KEY_TILES + j), T, g, scale,
+            stride_kt, stride_kh, stride_vt, stride_vh, D, DP, BN, PART, TURNED, True, PRECISION,
         )  # fmt: skip
-    at = r[:, None].to(tl.int64) * (H * D) + h * D + tl.arange(0, D)[None, :]
-    tl.store(DQ + at, (dq * scale).to(DQ.dtype.element_ty), mask=(r < R)[:, None])
+    at = r[:, None].to(tl.int64) * (H * D) + h * D + tl.arange(0, DP)[None, :]
+    tl.store(DQ + at, (dq * scale).to(DQ.dtype.element_ty), mask=_inside(r, R, D, DP))
 
 
 @triton.jit
 def attention_dkv(
     Q, K, V, DO, UNTIL, ROWS, ITEMS, LSE, DELTA, DK, DV, PARTIAL, T, R, scale,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_dt, stride_dh,
-    H: tl.constexpr, D: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr,
+    G: tl.constexpr, J: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BQ: tl.constexpr, BK: tl.constexpr,
     HAS_ROWS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program for an item of the plan and a head: a tile of keys, and the queries that see it or a chunk of them.
+    """One program for an item of the plan and a head of keys: a tile of keys, and the queries that see it or a chunk of
+    them, of each of the head's J heads of queries.
 
-    DK and DV `[T, H, D]`, or the item's slot of PARTIAL `[slots, H, 2, BK, D]`.
+    DK and DV `[T, G, D]`, or the item's slot of PARTIAL `[slots, G, 2, BK, DP]`.
     """
     item = tl.program_id(0)
-    h = tl.program_id(1)
+    g = tl.program_id(1)
     tile = tl.load(ITEMS + 4 * item)
     first = tl.load(ITEMS + 4 * item + 1)
     end = tl.load(ITEMS + 4 * item + 2)
     slot = tl.load(ITEMS + 4 * item + 3)
     if tile >= 0:
         n = tile * BK + tl.arange(0, BK)
-        d = tl.arange(0, D)
-        k = _rows_of(K, n, T, h, stride_kt, stride_kh, D)  # [BK, D]
-        v = _rows_of(V, n, T, h, stride_vt, stride_vh, D)
+        d = tl.arange(0, DP)
+        k = _rows_of(K, n, T, g, stride_kt, stride_kh, D, DP)  # [BK, DP]
+        v = _rows_of(V, n, T, g, stride_vt, stride_vh, D, DP)
         until = tl.load(UNTIL + n, mask=n < T, other=0)
-        dk = tl.zeros([BK, D], tl.float32)
-        dv = tl.zeros([BK, D], tl.float32)
-        for begin in range(first, end, BQ):
-            r = begin + tl.arange(0, BQ)
+        dk = tl.zeros([BK, DP], tl.float32)
+        dv = tl.zeros([BK, DP], tl.float32)
+        for begin in range(first * J, end * J, BQ):
+            row = begin + tl.arange(0, BQ)
+            r = row // J
+            h = g * J + row % J
             position = _positions(ROWS, r, end, T, HAS_ROWS)
-            q = _rows_of(Q, r, end, h, stride_qt, stride_qh, D)  # [BQ, D]
-            do = _rows_of(DO, r, end, h, stride_dt, stride_dh, D)
+            q = _rows_of(Q, r, end, h[:, None], stride_qt, stride_qh, D, DP)  # [BQ, DP]
+            do = _rows_of(DO, r, end, h[:, None], stride_dt, stride_dh, D, DP)
             lse = tl.load(LSE + h * R + r, mask=r < end, other=0.0)
             delta = tl.load(DELTA + h * R + r, mask=r < end, other=0.0)
             s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * (scale * LOG2E) - lse[None, :]  # [BK, BQ]
@@ -250,40 +270,42 @@ def attention_dkv(
             dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
         dk *= scale
         if slot >= 0:
-            part = (slot * H + h).to(tl.int64) * (2 * BK * D) + tl.arange(0, BK)[:, None] * D + d[None, :]
+            part = (slot * G + g).to(tl.int64) * (2 * BK * DP) + tl.arange(0, BK)[:, None] * DP + d[None, :]
             tl.store(PARTIAL + part, dk)
-            tl.store(PARTIAL + part + BK * D, dv)
+            tl.store(PARTIAL + part + BK * DP, dv)
         else:
-            at = n[:, None].to(tl.int64) * (H * D) + h * D + d[None, :]
-            tl.store(DK + at, dk.to(DK.dtype.element_ty), mask=(n < T)[:, None])
-            tl.store(DV + at, dv.to(DV.dtype.element_ty), mask=(n < T)[:, None])
+            at = n[:, None].to(tl.int64) * (G * D) + g * D + d[None, :]
+            tl.store(DK + at, dk.to(DK.dtype.element_ty), mask=_inside(n, T, D, DP))
+            tl.store(DV + at, dv.to(DV.dtype.element_ty), mask=_inside(n, T, D, DP))
 
 
 @triton.jit
-def attention_sum(PARTIAL, SUMS, DK, DV, T, H: tl.constexpr, D: tl.constexpr, BK: tl.constexpr):
+def attention_sum(
+    PARTIAL, SUMS, DK, DV, T, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BK: tl.constexpr
+):  # fmt: skip
     """One program for a tile of keys whose queries were cut into chunks, and a head: its slots, in their order."""
-    g = tl.program_id(0)
-    h = tl.program_id(1)
-    tile = tl.load(SUMS + 3 * g)
-    begin = tl.load(SUMS + 3 * g + 1)
-    end = tl.load(SUMS + 3 * g + 2)
+    i = tl.program_id(0)
+    g = tl.program_id(1)
+    tile = tl.load(SUMS + 3 * i)
+    begin = tl.load(SUMS + 3 * i + 1)
+    end = tl.load(SUMS + 3 * i + 2)
     if tile >= 0:
         n = tile * BK + tl.arange(0, BK)
-        d = tl.arange(0, D)
-        dk = tl.zeros([BK, D], tl.float32)
-        dv = tl.zeros([BK, D], tl.float32)
+        d = tl.arange(0, DP)
+        dk = tl.zeros([BK, DP], tl.float32)
+        dv = tl.zeros([BK, DP], tl.float32)
         for slot in range(begin, end):
-            of_slot = (tl.cast(slot, tl.int64) * H + h) * (2 * BK * D)
-            part = PARTIAL + of_slot + tl.arange(0, BK)[:, None] * D + d[None, :]
+            of_slot = (tl.cast(slot, tl.int64) * G + g) * (2 * BK * DP)
+            part = PARTIAL + of_slot + tl.arange(0, BK)[:, None] * DP + d[None, :]
             dk += tl.load(part)
-            dv += tl.load(part + BK * D)
-        at = n[:, None].to(tl.int64) * (H * D) + h * D + d[None, :]
-        tl.store(DK + at, dk.to(DK.dtype.element_ty), mask=(n < T)[:, None])
-        tl.store(DV + at, dv.to(DV.dtype.element_ty), mask=(n < T)[:, None])
+            dv += tl.load(part + BK * DP)
+        at = n[:, None].to(tl.int64) * (G * D) + g * D + d[None, :]
+        tl.store(DK + at, dk.to(DK.dtype.element_ty), mask=_inside(n, T, D, DP))
+        tl.store(DV + at, dv.to(DV.dtype.element_ty), mask=_inside(n, T, D, DP))
 
 
 def _config(kernel: str, q: Tensor) -> dict[str, int]:
-    return tables.tiles(kernel, support.arch_of(q), (q.element_size(), q.shape[-1]))
+    return tables.tiles(kernel, support.arch_of(q), (q.element_size(), padded(q.shape[-1])))
 
 
 def _strides(*tensors: Tensor) -> list[int]:
@@ -302,14 +324,14 @@ def _forward(
     query_tiles: Tensor, key_tiles: Tensor, items: Tensor, sums: Tensor,
     sizes: list[int], scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """q `[R, H, D]`, k and v `[T, H, D]`, a plan's tensors and `[BM, BN, BQ, BK, slots]` -> `[R, H, D]`, and the
+    """q `[R, H, D]`, k and v `[T, G, D]`, a plan's tensors and `[BM, BN, BQ, BK, slots]` -> `[R, H, D]`, and the
     log-sum-exps `[H, R]` to base 2. `items` and `sums` are for the backward pass."""
     (R, H, D), T = q.shape, k.shape[0]
     out, lse = _forward_outputs(q)
     if R:
         attention_forward[(query_tiles.shape[0], H)](
             q, k, v, until, until if rows is None else rows, query_tiles, key_tiles, out, lse, T, R, scale,
-            *_strides(q, k, v), H=H, D=D, BM=sizes[0], BN=sizes[1],
+            *_strides(q, k, v), H=H, J=H // k.shape[1], D=D, DP=padded(D), BM=sizes[0], BN=sizes[1],
             HAS_ROWS=rows is not None, PRECISION=support.precision(), **_config("attention_forward", q),
         )  # fmt: skip
     return out, lse
@@ -336,27 +358,28 @@ def _backward(
     query_tiles: Tensor, key_tiles: Tensor, items: Tensor, sums: Tensor,
     sizes: list[int], scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q `[R, H, D]`, k and v `[T, H, D]`."""
-    (R, H, D), T = q.shape, k.shape[0]
+    """Gradients of q `[R, H, D]`, k and v `[T, G, D]`."""
+    (R, H, D), (T, G, _), DP = q.shape, k.shape, padded(q.shape[2])
     dq, dk, dv = _backward_outputs(q, k, v)
     if not R:
         return dq, dk.zero_(), dv.zero_()
     BM, BN, BQ, BK, slots = sizes
     do = _dense(do)
     delta = torch.empty_like(lse)
-    partial = torch.empty(max(1, slots), H, 2, BK, D, dtype=torch.float32, device=q.device)
+    partial = torch.empty(max(1, slots), G, 2, BK, DP, dtype=torch.float32, device=q.device)
     which = until if rows is None else rows
-    shared = {"H": H, "D": D, "HAS_ROWS": rows is not None, "PRECISION": support.precision()}
+    shared = {"J": H // G, "D": D, "DP": DP, "HAS_ROWS": rows is not None, "PRECISION": support.precision()}
     attention_dq[(query_tiles.shape[0], H)](
         q, k, v, out, do, until, which, query_tiles, key_tiles, lse, dq, delta, T, R, scale,
-        *_strides(q, k, v, do), BM=BM, BN=BN, **shared, **_config("attention_dq", q),
+        *_strides(q, k, v, do), H=H, BM=BM, BN=BN, **shared, **_config("attention_dq", q),
     )  # fmt: skip
-    attention_dkv[(items.shape[0], H)](
+    attention_dkv[(items.shape[0], G)](
         q, k, v, do, until, which, items, lse, delta, dk, dv, partial, T, R, scale,
-        *_strides(q, k, v, do), BK=BK, **shared, **{"BQ": BQ, **_config("attention_dkv", q)},
+        *_strides(q, k, v, do), G=G, BK=BK, **shared, **{"BQ": BQ, **_config("attention_dkv", q)},
     )  # fmt: skip
     if slots:
-        attention_sum[(sums.shape[0], H)](partial, sums, dk, dv, T, H=H, D=D, BK=BK, **_config("attention_sum", q))
+        config = _config("attention_sum", q)
+        attention_sum[(sums.shape[0], G)](partial, sums, dk, dv, T, G=G, D=D, DP=DP, BK=BK, **config)
     return dq, dk, dv
 
 
@@ -405,7 +428,9 @@ def attention(
 
     Args:
         q: `[T, H, D]`, or `[R, H, D]` with `q_rows`.
-        k, v: `[T, H, D]`, in the dtype and on the device of `q`. All three may be views into one tensor.
+        k, v: `[T, G, D]`, in the dtype and on the device of `q`. G is H, or divides it (grouped queries): head h of the
+            queries then reads head `h // (H / G)`, which no implementation but `reference` and torch's own fused
+            attention copies. All three may be views into one tensor.
         visible_until: `[T]` integers; key k is visible to query q exactly when `k <= q < visible_until[k]`.
         q_rows: `[R]` sorted int64: the tokens that ask, where not all of them do; they may repeat.
         scale: factor of the scores; `1 / sqrt(D)` where it is not given.
@@ -415,8 +440,8 @@ def attention(
             computed here where they are not given, which waits for the device.
         return_lse: also return the log-sum-exp of each query's scores, without gradient.
         impl: `reference` computes the equation above step by step, over all T x T scores; `torch` the tiles that are
-            needed, by torch's products; `triton` the kernels, for head dims of `HEAD_DIMS`; `auto` is `triton` on a
-            supported GPU, else `torch`.
+            needed, by torch's products; `triton` the kernels, for head dims that are multiples of 16 up to 256; `auto`
+            is `triton` on a supported GPU, else `torch`.
 
     Returns:
         `[T, H, D]` (`[R, H, D]` with `q_rows`) in the dtype of `q`; with `return_lse` also `[H, R]` float32 (float64
@@ -459,7 +484,8 @@ def _by_triton(
         raise ValueError(f'{why_not} with impl="triton"; impl="torch" takes any')
     if plan is None:
         small = q.dtype == torch.float32 and q.shape[-1] > 64
-        plan = plan_attention(visible_until, q_rows, **(SMALL_TILES if small else {})).to(q.device)
+        chunk = max(SHORTEST_CHUNK, CHUNK // (q.shape[1] // k.shape[1]))
+        plan = plan_attention(visible_until, q_rows, chunk=chunk, **(SMALL_TILES if small else {})).to(q.device)
     if plan.query_tiles.device != q.device:
         raise ValueError(f"got a plan on {plan.query_tiles.device}, expected it on q's device: plan.to(q.device)")
     if (k.shape[0], q.shape[0]) != (plan.T, plan.R):
@@ -474,20 +500,19 @@ def _by_triton(
 
 def _why_not(q: Tensor) -> str | None:
     """Why the kernels do not take these heads; None where they do."""
-    D = q.shape[-1]
-    if D not in HEAD_DIMS:
-        return f"got head dim {D}, expected one of {HEAD_DIMS}"
-    return None
+    return why_not_head_dim(q.shape[-1])
 
 
 def _check(
     q: Tensor, k: Tensor, v: Tensor, visible_until: Tensor, q_rows: Tensor | None, row_length: int | None
 ) -> None:
     queries = k.shape[0] if q_rows is None else q_rows.numel()
-    if k.ndim != 3 or k.shape != v.shape or q.shape != (queries, *k.shape[1:]):
+    shapes = f"got q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, expected "
+    if k.ndim != 3 or k.shape != v.shape or q.ndim != 3 or (q.shape[0], q.shape[2]) != (queries, k.shape[2]):
+        raise ValueError(f"{shapes}k and v [T, G, D] and q [T, H, D] (or [R, H, D] with q_rows [R])")
+    if not k.shape[1] or q.shape[1] % k.shape[1]:
         raise ValueError(
-            f"got q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, expected k and v [T, H, D] and q "
-            "the same (or [R, H, D] with q_rows [R])"
+            f"{shapes}heads of keys that divide the heads of queries: {q.shape[1]} % {k.shape[1]} is not 0"
         )
     if not q.dtype == k.dtype == v.dtype or not q.is_floating_point():
         raise ValueError(f"got q {q.dtype}, k {k.dtype}, v {v.dtype}, expected one floating dtype")

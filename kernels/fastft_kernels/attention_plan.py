@@ -84,7 +84,8 @@ def plan_attention(
             device than the CPU it is copied, which waits for that device.
         q_rows: `[R]` sorted tokens that ask, which may repeat; all T where it is not given.
         BM, BN, BQ, BK: tile sizes, powers of two from 16 on; the default is what the kernels are tuned for.
-        chunk: queries that one program of dK and dV goes through, doubled until `most_slots` suffice.
+        chunk: queries that one program of dK and dV goes through, doubled until `most_slots` suffice. Where J heads of
+            queries share a head of keys, it goes through J rows of each: `CHUNK // J` is then as much work.
         most_slots: the most partial sums.
         round_sizes: make all sizes depend on T and R alone, with entries that are no work: what was compiled or
             captured for one plan then fits others. (`key_tiles` is longer, by powers of two, where queries see

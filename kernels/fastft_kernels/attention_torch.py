@@ -1,7 +1,9 @@
 """Interval attention in torch alone: the tiles of `plan_tiles` as batched products, or torch's fused attention where
 all rows have one length.
 
-Letters: T tokens, R queries, H heads, D head dim.
+Letters: T tokens, R queries, H heads of queries, G heads of keys and values, D head dim. The queries of the H / G heads
+that share a head of keys are rows of one tile, the heads of a token side by side: each product reads the shared keys
+once, and sums their gradient over the heads.
 """
 
 from __future__ import annotations
@@ -22,21 +24,21 @@ KEPT_PAIRS = 1 << 17
 
 
 def in_tiles(q: Tensor, k: Tensor, v: Tensor, tiles: Sequence[TileGroup], scale: float) -> Tensor:
-    """q `[R, H, D]`, k and v `[T, H, D]` -> `[R, H, D]`, over the tiles of `plan_tiles`."""
+    """q `[R, H, D]`, k and v `[T, G, D]` -> `[R, H, D]`, over the tiles of `plan_tiles`."""
     apply: Callable[..., Tensor] = _Tiled.apply
     return apply(q, k, v, tiles, scale)
 
 
 def in_rows(q: Tensor, k: Tensor, v: Tensor, W: int, scale: float) -> Tensor:
-    """`[T, H, D]` each -> `[T, H, D]`: T / W rows of W tokens, each causal by itself."""
-    T, H, D = q.shape
-    q, k, v = (x.view(T // W, W, H, D).transpose(1, 2) for x in (q, k, v))  # [B, H, W, D]
-    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-    return out.transpose(1, 2).reshape(T, H, D)
+    """q `[T, H, D]`, k and v `[T, G, D]` -> `[T, H, D]`: T / W rows of W tokens, each causal by itself."""
+    q, k, v = (x.unflatten(0, (-1, W)).transpose(1, 2) for x in (q, k, v))  # [B, H, W, D], [B, G, W, D]
+    grouped = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
+    return out.transpose(1, 2).flatten(0, 1)
 
 
 class _Tiled(torch.autograd.Function):
-    """Attention over the tiles of `plan_tiles`; q `[R, H, D]`, k and v `[T, H, D]` -> `[R, H, D]`.
+    """Attention over the tiles of `plan_tiles`; q `[R, H, D]`, k and v `[T, G, D]` -> `[R, H, D]`.
 
     Probabilities are kept for the backward pass where they are small, and else computed again, tile by tile: their
     memory would grow with the number of pairs.
@@ -44,12 +46,12 @@ class _Tiled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, groups: Sequence[TileGroup], scale: float) -> Tensor:
-        R, H, D = q.shape
-        whole = sum(group.queries.numel() for group in groups)
-        q = F.pad(q * scale, (0, 0, 0, 0, 0, whole - R)).transpose(0, 1)  # [H, whole, D]
-        k, v = k.transpose(0, 1), v.transpose(0, 1)  # [H, T, D]
+        R, whole = q.shape[0], sum(group.queries.numel() for group in groups)
+        q = _by_key_head(F.pad(q * scale, (0, 0, 0, 0, 0, whole - R)), k.shape[1])  # [G, whole, H / G, D]
+        k, v = (_by_key_head(x, x.shape[1]) for x in (k, v))  # [G, T, 1, D]
+        ctx.of_q = (q.shape[0], *q.shape[2:])
         keep = sum(group.mask.numel() for group in groups) <= KEPT_PAIRS
-        out = k.new_empty(whole, H, D)
+        out: Tensor = k.new_empty(whole, *ctx.of_q)
         kept = []
         for group in groups:
             weights = _weights(_take(q, group.queries), _take(k, group.keys), group.mask)
@@ -58,18 +60,18 @@ class _Tiled(torch.autograd.Function):
                 kept.append(weights)
         ctx.save_for_backward(q, k, v, *kept)
         ctx.groups, ctx.scale = groups, scale
-        return out[:R]
+        return out[:R].flatten(1, 2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *kept = ctx.saved_tensors
         grad = grads[0]
-        R, (H, whole, D) = grad.shape[0], q.shape
-        grad = F.pad(grad, (0, 0, 0, 0, 0, whole - R)).transpose(0, 1)
+        R, (G, whole, _, D), T = grad.shape[0], q.shape, k.shape[1]
+        grad = _by_key_head(F.pad(grad, (0, 0, 0, 0, 0, whole - R)), G)
         wide = torch.promote_types(q.dtype, torch.float32)  # a shared key's gradient is a sum over all that see it
-        dq = q.new_empty(whole, H, D)
-        dk, dv = (q.new_zeros(k.shape[1], H, D, dtype=wide) for _ in range(2))
+        dq = q.new_empty(whole, *ctx.of_q)
+        dk, dv = (q.new_zeros(T, G, 1, D, dtype=wide) for _ in range(2))
         for index, group in enumerate(ctx.groups):
             q_tile, k_tile, v_tile = _take(q, group.queries), _take(k, group.keys), _take(v, group.keys)
             d_out = _take(grad, group.queries)
@@ -79,17 +81,26 @@ class _Tiled(torch.autograd.Function):
             _put(dq, group, len(ctx.groups), torch.bmm(d_scores, k_tile))
             _add(dk, group, torch.bmm(d_scores.transpose(1, 2), q_tile))
             _add(dv, group, torch.bmm(weights.transpose(1, 2), d_out))
-        return dq[:R] * ctx.scale, dk.to(q.dtype), dv.to(q.dtype), None, None
+        dk, dv = (x.squeeze(2).to(q.dtype) for x in (dk, dv))
+        return dq[:R].flatten(1, 2) * ctx.scale, dk, dv, None, None
+
+
+def _by_key_head(x: Tensor, G: int) -> Tensor:
+    """`[N, H, D]` as `[G, N, H / G, D]`: query head h reads head `h // (H / G)` of the keys."""
+    by_head: Tensor = x.unflatten(1, (G, -1))
+    return by_head.transpose(0, 1)
 
 
 def _take(x: Tensor, indices: Tensor) -> Tensor:
-    """The tiles of x `[H, N, D]` at indices `[G, n]`: `[H G, n, D]`."""
-    return x.index_select(1, indices.flatten()).view(-1, indices.shape[1], x.shape[2])
+    """The tiles of x `[G, N, J, D]` at indices `[B, n]`: `[G B, n J, D]`."""
+    _, _, J, D = x.shape
+    return x.index_select(1, indices.flatten()).view(-1, indices.shape[1] * J, D)
 
 
 def _put(into: Tensor, group: TileGroup, n_groups: int, tiles: Tensor) -> None:
-    """Writes tiles `[H G, t, D]` to their queries' places in `[N, H, D]`; a single group has them all, in order."""
-    rows = tiles.view(into.shape[1], -1, into.shape[2]).transpose(0, 1)
+    """Writes tiles `[G B, t J, D]` to their queries' places in `[N, G, J, D]`; a single group has them all, in
+    order."""
+    rows = _rows_of(tiles, into)
     if n_groups == 1:
         into.copy_(rows)
     else:
@@ -97,15 +108,22 @@ def _put(into: Tensor, group: TileGroup, n_groups: int, tiles: Tensor) -> None:
 
 
 def _add(into: Tensor, group: TileGroup, tiles: Tensor) -> None:
-    """Adds tiles `[H G, m, D]` to their keys' places in `[T, H, D]`."""
-    rows = tiles.view(into.shape[1], -1, into.shape[2]).transpose(0, 1)
+    """Adds tiles `[G B, m, D]` to their keys' places in `[T, G, 1, D]`."""
+    rows = _rows_of(tiles, into)
     into.index_add_(0, group.keys.flatten(), rows.to(into.dtype, memory_format=torch.contiguous_format))
 
 
+def _rows_of(tiles: Tensor, into: Tensor) -> Tensor:
+    """Tiles as `[B n, G, J, D]`, for rows of `[N, G, J, D]`."""
+    _, G, J, D = into.shape
+    return tiles.view(G, -1, J, D).transpose(0, 1)
+
+
 def _weights(q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
-    """The probabilities of tiles: q `[H G, t, D]`, scaled, k `[H G, m, D]`, mask `[G, t, m]` -> `[H G, t, m]`."""
+    """The probabilities of tiles: q `[G B, t J, D]`, scaled, k `[G B, m, D]`, mask `[B, t, m]` -> `[G B, t J, m]`."""
     scores = torch.bmm(q, k.transpose(1, 2))
     # Adding is several times faster than filling through a broadcast mask.
     bias = torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, -math.inf)
-    scores.view(-1, *mask.shape).add_(bias)
+    B, t, m = mask.shape
+    scores.view(-1, B, t, scores.shape[1] // t, m).add_(bias[:, :, None])
     return scores.softmax(dim=-1)

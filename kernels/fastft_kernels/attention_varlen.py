@@ -51,7 +51,8 @@ def attention_varlen(
     """Causal self-attention of sequences packed end to end.
 
     Args:
-        q, k, v: `[T, H, D]`; sequence i is tokens `cu_seqlens[i]` to `cu_seqlens[i + 1]`.
+        q, k, v: `[T, H, D]` and, of keys and values, `[T, G, D]` as in `attention`; sequence i is tokens
+            `cu_seqlens[i]` to `cu_seqlens[i + 1]`.
         cu_seqlens_q, cu_seqlens_k: `[N + 1]` int32 or int64, rising from 0, and equal: a sequence's queries and keys
             are the same tokens. Tokens behind the last bound see themselves alone.
         max_seqlen_q, max_seqlen_k: taken and not needed.
@@ -73,10 +74,6 @@ def attention_varlen(
         ValueError: an option that would compute something else, or shapes, dtypes or devices that do not fit.
     """
     _check_options(dropout_p, causal, window_size, softcap, alibi_slopes, block_table)
-    if q.shape != k.shape:
-        raise ValueError(
-            f"got q {tuple(q.shape)}, k {tuple(k.shape)}, expected both [T, H, D]: as many heads of keys as of queries"
-        )
     _check_bounds(q, cu_seqlens_q, cu_seqlens_k)
     visible_until = visible_until_of(cu_seqlens_q, q.shape[0])
     found = attention(q, k, v, visible_until, scale=softmax_scale, plan=plan, return_lse=return_attn_probs, impl=impl)

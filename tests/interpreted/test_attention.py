@@ -178,7 +178,7 @@ def test_the_registered_operations() -> None:
         ("attention_forward", "range(masked, end)", "range(masked, end - 1)"),
         ("attention_dq", "range(begin, masked)", "range(begin, masked - 1)"),
         ("attention_dq", "dq * scale", "dq"),
-        ("attention_dkv", "range(first, end, BQ)", "range(first, end - BQ, BQ)"),
+        ("attention_dkv", "range(first * J, end * J, BQ)", "range(first * J, end * J - BQ, BQ)"),
         ("attention_dkv", "dk *= scale", "dk *= 1.0"),
         ("attention_sum", "range(begin, end)", "range(begin, end - 1)"),
     ],

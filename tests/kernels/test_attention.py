@@ -67,7 +67,7 @@ def test_errors(changed: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize(("changed", "message"), [
-    ({"D": 48}, "got head dim 48, expected one of"),
+    ({"D": 40}, "got head dim 40, expected a multiple of 16 up to 256"),
     ({"dtype": torch.float64}, "got torch.float64, expected float32, float16 or bfloat16"),
     ({"T": 6, "D": 16}, "got a plan for T = 12"),
 ])  # fmt: skip
@@ -114,7 +114,7 @@ def test_varlen(impl: Any) -> None:
         ({"cu_seqlens_k": torch.tensor([0, 4, 12])}, "that differ, expected them equal"),
         (dict.fromkeys(("cu_seqlens_q", "cu_seqlens_k"), torch.tensor([0, 5, 13])), "rise from 0 to at most 12"),
         (dict.fromkeys(("cu_seqlens_q", "cu_seqlens_k"), torch.tensor([0, 7, 5])), "rise from 0 to at most 12"),
-        ({"k": torch.zeros(12, 1, 8), "v": torch.zeros(12, 1, 8)}, "as many heads of keys as of queries"),
+        (dict.fromkeys("kv", torch.zeros(12, 3, 8, dtype=torch.float64)), "heads of keys that divide the heads of que"),
     ],
 )
 def test_errors_of_varlen(changed: dict[str, Any], message: str) -> None:
@@ -151,7 +151,8 @@ def test_decode_is_the_last_row_of_attention() -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"q": torch.zeros(3, 2, 4, dtype=torch.float64)}, r"got k_cache \(3, 5, 2, 8\), expected \[3, S, 2, 4\]"),
+        ({"q": torch.zeros(3, 2, 4, dtype=torch.float64)}, r"got k_cache \(3, 5, 2, 8\), expected \[3, S, G, 4\]"),
+        ({"q": torch.zeros(3, 3, 8, dtype=torch.float64)}, r"expected \[3, S, G, 8\] with G dividing 3"),
         ({"v_cache": torch.zeros(3, 4, 2, 8, dtype=torch.float64)}, r"v_cache \(3, 4, 2, 8\), expected"),
         ({"lengths": torch.ones(2)}, r"got lengths \(2,\)"),
         ({"prefix_v": None}, "expected both or none"),
