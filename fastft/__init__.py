@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fastft.batches.batch import Batch, pack
     from fastft.common.errors import FastftError, UserError
     from fastft.model.gpt2 import GPT2, GPT2Config
+    from fastft.model.loss import linear_cross_entropy
     from fastft.model.weights import load, save_hf
     from fastft.run.config import TrainOptions, recipe_options
     from fastft.training.train import train
@@ -28,6 +29,7 @@ _HOMES = {
     "TrainOptions": "run.config",
     "UserError": "common.errors",
     "generate": "answers.generation",
+    "linear_cross_entropy": "model.loss",
     "load": "model.weights",
     "pack": "batches.batch",
     "recipe_options": "run.config",
@@ -44,6 +46,7 @@ __all__ = [
     "TrainOptions",
     "UserError",
     "generate",
+    "linear_cross_entropy",
     "load",
     "pack",
     "recipe_options",

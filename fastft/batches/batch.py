@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,9 @@ import torch
 from fastft_kernels import AttentionPlan, RowPlan, TileGroup, plan_tiles
 from torch import Tensor
 
+from fastft.batches.asked import IGNORE_INDEX, Asked, by_first_target, by_labels
+from fastft.common.errors import UserError
 from fastft.data.encode import EncodedSet
-
-IGNORE_INDEX = -100
 
 Tiles = tuple[TileGroup, ...] | AttentionPlan
 """The parts of the score matrix that attention computes: those of the torch path, or of the Triton kernels."""
@@ -236,9 +236,12 @@ LEAST_SHARED = 8
 
 
 def pack(
-    examples: Sequence[npt.NDArray[np.int32]],
-    first_target: Sequence[int],
+    examples: Any,
+    first_target: Sequence[int] | None = None,
     *,
+    labels: Any = None,
+    attention_mask: Any = None,
+    shifted: bool = False,
     share_prefix: bool = True,
     least_shared: int = LEAST_SHARED,
     round_sizes: bool = False,
@@ -250,9 +253,17 @@ def pack(
     follows the beginning that it shares with the one before it. A token that several examples supervise has one loss
     row for each different next token, weighted by the number of examples that ask for it.
 
+    What is asked is told by `first_target` or by `labels`.
+
     Args:
-        examples: the ids of each example, its end-of-text last; an example of n ids has n - 1 inputs.
+        examples: with `first_target`, arrays of ids, each one's end-of-text last; an example of n ids has n - 1 inputs.
+            With `labels`, what a tokenizer or a collate gives: `[B, W]` ids, or B sequences of any lengths.
         first_target: index within each example of the first supervised id, at least 1.
+        labels: in the shape of `examples`, -100 where nothing is asked; not shifted, as Hugging Face has them, unless
+            `shifted`. Each is held against the ids, so that the other layout is refused.
+        attention_mask: with `labels`, 1 for a token and 0 for padding, at the right or left; without it all ids are
+            tokens. Positions count from a row's first token.
+        shifted: a label is the token after its place (nanoGPT, the book), not the token at it.
         share_prefix: off, every example's tokens stand by themselves.
         least_shared: shorter equal beginnings are not shared.
         round_sizes: pad T and R up to few sizes, so that what was compiled or captured for one pack fits others.
@@ -261,10 +272,37 @@ def pack(
 
     Raises:
         ValueError: there is no example.
+        UserError: not one of `first_target` and `labels`; labels, masks or shapes that do not fit.
     """
-    if not examples:
+    if (first_target is None) == (labels is None):
+        raise UserError("pack: got both or none of first_target and labels, expected one of them")
+    if first_target is not None and (attention_mask is not None or shifted):
+        raise UserError("pack: got first_target with attention_mask or shifted, which belong to labels")
+    if first_target is not None:
+        asked = by_first_target(examples, first_target)
+    else:
+        asked = by_labels(examples, labels, attention_mask, shifted=shifted)
+    return pack_asked(
+        asked, share_prefix=share_prefix, least_shared=least_shared, round_sizes=round_sizes, planner=planner
+    )
+
+
+def pack_asked(
+    asked: Sequence[Asked],
+    *,
+    share_prefix: bool = True,
+    least_shared: int = LEAST_SHARED,
+    round_sizes: bool = False,
+    planner: Planner = plan_tiles,
+) -> Batch:
+    """`pack` of examples each of which says itself what is asked of it; none without an input.
+
+    Raises:
+        ValueError: there is no example.
+    """
+    if not asked:
         raise ValueError("got no example, expected at least one")
-    laid = _laid_out(examples, first_target, least_shared if share_prefix else None)
+    laid = _laid_out(asked, least_shared if share_prefix else None)
     return (laid.with_rounded_sizes() if round_sizes else laid).batch(planner)
 
 
@@ -325,27 +363,23 @@ class _Laid:
         )
 
 
-def _laid_out(
-    examples: Sequence[npt.NDArray[np.int32]], first_target: Sequence[int], least_shared: int | None
-) -> _Laid:
+def _laid_out(asked: Sequence[Asked], least_shared: int | None) -> _Laid:
     """The examples end to end; beginnings are shared from `least_shared` tokens on, or not at all."""
-    order, shared = _as_they_are(examples) if least_shared is None else _sorted_with_shared(examples, least_shared)
-    lengths = np.array([len(examples[index]) - 1 for index in order])
+    order, shared = _as_they_are(asked) if least_shared is None else _sorted_with_shared(asked, least_shared)
+    lengths = np.array([len(asked[index].inputs) for index in order])
     begins = np.concatenate([[0], np.cumsum(lengths - shared)])  # where each example's own tokens begin
     T = int(begins[-1])
     tokens = np.empty(T, dtype=np.int64)
     positions = np.empty(T, dtype=np.int64)
     place = np.empty(int(lengths.max()), dtype=np.int64)  # of the current example's tokens in the pack
     wanted_by: list[npt.NDArray[np.int64]] = []
-    wanted: list[npt.NDArray[np.int32]] = []
     for index, length, own, begin in zip(order, lengths, shared, begins, strict=False):
-        ids, start = examples[index], first_target[index]
         mine = slice(begin, begin + length - own)
-        tokens[mine] = ids[own:length]
+        tokens[mine] = asked[index].inputs[own:]
         positions[mine] = np.arange(own, length)
         place[own:length] = np.arange(mine.start, mine.stop)
-        wanted_by.append(place[start - 1 : length].copy())
-        wanted.append(ids[start:])
+        wanted_by.append(place[asked[index].at])
+    wanted = [asked[index].targets for index in order]
     rows, targets, counts, pair_rows = _rows(np.concatenate(wanted_by), np.concatenate(wanted))
     pair_examples = np.repeat(np.array(order, dtype=np.int64), [len(ids) for ids in wanted])
     visible_until = _visible_until(lengths, shared, begins)
@@ -362,15 +396,13 @@ def rounded_size(n: int) -> int:
     return max(1, -(-n // step)) * step
 
 
-def _sorted_with_shared(
-    examples: Sequence[npt.NDArray[np.int32]], least_shared: int
-) -> tuple[list[int], npt.NDArray[np.int64]]:
+def _sorted_with_shared(asked: Sequence[Asked], least_shared: int) -> tuple[list[int], npt.NDArray[np.int64]]:
     """The examples' order by content, and how many inputs each shares with the one before it."""
     # Big-endian bytes compare as the ids do; an input that another one continues comes first.
-    order = sorted(range(len(examples)), key=lambda index: examples[index][:-1].astype(">u4").tobytes())
+    order = sorted(range(len(asked)), key=lambda index: asked[index].inputs.astype(">u4").tobytes())
     shared = np.zeros(len(order), dtype=np.int64)
     for at in range(1, len(order)):
-        before, this = examples[order[at - 1]][:-1], examples[order[at]][:-1]
+        before, this = asked[order[at - 1]].inputs, asked[order[at]].inputs
         least = min(len(before), len(this))
         differs = np.flatnonzero(before[:least] != this[:least])
         equal = int(differs[0]) if len(differs) else least
@@ -378,8 +410,8 @@ def _sorted_with_shared(
     return order, shared
 
 
-def _as_they_are(examples: Sequence[npt.NDArray[np.int32]]) -> tuple[list[int], npt.NDArray[np.int64]]:
-    return list(range(len(examples))), np.zeros(len(examples), dtype=np.int64)
+def _as_they_are(asked: Sequence[Asked]) -> tuple[list[int], npt.NDArray[np.int64]]:
+    return list(range(len(asked))), np.zeros(len(asked), dtype=np.int64)
 
 
 def _visible_until(
@@ -400,7 +432,7 @@ def _visible_until(
 
 
 def _rows(
-    tokens: npt.NDArray[np.int64], targets: npt.NDArray[np.int32]
+    tokens: npt.NDArray[np.int64], targets: npt.NDArray[Any]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Rows, targets and counts `[R]` of the different (token, target) pairs, sorted, and the row of each pair `[P]`."""
     pairs = tokens * (1 << 32) + targets

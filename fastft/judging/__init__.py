@@ -1,8 +1,10 @@
 """Judging: responses -> judgements of a language model.
 
     options.py    who is asked, and how long it is waited for: `JudgeOptions`, `asking`, `server_of`
-    questions.py  an entry -> what is asked about it (prompt, JSON schema, room for the reply): `Style`
-    wire.py       a request -> its body, within time and size; what counts as no answer, and when to try again
+    questions.py  an entry -> what is asked about it (prompt, JSON schema, room for the reply): `Style`,
+                  `Question`
+    wire.py       a request -> its body, within time and size; what counts as no answer, and when to try again:
+                  `NoAnswerError`
     refusals.py   a request -> the same without the parameters that its server does not take
     server.py     what is asked of a server, whatever its protocol
     ollama.py     Ollama's own protocol: version, models, pull, chat: `OllamaServer`, `DEFAULT_URL`

@@ -5,6 +5,7 @@ To be read in this order:
     names.py          what devices and dtypes are called: `Device`, `DType`
     gpt2.py           GPT-2 from scratch: `GPT2`, `GPT2Config`, `Block`, `SIZES`, `config_for`, `number_of_parameters`
     ops.py            the choice of kernels, the one file that runs them
+    loss.py           cross-entropy behind a head, for a loop of one's own: `linear_cross_entropy`
     tied.py           one gradient for the two uses of a tied embedding
     packed_linear.py  weights laid out once for a CPU's products: `PackedLinear`, `can_pack`
     precision.py      the arithmetic of a device, and narrow copies of weights: `choose_device`, `choose_dtype`,
