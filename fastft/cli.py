@@ -74,7 +74,7 @@ def _generate(options: GenerateOptions) -> None:
     from fastft.run.folder import Run
 
     entries = generate(options)
-    print(f"answered {len(entries)} prompts: {Run(options.run).responses_of(options.split)}")
+    _say_result(f"answered {len(entries)} prompts: {Run(options.run).responses_of(options.split)}")
 
 
 def _score(options: ScoreOptions) -> None:
@@ -92,20 +92,27 @@ def _compare(options: CompareOptions) -> None:
 def _report(options: ReportOptions) -> None:
     from fastft.reports.report import report
 
-    print(report(options))
+    _say_result(str(report(options)))
 
 
 def _ab(options: AbOptions) -> None:
     if not options.import_:
         from fastft.scores.ab import make_page
 
-        print(make_page(options))
+        _say_result(str(make_page(options)))
         return
     from fastft.scores.ratings import import_ratings, print_summary
 
     path, result = import_ratings(options)
     print_summary(result)
-    print(path)
+    _say_result(str(path))
+
+
+def _say_result(text: str) -> None:
+    """Prints for programs as it is, and for a terminal what it does not obey."""
+    from fastft.common.console import printable
+
+    print(printable(text) if sys.stdout.isatty() else text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from fastft.common.console import warn
 from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
 from fastft.common.lock import writing
 from fastft.common.nearest import did_you_mean_path
 from fastft.common.options import Condition, check_values, option
+from fastft.data.records import left_out
 from fastft.pages.render import write_page
 from fastft.run.folder import AB_PAGE, RESPONSES
 from fastft.scores.compare import matched
@@ -87,7 +89,7 @@ class Sheet:
     order: tuple[int, ...]
     """For each response of the first run, where in the second run's the one to the same question is."""
     n_same: int
-    """Questions that both runs answer with the same text, which there is no use in asking about."""
+    """Questions that both runs have answered, and with the same text, which there is no use in asking about."""
 
     @cached_property
     def page(self) -> str:
@@ -121,16 +123,19 @@ def make_sheet(runs: tuple[Path, Path], seed: int, limit: int | None) -> Sheet:
     first, second = map(_responses_of, runs)
     order = matched(first, second, *runs)
     pairs = [(entry, second[place]) for entry, place in zip(first, order, strict=True)]
-    differing = [row for row, (one, other) in enumerate(pairs) if _answer(one) != _answer(other)]
+    answered = [row for row, pair in enumerate(pairs) if not any(map(left_out, pair))]
+    if n_left := len(pairs) - len(answered):
+        warn(f"{n_left} of {len(pairs)} questions are not asked about: fastft generate left them out of a run")
+    differing = [row for row in answered if _answer(pairs[row][0]) != _answer(pairs[row][1])]
     if not differing:
-        raise UserError(f"nothing to compare: {runs[0]} and {runs[1]} give the same {len(pairs)} answers")
+        raise UserError(f"nothing to compare: {runs[0]} and {runs[1]} give the same {len(answered)} answers")
     draw = random.Random(seed)
     rows = draw.sample(differing, min(limit or len(differing), len(differing)))
     # As often A as B, up to one: a rater's liking for a letter then favours neither run.
     first_is_a = [place % 2 == 0 for place in range(len(rows))]
     draw.shuffle(first_is_a)
     items = [_item(row, *pairs[row], swapped=not is_a) for row, is_a in zip(rows, first_is_a, strict=True)]
-    return Sheet(runs, seed, limit, tuple(items), tuple(first_is_a), tuple(order), len(pairs) - len(differing))
+    return Sheet(runs, seed, limit, tuple(items), tuple(first_is_a), tuple(order), len(answered) - len(differing))
 
 
 def _responses_of(run: Path) -> list[dict[str, Any]]:

@@ -62,6 +62,17 @@ def test_a_limit_draws_some_of_the_questions(tmp_path: Path) -> None:
     assert len(drawn) == 5
 
 
+def test_what_generate_left_out_is_not_asked_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = two_runs(tmp_path)
+    cut = entries("ada")
+    cut[3] |= {"model_response": "", "left_out": "its prompt fills the context"}
+    write_run(first, cut)
+    sheet = make_sheet((first, second), 1, None)
+    assert sorted(item.item for item in sheet.items) == [2, 3, *range(5, 11)]
+    assert sheet.n_same == 1
+    assert "1 of 10 questions are not asked about" in " ".join(capsys.readouterr().err.split())
+
+
 def test_the_reference_can_be_left_out(tmp_path: Path) -> None:
     shown, hidden = (page_data(made_page(tmp_path, reference=reference)) for reference in (True, False))
     assert all(item["reference"] for item in shown["items"])
