@@ -218,11 +218,12 @@ def is_known(model: nn.Module) -> TypeGuard[GPTModel]:
     return (
         isinstance(model, GPTModel)
         and type(model).forward is GPTModel.forward
-        and not _has_hooks(model)
+        and not has_hooks(model)
         and all(type(block) is TransformerBlock and type(block.att) is MultiHeadAttention for block in model.trf_blocks)
-        and not _has_hooks(model.trf_blocks)
+        and not has_hooks(model.trf_blocks)
     )
 
 
-def _has_hooks(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something is called when the module is, which parts of it by themselves would pass by."""
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)

@@ -23,7 +23,7 @@ from fastft.batches.batch import Batch, pack_asked
 from fastft.common.console import say
 from fastft.common.errors import UserError
 from fastft.integrations.book.generation import generate_and_print_sample
-from fastft.integrations.book.model import GPTModel, drops, is_known
+from fastft.integrations.book.model import GPTModel, drops, has_hooks, is_known
 from fastft.model import ops
 from fastft.model.loss import linear_cross_entropy
 
@@ -47,14 +47,15 @@ def calc_loss_batch(input_batch: Tensor, target_batch: Tensor, model: nn.Module,
     Raises:
         UserError: rows longer than the context, or targets that the vocabulary lacks.
     """
-    if not is_known(model) or not bool((target_batch != _IGNORED).any()):
+    asked = target_batch[target_batch != _IGNORED]
+    if not is_known(model) or not len(asked):
         logits = model(input_batch.to(device)).flatten(0, 1)
         return F.cross_entropy(logits, target_batch.to(device).flatten())
+    _check_targets(asked, model.out_head)
     if drops(model):
         _say_that_it_drops()
         hidden, targets = model.hidden(input_batch.to(device)).flatten(0, 1), target_batch.to(device).flatten()
-        asked = (targets != _IGNORED).nonzero().squeeze(1)
-        return _mean_loss(model, hidden.index_select(0, asked), targets[asked], None)
+        return _mean_loss(model, hidden[targets != _IGNORED], asked.to(device), None)
     model.check_length(input_batch.shape[1])
     rows = [row.trimmed() for row in asked_rows(input_batch, target_batch) if len(row.at)]
     impl = ops.resolve("auto", torch.device(device))
@@ -72,19 +73,19 @@ def _packed(rows: Sequence[Asked], impl: str, device: torch.device) -> Batch:
 def _mean_loss(model: GPTModel, hidden: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
     """The mean of the losses of final hidden states `[R, C]` by their weights `[R]`."""
     head: Any = model.out_head
-    is_plain: bool = type(head) is nn.Linear and head.bias is None
-    if is_plain:
-        _check_targets(targets, head.out_features)
+    if type(head) is nn.Linear and getattr(head, "bias", None) is None and not has_hooks(head):
         return linear_cross_entropy(hidden, head.weight, targets, row_weights=weights)
     losses: Tensor = F.cross_entropy(head(hidden), targets, reduction="none")  # another one, such as LoRA's
     return losses.mean() if weights is None else (losses * weights).sum() / weights.sum()
 
 
-def _check_targets(targets: Tensor, V: int) -> None:
-    if targets.device.type == "cpu" and len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < V:
+def _check_targets(asked: Tensor, head: nn.Module) -> None:
+    least, most = asked.aminmax()
+    V = getattr(head, "out_features", int(most) + 1)
+    if least < 0 or most >= V:
         raise UserError(
-            f"got targets from {int(targets.min())} to {int(targets.max())}, expected 0 to {V - 1} or {_IGNORED}; "
-            "use the tokenizer that the model's vocab_size is of"
+            f"got targets from {int(least)} to {int(most)}, expected 0 to {V - 1} or {_IGNORED}; use the tokenizer "
+            "that the model's vocab_size is of"
         )
 
 
