@@ -51,9 +51,9 @@ def accelerate(
     Raises:
         UserError: it is no causal language model, or nothing of it could be accelerated.
     """
-    base = _base_of(model)
+    base = base_of(model)
     restore(base)
-    with _probing(base):
+    with evaluating(base):
         own_loss = _own_loss(base)
         swap(base, CausalLM, attention=(), loss=False, skip_logits=True)  # a probe evaluates
         lines = (
@@ -72,7 +72,7 @@ def accelerate(
 
 def restore(model: nn.Module) -> None:
     """Gives an accelerated model back as it was; one that is not accelerated is left alone."""
-    base = _base_of(model)
+    base = base_of(model)
     if isinstance(base, CausalLM):
         _set_attention(base, base.facts["attention"])
     for module in base.modules():
@@ -109,7 +109,7 @@ def dropout_of(model: nn.Module) -> float:
     return max([0.0, *found, *(value for value in of_attributes if isinstance(value, float))])
 
 
-def _base_of(model: Any) -> Any:
+def base_of(model: Any) -> Any:
     """The causal language model itself, out of what PEFT wrapped around it."""
     need("transformers", extra="transformers")
     from transformers import PreTrainedModel
@@ -125,7 +125,7 @@ def _base_of(model: Any) -> Any:
 
 
 @contextmanager
-def _probing(base: Any) -> Iterator[None]:
+def evaluating(base: Any) -> Iterator[None]:
     """The model in evaluation and without gradients; each module as it was afterwards."""
     training = [module for module in base.modules() if module.training]
     base.eval()
