@@ -1,0 +1,23 @@
+"""transformers: a causal model, and examples with labels -> its own outputs, losses and gradients, faster.
+
+To be read in this order:
+
+    ops.py        the kernels that run, and how often: `counted`
+    intervals.py  what each token may see, as one integer a key
+    attention.py  the attention implementation `fastft`: `register`
+    loss.py       a loss that never makes the logits of rows without a label
+    swap.py       an object given another class and its own back
+    report.py     what was accelerated, and what was left alone: `Report`
+    speedup.py    all of it on one model: `accelerate`, `restore`, `accelerated`, `zero_dropout`
+    collator.py   batches that hold a shared beginning once: `TreeCollator`
+
+Importing this costs nothing; transformers is imported when one of the names is used.
+"""
+
+from fastft.integrations.transformers.attention import register
+from fastft.integrations.transformers.collator import TreeCollator
+from fastft.integrations.transformers.ops import counted
+from fastft.integrations.transformers.report import Report
+from fastft.integrations.transformers.speedup import accelerate, accelerated, restore, zero_dropout
+
+__all__ = ["Report", "TreeCollator", "accelerate", "accelerated", "counted", "register", "restore", "zero_dropout"]

@@ -1,0 +1,187 @@
+"""Micro-batches without padding, in which what several examples begin with is there once, for any trainer that takes a
+collator: transformers' Trainer, TRL's SFTTrainer, a loop of one's own.
+
+Only tokens without a label are shared, and where an example's own tokens would begin with one that has a label, its
+last shared token is repeated before it. So each token is asked for at most one label, by the token before it: a plain
+`labels` says all, and whatever a trainer counts in it (targets of a step, over accumulated micro-batches and ranks) is
+what it counts in padded batches.
+
+Letters: T tokens of a micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fastft.common.errors import UserError
+from fastft.integrations.transformers.attention import NAME
+from fastft.integrations.transformers.loss import IGNORE_INDEX
+from fastft.integrations.transformers.speedup import base_of, dropout_of, evaluating
+
+Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Example:
+    """`ids` and `labels`, `[n]`; a label belongs to its own token, and the first token's is never asked for."""
+
+    ids: Ids
+    labels: Ids
+
+    @property
+    def first_label(self) -> int:
+        """The first token that is asked for; n where none is."""
+        asked = np.flatnonzero(self.labels[1:] != IGNORE_INDEX)
+        return int(asked[0]) + 1 if len(asked) else len(self.ids)
+
+
+class TreeCollator:
+    """Examples (`input_ids`, `labels`) -> one row of T tokens: `input_ids`, `labels`, `position_ids` and
+    `visible_until`, `[1, T]` each, and `example_lengths` `[examples]`, which comes first, so that a trainer that asks
+    how many examples a batch has finds out.
+
+    Args:
+        model: the model that will be given them, `accelerate`d or with `attn_implementation="fastft"`; it is tried out.
+        share: off, every example's tokens stand by themselves.
+        least_shared: shorter equal beginnings are not shared.
+
+    Raises:
+        UserError: the model lets neighbours see one another, or hides a shared beginning, or has dropout.
+    """
+
+    def __init__(self, model: Any, *, share: bool = True, least_shared: int = 8) -> None:
+        base = base_of(model)
+        _check_dropout(base, share)
+        self.config = base.config
+        self.least_shared = max(1, least_shared) if share else None
+        self._check_attention()
+        check_isolation(base)
+
+    def _check_attention(self) -> None:
+        """The model's attention may have been set to another one since."""
+        if self.config._attn_implementation != NAME:
+            raise UserError(
+                f"got a model with attn_implementation={self.config._attn_implementation!r}, to which examples of a "
+                f"pack that share a beginning are not visible as they are; expected {NAME!r}: accelerate(model)"
+            )
+
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """One micro-batch.
+
+        Raises:
+            UserError: an example without labels, or without tokens.
+        """
+        self._check_attention()
+        examples = [_example(feature) for feature in features]
+        examples.sort(key=lambda example: example.ids.astype(">u4").tobytes())  # big-endian bytes compare as ids do
+        shared = np.zeros(len(examples), dtype=np.int64)
+        if self.least_shared is not None:
+            shared[1:] = [_shared(*pair, self.least_shared) for pair in pairwise(examples)]
+        return _laid_out(examples, shared)
+
+
+def _example(feature: Mapping[str, Any]) -> _Example:
+    if "labels" not in feature or "input_ids" not in feature:
+        raise UserError(
+            f"got an example with {', '.join(feature) or 'nothing'}, expected input_ids and labels (-100 where no "
+            "prediction is asked for)"
+        )
+    ids, labels = (np.asarray(feature[name], dtype=np.int64) for name in ("input_ids", "labels"))
+    if ids.ndim != 1 or ids.shape != labels.shape or not len(ids):
+        raise UserError(f"got input_ids {ids.shape} and labels {labels.shape}, expected one length of at least 1")
+    if feature.get("attention_mask") is not None:
+        real = np.asarray(feature["attention_mask"]) != 0
+        ids, labels = ids[real], labels[real]
+    return _Example(ids, labels)
+
+
+def _shared(before: _Example, this: _Example, least: int) -> int:
+    """How many tokens `this` has in common with the example before it, and can do without labels."""
+    n = min(len(before.ids), len(this.ids))
+    differs = np.flatnonzero(before.ids[:n] != this.ids[:n])
+    equal = int(differs[0]) if len(differs) else n
+    asked = this.first_label < len(this.ids)
+    # What predicts its first label stands right before that, among its own tokens.
+    shared = min(equal, this.first_label - 1) if asked else equal
+    return shared if shared >= least else 0
+
+
+def _laid_out(examples: Sequence[_Example], shared: Ids) -> dict[str, Tensor]:
+    own = [slice(start, len(example.ids)) for start, example in zip(shared, examples, strict=True)]
+    lengths = np.array([len(example.ids) for example in examples])
+    begins = np.concatenate([[0], np.cumsum(lengths - shared)])
+    labels = [example.labels[at].copy() for example, at in zip(examples, own, strict=True)]
+    for mine in labels:
+        mine[:1] = IGNORE_INDEX  # the token before it in the pack is another example's
+    row = {
+        "input_ids": np.concatenate([example.ids[at] for example, at in zip(examples, own, strict=True)]),
+        "labels": np.concatenate(labels),
+        "position_ids": np.concatenate([np.arange(at.start, at.stop) for at in own]),
+        "visible_until": _visible_until(lengths, shared, begins),
+    }
+    return {"example_lengths": torch.from_numpy(lengths), **{k: torch.from_numpy(v)[None] for k, v in row.items()}}
+
+
+def _visible_until(lengths: Ids, shared: Ids, begins: Ids) -> Ids:
+    """`[T]`: where the group ends that shares each token. Going backwards, `until[p]` is where the next example begins
+    that does not share position p."""
+    visible_until = np.empty(begins[-1], dtype=np.int64)
+    until = np.full(lengths.max(), begins[-1], dtype=np.int64)
+    for at in range(len(lengths) - 1, -1, -1):
+        visible_until[begins[at] : begins[at + 1]] = until[shared[at] : lengths[at]]
+        until[shared[at] :] = begins[at]
+    return visible_until
+
+
+def _check_dropout(base: Any, share: bool) -> None:
+    dropout = dropout_of(base)
+    if share and dropout:
+        raise UserError(
+            f"got a model with dropout {dropout:g}, expected 0, as a shared token has one mask for all that share it: "
+            "zero_dropout(model), or TreeCollator(model, share=False)"
+        )
+
+
+BEGINNING, FIRST, SECOND = slice(0, 4), slice(4, 7), slice(7, 10)
+"""The tokens of the pack that a model is tried out with: two examples that share a beginning."""
+
+
+def check_isolation(model: Any) -> None:
+    """Tries out whether a model sees in a pack what it should: changes one part, and looks at another.
+
+    Raises:
+        UserError: an example of a pack sees its neighbour, or does not see the beginning that they share.
+    """
+    neighbour, beginning, itself = (_influence(model, on) for on in (FIRST.start, BEGINNING.start, SECOND.start))
+    if beginning and itself and neighbour <= 1e-3 * beginning:
+        return
+    seen = "see its neighbour" if neighbour > 1e-3 * beginning else "not see the beginning that it shares"
+    raise UserError(
+        f"got a {type(model).__name__} that lets an example of a pack {seen}, expected a causal model whose layers all "
+        f"read visible_until, as attn_implementation={NAME!r} does"
+    )
+
+
+def _influence(model: Any, token: int) -> float:
+    """How much the second example's last token changes with another id in place of one of the pack's."""
+    device = model.get_input_embeddings().weight.device
+    vocab = model.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(1, 1 + SECOND.stop) % vocab
+    changed = ids.clone()
+    changed[token] = (ids[token] + vocab // 2) % vocab
+    rest = {
+        "position_ids": torch.tensor([[0, 1, 2, 3, 4, 5, 6, 4, 5, 6]], device=device),
+        "visible_until": torch.tensor([[10] * 4 + [7] * 3 + [10] * 3], device=device),
+        "use_cache": False,
+    }
+    with evaluating(model):
+        logits = [model(input_ids=one.to(device)[None], **rest).logits[0, -1] for one in (ids, changed)]
+    return float((logits[0] - logits[1]).abs().max())

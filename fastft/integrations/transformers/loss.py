@@ -1,0 +1,175 @@
+"""A loss that never makes the logits of rows without a label, within the forward of any causal language model.
+
+No model's code is copied. Where a loss is asked for and nothing else, the model's own forward runs, and finds a head
+that gives, in place of the logits, `HeadInput`: what it would have multiplied. The model hands it to its loss function,
+which computes the loss from it. Should a model do anything else with its logits (scale them, cap them), that fails at
+once, as a `HeadInput` can do nothing; `accelerate` finds out before it leaves the loss to this.
+
+Letters: B rows of T tokens, C width, V vocab.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastft.common.errors import UserError
+from fastft.integrations.transformers import ops
+from fastft.integrations.transformers.swap import Swapped, own_class
+
+IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeadInput:
+    """In place of logits `[B, T, V]`: the hidden states `[B, T, C]` and the head's weight `[V, C]`."""
+
+    hidden: Tensor
+    weight: Tensor
+
+
+_asked: ContextVar[nn.Module | None] = ContextVar("_asked", default=None)
+"""The head that gives a `HeadInput` now."""
+
+
+class Head(Swapped, nn.Module):
+    """The head `nn.Linear` of an accelerated model."""
+
+    def forward(self, x: Tensor) -> Any:
+        """`[B, T, C]` -> the logits `[B, T, V]`, or what a loss is computed from without them."""
+        if _asked.get() is self:
+            return HeadInput(x, cast(Tensor, self.weight))
+        return super().forward(x)
+
+
+class CausalLM(Swapped, nn.Module):
+    """An accelerated causal language model.
+
+    Its `facts`: `attention`, the attention implementations that it had; `loss`, whether its head is one that can do
+    without logits; `skip_logits`, whether that is for evaluation too.
+    """
+
+    @classmethod
+    def members(cls, original: type) -> dict[str, Any]:
+        """A forward with the original's signature."""
+        return {"forward": _forward_of(original)}
+
+    @property
+    def loss_function(self) -> Any:
+        """The model's own, or what computes the same from a `HeadInput`."""
+        own = super().loss_function  # type: ignore[misc] # of PreTrainedModel, which stands behind this class
+        return functools.partial(causal_lm_loss, own)
+
+    @loss_function.setter
+    def loss_function(self, value: Any) -> None:
+        self._loss_function = value
+
+
+def _forward_of(original: Any) -> Callable[..., Any]:
+    own = original.forward
+
+    @functools.wraps(own)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        head = _head_without_logits(self, args, kwargs)
+        if head is None:
+            return own(self, *args, **kwargs)
+        token = _asked.set(head)
+        try:
+            outputs = own(self, *args, **kwargs)
+        finally:
+            _asked.reset(token)
+        return type(outputs)(**{name: value for name, value in outputs.items() if name != "logits"})
+
+    return forward
+
+
+def _head_without_logits(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module | None:
+    """The head, where a call asks for a loss and nothing stands against computing it without logits; else None.
+
+    The model may have got its own class back meanwhile: accelerate keeps a forward that it has wrapped.
+    """
+    facts = model.facts if isinstance(model, CausalLM) else {"loss": False}
+    if not facts["loss"] or torch.compiler.is_compiling():
+        return None
+    if args:
+        kwargs = inspect.signature(type(model).forward).bind_partial(model, *args, **kwargs).arguments
+        kwargs = {**kwargs, **kwargs.get("kwargs", {})}
+    if kwargs.get("labels") is None or not (model.training or facts["skip_logits"]):
+        return None
+    whole = kwargs.get("return_dict")
+    if not (model.config.return_dict if whole is None else whole):  # a tuple without logits has other places
+        return None
+    head = model.get_output_embeddings()
+    return head if why_not(model, head) is None else None
+
+
+def why_not(model: Any, head: Any) -> str | None:
+    """Why the loss cannot be computed without logits; None where it can."""
+    from transformers.loss.loss_utils import ForCausalLMLoss
+
+    function = model.loss_function
+    own = function.args[0] if isinstance(function, functools.partial) else function
+    if own is not ForCausalLMLoss:
+        return f"its loss is {getattr(own, '__name__', own)}"
+    if own_class(head) is not nn.Linear:
+        return f"its head is a {type(head).__name__}"
+    if head.bias is not None:
+        return "its head has a bias"
+    if head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head):
+        return "something listens to its head"
+    if hasattr(head.weight, "ds_id") or type(head.weight) not in (nn.Parameter, Tensor):
+        return "its head is cut into parts"
+    return None
+
+
+def causal_lm_loss(
+    own: Callable[..., Tensor],
+    logits: Tensor | HeadInput,
+    labels: Tensor,
+    vocab_size: int,
+    num_items_in_batch: Tensor | int | None = None,
+    ignore_index: int = IGNORE_INDEX,
+    shift_labels: Tensor | None = None,
+    **kwargs: Any,
+) -> Tensor:
+    """transformers' `ForCausalLMLoss`, of logits or of what they would have been made of.
+
+    Args:
+        own: what computes it from logits.
+        logits: `[B, T, V]`, or a `HeadInput`.
+        labels: `[B, T]`; the loss of a token is that of the next one's label.
+        vocab_size: V.
+        num_items_in_batch: what the sum is divided by; the targets of this call where it is not given.
+        ignore_index: label of a token that is not asked for.
+        shift_labels: `[B, T]`, the label of the next token already.
+        kwargs: passed on.
+
+    Returns:
+        A scalar, float32 (float64 where the hidden states are). Where no token has a label it is 0, and connected to
+        the model, where a mean of nothing is NaN.
+    """
+    if not isinstance(logits, HeadInput):
+        ops.count("loss_of_logits")
+        return own(
+            logits, labels, vocab_size, num_items_in_batch=num_items_in_batch, ignore_index=ignore_index,
+            shift_labels=shift_labels, **kwargs,
+        )  # fmt: skip
+    hidden, weight = logits.hidden, logits.weight
+    targets = F.pad(labels, (0, 1), value=ignore_index)[..., 1:] if shift_labels is None else shift_labels
+    if weight.shape[0] != vocab_size or targets.shape != hidden.shape[:-1]:
+        raise UserError(
+            f"got labels for {tuple(targets.shape)} tokens of {vocab_size} kinds, expected "
+            f"{tuple(hidden.shape[:-1])} of {weight.shape[0]}, as the model gives"
+        )
+    targets = targets.to(hidden.device).flatten()
+    total = ops.linear_cross_entropy(hidden.flatten(0, -2), weight, targets, ignore_index)
+    count = (targets != ignore_index).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
+    return total / (count.to(total.device) if isinstance(count, Tensor) else count)

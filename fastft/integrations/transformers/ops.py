@@ -1,0 +1,138 @@
+"""The one file of the integrations that runs kernels; each call is counted, so that a saving that never ran is seen.
+
+Letters: N tokens of all rows end to end, H query heads, G heads of keys and values, D head dim, C width, V vocab.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import fastft_kernels
+import torch
+from fastft_kernels import AttentionPlan, TileGroup
+from fastft_kernels.attention import HEAD_DIMS, SMALL_TILES
+from fastft_kernels.support import choose
+from torch import Tensor
+
+OPS = ("attention", "attention_sdpa", "gelu", "loss", "loss_of_logits")
+"""What is counted: what ran here, `attention_sdpa` what was handed on to torch's attention (decoding, a mask that is no
+interval), and `loss_of_logits` a loss of an accelerated model that was computed from logits after all."""
+
+_counters: list[Counter[str]] = []
+_lock = threading.Lock()  # DataParallel calls from several threads
+
+
+def count(op: str) -> None:
+    """Notes that an operation ran."""
+    with _lock:
+        for counter in _counters:
+            counter[op] += 1
+
+
+@contextmanager
+def counted() -> Iterator[Counter[str]]:
+    """Counts, of this process and while it is open, how often each of `OPS` ran forward."""
+    counter: Counter[str] = Counter()
+    with _lock:
+        _counters.append(counter)
+    try:
+        yield counter
+    finally:
+        with _lock:
+            _counters[:] = [other for other in _counters if other is not counter]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What attention needs to know of its N tokens, found once for all layers.
+
+    Attributes:
+        visible_until: `[N]` int32; key k is visible to query q exactly when `k <= q < visible_until[k]`.
+        row_length: where each row of that many tokens is causal by itself, and nothing else is asked for.
+        parts: the tiles of the torch path or of the kernels; None with a `row_length`, which needs none.
+        blind: `[N, 1, 1]` boolean, True for queries that see nothing, whose output is 0; None where there is none.
+    """
+
+    visible_until: Tensor
+    row_length: int | None = None
+    parts: tuple[TileGroup, ...] | AttentionPlan | None = None
+    blind: Tensor | None = None
+
+
+def plan_rows_of(q: Tensor, B: int, T: int) -> Plan:
+    """The plan of B rows that are causal and whole."""
+    until = torch.arange(1, B + 1, dtype=torch.int32, device=q.device).mul_(T).repeat_interleave(T)
+    return Plan(until, T)
+
+
+def plan(q: Tensor, visible_until: Tensor) -> Plan:
+    """The plan for queries like `q` `[N, H, D]` under `visible_until` `[N]`. On a GPU it waits for the device, once."""
+    until = visible_until.to(device="cpu", dtype=torch.int32)
+    place = torch.arange(len(until), dtype=torch.int32)
+    blind = _seen_keys(until) == 0
+    until = torch.where(blind, place + 1, until)  # that their softmax is defined: before, nobody saw them
+    parts: tuple[TileGroup, ...] | AttentionPlan
+    if _by_triton(q):
+        small = q.dtype == torch.float32 and q.shape[-1] > 64
+        sizes = SMALL_TILES if small else {}
+        parts = fastft_kernels.plan_attention(until, round_sizes=True, **sizes).to(q.device)
+    else:
+        parts = tuple(group.to(q.device) for group in fastft_kernels.plan_tiles(until))
+    return Plan(until.to(q.device), None, parts, blind.to(q.device)[:, None, None] if blind.any() else None)
+
+
+def _seen_keys(until: Tensor) -> Tensor:
+    """`[N]`: how many keys each query sees."""
+    until = until.to(torch.int64)
+    ends = torch.zeros(len(until) + 1, dtype=torch.int64).scatter_add_(0, until, torch.ones_like(until))
+    return torch.arange(1, len(until) + 1) - ends.cumsum(0)[: len(until)]
+
+
+def _by_triton(q: Tensor) -> bool:
+    return choose("auto", q) == "triton" and q.shape[-1] in HEAD_DIMS
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> Tensor:
+    """q `[N, H, D]`, k and v `[N, G, D]` -> `[N, H, D]`; each head of k and v serves `H / G` heads of q."""
+    count("attention")
+    if (each := q.shape[1] // k.shape[1]) > 1:
+        k, v = (x.repeat_interleave(each, dim=1) for x in (k, v))
+    parts = plan.parts
+    out: Any = fastft_kernels.attention(  # a tensor alone, as no log-sum-exp is asked for
+        q,
+        k,
+        v,
+        plan.visible_until,
+        scale=scale,
+        row_length=plan.row_length,
+        tiles=parts if isinstance(parts, tuple) else None,
+        plan=parts if isinstance(parts, AttentionPlan) else None,
+    )
+    return cast(Tensor, out if plan.blind is None else out.masked_fill(plan.blind, 0))
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU in its tanh form, of any shape."""
+    count("gelu")
+    flat = x.reshape(-1, x.shape[-1])
+    return fastft_kernels.gelu(flat).view(x.shape)
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+    """The sum of the cross-entropies of `hidden` `[N, C]` under the head `[V, C]`, where targets `[N]` are asked for.
+
+    A scalar, float32 (float64 where hidden is); rows with the target `ignore_index` cost no product.
+    """
+    count("loss")
+    return fastft_kernels.linear_cross_entropy(hidden, weight, targets, ignore_index=ignore_index, reduction="sum")
+
+
+def losses_of_rows(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """The cross-entropy of each row, `[R]`, hidden `[R, C]`, targets `[R]`."""
+    count("loss")
+    return fastft_kernels.linear_cross_entropy(hidden, weight, targets, reduction="none")

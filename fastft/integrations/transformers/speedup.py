@@ -1,0 +1,219 @@
+"""A causal language model of transformers made faster, and given back as it was."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastft.common.errors import UserError
+from fastft.integrations.optional import need
+from fastft.integrations.transformers import ops
+from fastft.integrations.transformers.attention import NAME, register
+from fastft.integrations.transformers.loss import CausalLM, Head, why_not
+from fastft.integrations.transformers.report import Line, Report
+from fastft.integrations.transformers.swap import Swapped, swap, swap_back
+
+PROBE_TOLERANCE = 1e-4
+"""How far a probe's loss may be from the model's own, relative; 0.02 where the model computes in 16 bits."""
+
+
+class Gelu(Swapped, nn.Module):
+    """GELU in its tanh form, which transformers puts together of eight operations."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Of any shape."""
+        return ops.gelu(input)
+
+
+def accelerate(
+    model: nn.Module, *, attention: bool = True, activations: bool = True, loss: bool = True, skip_logits: bool = False
+) -> Report:
+    """Makes a causal language model faster, with its own outputs, losses and gradients.
+
+    The model stays the object that it is, before or after PEFT and accelerate have wrapped it; no other model in the
+    process changes. While it trains and labels are given, its outputs have a loss and no logits.
+
+    Args:
+        model: of transformers, or what PEFT made of one.
+        attention: set its attention implementation to `fastft`.
+        activations: compute GELU's tanh form in one operation.
+        loss: compute the loss without the logits of rows that have no label.
+        skip_logits: in evaluation, too, where labels are given. Logits are real there else.
+
+    Returns:
+        What was accelerated and what was left alone; printed, a table.
+
+    Raises:
+        UserError: it is no causal language model, or nothing of it could be accelerated.
+    """
+    base = base_of(model)
+    restore(base)
+    with evaluating(base):
+        own_loss = _own_loss(base)
+        swap(base, CausalLM, attention=(), loss=False, skip_logits=True)  # a probe evaluates
+        lines = (
+            _attention(base, own_loss) if attention else Line("attention", "", why="attention=False"),
+            _activations(base) if activations else Line("gelu", "", why="activations=False"),
+            _loss(base, own_loss) if loss else Line("loss", "", why="loss=False"),
+            *_left_alone(base),
+        )
+        base.facts["skip_logits"] = skip_logits
+    report = Report(type(base).__name__, lines)
+    if not report.accelerated:
+        restore(base)
+        raise UserError(f"got a {report.model} of which nothing can be accelerated:\n{report}")
+    return report
+
+
+def restore(model: nn.Module) -> None:
+    """Gives an accelerated model back as it was; one that is not accelerated is left alone."""
+    base = base_of(model)
+    if isinstance(base, CausalLM):
+        _set_attention(base, base.facts["attention"])
+    for module in base.modules():
+        swap_back(module)
+
+
+@contextmanager
+def accelerated(model: nn.Module, **options: bool) -> Iterator[Report]:
+    """`accelerate` for as long as it is open, then `restore`."""
+    report = accelerate(model, **options)
+    try:
+        yield report
+    finally:
+        restore(model)
+
+
+def zero_dropout(model: nn.Module) -> None:
+    """Sets every dropout of a model to 0. GPT-2's configuration has 0.1 where it is not told otherwise.
+
+    A shared beginning has one dropout mask for all that share it, so sharing is exact without dropout alone.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout"):  # read by the attention of most models in place of a module
+            if isinstance(vars(module).get(name), float):
+                setattr(module, name, 0.0)
+
+
+def dropout_of(model: nn.Module) -> float:
+    """The largest dropout of a model."""
+    found = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
+    of_attributes = (vars(module).get(name) for module in model.modules() for name in ("attention_dropout", "dropout"))
+    return max([0.0, *found, *(value for value in of_attributes if isinstance(value, float))])
+
+
+def base_of(model: Any) -> Any:
+    """The causal language model itself, out of what PEFT wrapped around it."""
+    need("transformers", extra="transformers")
+    from transformers import PreTrainedModel
+
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base: Any = inner if isinstance(inner, PreTrainedModel) else None
+    if base is None or base.get_output_embeddings() is None:
+        raise UserError(
+            f"got {type(model).__name__}, expected a causal language model of transformers with its head, such as "
+            "AutoModelForCausalLM gives"
+        )
+    return base
+
+
+@contextmanager
+def evaluating(base: Any) -> Iterator[None]:
+    """The model in evaluation and without gradients; each module as it was afterwards."""
+    training = [module for module in base.modules() if module.training]
+    base.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _own_loss(base: Any) -> float:
+    """The loss of a few tokens, as the model computes it now."""
+    vocab = base.get_input_embeddings().weight
+    if vocab.is_meta:
+        raise UserError("got a model on the meta device, expected one with its weights, to be tried out")
+    ids = torch.arange(12, device=vocab.device)[None] * 7 % min(vocab.shape[0], 1000)
+    return float(base(input_ids=ids, labels=ids, use_cache=False).loss)
+
+
+def _why_not_equal(base: Any, own_loss: float, op: str) -> str | None:
+    """Tries the model out with an operation in place: why it cannot stay, None where it can."""
+    try:
+        with ops.counted() as ran:
+            found = _own_loss(base)
+    except (UserError, TypeError, AttributeError, RuntimeError) as error:
+        return str(error).partition("\n")[0]
+    if not ran[op]:
+        return "the model computes it elsewhere"
+    tolerance = 0.02 if base.get_input_embeddings().weight.element_size() == 2 else PROBE_TOLERANCE
+    if not math.isclose(found, own_loss, rel_tol=tolerance):
+        return f"its loss would be {found:.6g} in place of {own_loss:.6g}"
+    return None
+
+
+def _attention(base: Any, own_loss: float) -> Line:
+    from transformers import PreTrainedModel
+
+    if not base._can_set_attn_implementation():
+        return Line("attention", "", why="the model computes its attention itself")
+    register()
+    parts = ((name, module) for name, module in base.named_modules() if isinstance(module, PreTrainedModel))
+    before = tuple((name, module.config._attn_implementation) for name, module in parts)
+    base.set_attn_implementation(NAME)
+    why_not = _why_not_equal(base, own_loss, "attention")
+    if why_not is not None:
+        _set_attention(base, before)
+        return Line("attention", "", why=why_not)
+    base.facts["attention"] = before
+    dropout = dropout_of(base)
+    why = "" if not dropout else f"by torch in training, where dropout is {dropout:g}: zero_dropout(model)"
+    return Line("attention", f"{base.config.get_text_config().num_hidden_layers} layers", NAME, why)
+
+
+def _set_attention(base: Any, implementations: tuple[tuple[str, str], ...]) -> None:
+    """Gives each model within `base`, by its name, an attention implementation; the outermost comes first."""
+    for name, implementation in implementations:
+        base.get_submodule(name).config._attn_implementation = implementation
+
+
+def _activations(base: Any) -> Line:
+    from transformers.activations import NewGELUActivation
+
+    found = [module for module in base.modules() if type(module) is NewGELUActivation]
+    for module in found:
+        swap(module, Gelu)
+    if found:
+        return Line("gelu", f"{len(found)} NewGELUActivation", "one operation")
+    return Line("gelu", "", why="no GELU that is put together of several operations")
+
+
+def _loss(base: Any, own_loss: float) -> Line:
+    head = base.get_output_embeddings()
+    reason = why_not(base, head)
+    if reason is None:
+        swap(head, Head)
+        base.facts["loss"] = True
+        reason = _why_not_equal(base, own_loss, "loss")
+        if reason is not None:
+            swap_back(head)
+            base.facts["loss"] = False
+    if reason is not None:
+        return Line("loss", type(head).__name__, why=reason)
+    return Line("loss", f"{head.out_features} x {head.in_features}", "rows with a label alone", "no logits in training")
+
+
+def _left_alone(base: Any) -> Iterator[Line]:
+    """The operations that torch computes as well."""
+    kinds = [type(module).__name__ for module in base.modules()]
+    for kind in sorted({kind for kind in kinds if kind.endswith("Norm")}):
+        yield Line("norm", f"{kinds.count(kind)} {kind}", why="torch's own")

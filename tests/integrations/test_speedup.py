@@ -1,0 +1,323 @@
+"""`accelerate` against the plain model, and what must stay as it was."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastft.common.errors import UserError
+from fastft.integrations.transformers import Report, accelerate, accelerated, counted, restore, zero_dropout
+
+Make = Callable[..., Any]
+OPS = {"gpt2": {"attention": 2, "gelu": 2, "loss": 1}}
+PLAIN = {"attention": 2, "loss": 1}
+MODELS = ("gpt2", "llama", "qwen3", "mistral")
+
+
+def batch(seed: int = 1) -> dict[str, Tensor]:
+    """Right-padded rows, whose prompts have no label."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, 97, (3, 12), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[0, 7:] = 0
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[:, :4] = -100
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def step(model: Any, inputs: dict[str, Any]) -> dict[str, Tensor]:
+    model.zero_grad()
+    loss = model(**inputs).loss
+    loss.backward()
+    return {
+        "loss": loss.detach(),
+        **{name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None},
+    }
+
+
+def error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    assert found.keys() == expected.keys()
+    return max(float((found[name] - expected[name]).abs().max() / expected[name].abs().max()) for name in expected)
+
+
+def state(thing: Any) -> list[Any]:
+    """Everything that a model holds, with its classes."""
+    found: list[Any] = []
+    for name, module in thing.named_modules():
+        held = {key: value for key, value in vars(module).items() if key not in ("_modules", "_parameters", "_buffers")}
+        config = held.pop("config", None)
+        found.append((name, type(module), held, None if config is None else vars(config).copy()))
+        found.append([(key, id(value)) for key, value in module._parameters.items()])
+    return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_loss_and_gradients_are_the_models_own(make_model: Make, name: str) -> None:
+    model = make_model(name).train()
+    shifted = {"shift_labels": batch()["labels"].roll(-1, 1)}
+    cases = ({}, {"num_items_in_batch": 40}, {"num_items_in_batch": torch.tensor(7)}, shifted)
+    expected = [step(model, {**batch(), **case}) for case in cases]
+    report = accelerate(model)
+    assert set(report.accelerated) == set(OPS.get(name, PLAIN))
+    for case, wanted in zip(cases, expected, strict=True):
+        with counted() as ran:
+            assert error(step(model, {**batch(), **case}), wanted) < 1e-5
+        assert ran == OPS.get(name, PLAIN)
+    assert error(step(model, {**batch(), "num_items_in_batch": 41}), expected[1]) > 1e-3  # what the limit rejects
+
+
+def test_in_float64_the_loss_is_not_rounded(make_model: Make) -> None:
+    """transformers computes it in float32 always."""
+    model = make_model("llama", torch.float64).train()
+    model.set_attn_implementation("sdpa")
+    inputs = batch()
+    logits = model(**{**inputs, "labels": None}).logits
+    expected = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten())
+    accelerate(model)
+    found = model(**inputs).loss
+    assert abs(found - expected) < 1e-10 * expected
+
+
+def test_logits_are_real_wherever_they_may_be_read(make_model: Make) -> None:
+    model = make_model().train()
+    inputs = batch()
+    expected = model(**inputs).logits
+    accelerate(model)
+    assert model(**inputs).logits is None
+    unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
+    ids = inputs["input_ids"]
+    evaluated = (
+        model(**unlabelled).logits,
+        model(**inputs, return_dict=False)[1],
+        model.eval()(**inputs).logits,
+        model(ids, None, inputs["attention_mask"]).logits,
+    )
+    for logits in evaluated:
+        assert (logits - expected).abs().max() < 1e-5 * expected.abs().max()
+    kept = model(**unlabelled, logits_to_keep=3).logits
+    assert (kept - expected[:, -3:]).abs().max() < 1e-5 * expected.abs().max()
+    model.train()
+    with counted() as ran:
+        assert model(ids, attention_mask=inputs["attention_mask"], labels=inputs["labels"]).logits is None
+        seen: list[Any] = []
+        handle = model.lm_head.register_forward_hook(lambda _module, _args, out: seen.append(out))
+        assert model(**inputs).logits is seen[0]
+        handle.remove()
+    assert (ran["loss"], ran["loss_of_logits"]) == (1, 1)
+
+
+def test_evaluation_without_logits_is_an_option(make_model: Make) -> None:
+    model = make_model().eval()
+    expected = model(**batch()).loss
+    accelerate(model, skip_logits=True)
+    outputs = model(**batch())
+    assert outputs.logits is None
+    assert abs(outputs.loss - expected) < 1e-5 * expected
+
+
+def test_nothing_supervised_is_a_loss_of_zero_that_has_a_gradient(make_model: Make) -> None:
+    model = make_model().train()
+    accelerate(model)
+    found = step(model, {**batch(), "labels": torch.full((3, 12), -100)})
+    assert all((value == 0).all() for value in found.values())
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("training", [False, True])
+def test_restore_gives_back_the_original_bit_for_bit(make_model: Make, name: str, training: bool) -> None:
+    model = make_model(name).train(training)
+    model.transformer.drop.train() if name == "gpt2" else None  # a module that goes its own way
+    inputs = batch()
+    outputs, before = model(**inputs), state(model)
+    accelerate(model)
+    assert state(model) != before
+    restore(model)
+    assert state(model) == before
+    assert "forward" not in vars(model)
+    again = model(**inputs)
+    assert torch.equal(again.logits, outputs.logits)
+    assert torch.equal(again.loss, outputs.loss)
+    with accelerated(model) as report:
+        assert "loss" in report.accelerated
+    assert state(model) == before
+    restore(model)  # of what is not accelerated changes nothing
+    assert state(model) == before
+
+
+def test_a_forward_that_was_wrapped_meanwhile_runs_the_original_after_restore(make_model: Make) -> None:
+    """accelerate keeps a forward in the instance under bf16."""
+    model = make_model().train()
+    expected = model(**batch())
+    accelerate(model)
+    held = model.forward
+    restore(model)
+    with counted() as ran:
+        outputs = held(**batch())
+    assert torch.equal(outputs.logits, expected.logits)
+    assert not ran
+
+
+def test_a_second_model_is_untouched(make_model: Make) -> None:
+    first, second = make_model().train(), make_model().train()
+    before = state(second)
+    accelerate(first)
+    assert state(second) == before
+    with counted() as ran:
+        assert second(**batch()).logits is not None
+    assert not ran
+
+
+@pytest.mark.parametrize(
+    "how", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["copy", "pickle"]
+)
+def test_a_copy_is_accelerated_and_runs_its_own_weights(make_model: Make, how: Callable[[Any], Any]) -> None:
+    model = make_model().train()
+    accelerate(model)
+    before = model(**batch()).loss
+    twin = how(model)
+    with torch.no_grad():
+        twin.transformer.wte.weight.mul_(1.5)
+    with counted() as ran:
+        changed = twin(**batch()).loss
+    assert ran == OPS["gpt2"]
+    assert changed != before
+    assert model(**batch()).loss == before
+    restore(twin)
+    assert twin(**batch()).logits is not None
+    assert model(**batch()).logits is None
+
+
+def test_a_replica_runs_its_own_weights(make_model: Make) -> None:
+    """What DataParallel makes of each module."""
+    model = make_model().train()
+    accelerate(model)
+    replica = model._replicate_for_data_parallel()
+    assert type(replica) is type(model)
+    assert replica.forward.__self__ is replica
+
+
+def test_signature_class_name_and_checkpoint_stay(make_model: Make, tmp_path: Any) -> None:
+    model = make_model()
+    own = type(model)
+    signature, keys = inspect.signature(model.forward), list(model.state_dict())
+    accelerate(model)
+    assert inspect.signature(model.forward) == signature
+    assert isinstance(model, own)
+    assert (type(model).__name__, list(model.state_dict())) == (own.__name__, keys)
+    model.save_pretrained(tmp_path)
+    again = own.from_pretrained(tmp_path)
+    assert type(again) is own
+    assert again.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing(make_model: Make, reentrant: bool) -> None:
+    model = make_model().train()
+    model.enable_input_require_grads()
+    expected = step(model, batch())
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    accelerate(model)
+    with counted() as ran:
+        assert error(step(model, batch()), expected) < 1e-5
+    assert ran == {"attention": 4, "gelu": 4, "loss": 1}
+
+
+def test_autocast(make_model: Make) -> None:
+    model = make_model().train()
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = step(model, batch())
+        accelerate(model)
+        found = step(model, batch())
+    assert abs(found["loss"] - expected["loss"]) < 1e-2 * expected["loss"]
+    assert found["loss"].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "op", "why"),
+    [
+        ("granite", {}, "loss", "HeadInput"),
+        ("gemma2", {}, "attention", "soft caps of the scores"),
+        ("mistral", {"sliding_window": 4}, "attention", "the model computes it elsewhere"),
+    ],
+)
+def test_what_cannot_be_accelerated_is_left_alone_and_said(
+    make_model: Make, name: str, changes: dict[str, Any], op: str, why: str
+) -> None:
+    model = make_model(name, **changes).train()
+    expected = step(model, batch())
+    report = accelerate(model)
+    assert op not in report.accelerated
+    line = next(line for line in report.lines if line.op == op)
+    assert why in line.why
+    assert "left alone" in str(report)
+    assert error(step(model, batch()), expected) < 1e-5
+
+
+def test_a_planted_no_op_is_caught(make_model: Make) -> None:
+    """A model that computes its loss past the head is not said to be accelerated."""
+    model = make_model()
+    own = type(model).forward
+
+    class PastTheHead(type(model)):  # type: ignore[misc]
+        def forward(self, input_ids: Tensor, labels: Tensor | None = None, **kwargs: Any) -> Any:
+            outputs = own(self, input_ids, **kwargs)
+            if labels is not None:
+                outputs["loss"] = nn.functional.cross_entropy(
+                    outputs.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+                )
+            return outputs
+
+    model.__class__ = PastTheHead
+    report = accelerate(model)
+    assert "loss" not in report.accelerated
+    assert "attention" in report.accelerated
+
+
+def test_nothing_to_accelerate_is_an_error(make_model: Make) -> None:
+    model = make_model()
+    before = state(model)
+    with pytest.raises(UserError, match="nothing can be accelerated"):
+        accelerate(model, attention=False, activations=False, loss=False)
+    assert state(model) == before
+    with pytest.raises(UserError, match="got Linear, expected a causal language model"):
+        accelerate(nn.Linear(2, 2))
+    with torch.device("meta"), pytest.raises(UserError, match="meta device"):
+        accelerate(type(model)(model.config))
+
+
+def test_zero_dropout(make_model: Make) -> None:
+    model = make_model("gpt2", attn_pdrop=0.1, resid_pdrop=0.1, embd_pdrop=0.1).train()
+    report = accelerate(model)
+    assert "dropout 0.1" not in str(report)
+    assert "dropout is 0.1: zero_dropout(model)" in str(report)
+    zero_dropout(model)
+    assert "dropout" not in str(accelerate(model))
+    with counted() as ran:
+        assert model(**batch()).loss == model(**batch()).loss
+    assert ran == {"attention": 4, "gelu": 4, "loss": 2}
+
+
+def test_the_report_is_a_table(make_model: Make) -> None:
+    report = accelerate(make_model())
+    assert isinstance(report, Report)
+    first, head, *lines = str(report).splitlines()
+    assert first == "GPT2LMHeadModel"
+    assert [line.split()[0] for line in lines] == ["attention", "gelu", "loss", "norm"]
+    assert {line.index("left alone") for line in lines if "left alone" in line} == {head.index("computed by")}
+
+
+@pytest.mark.long
+def test_compiled_models_give_the_same(make_model: Make) -> None:
+    model = make_model().train()
+    expected = step(model, batch())
+    accelerate(model)
+    torch.compiler.reset()
+    model.compile(backend="aot_eager")
+    assert error(step(model, batch()), expected) < 1e-5
