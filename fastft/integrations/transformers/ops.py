@@ -15,7 +15,8 @@ from typing import Any, cast
 import fastft_kernels
 import torch
 from fastft_kernels import AttentionPlan, TileGroup
-from fastft_kernels.attention import HEAD_DIMS, SMALL_TILES
+from fastft_kernels.attention import SMALL_TILES
+from fastft_kernels.heads import why_not_head_dim
 from fastft_kernels.support import choose
 from torch import Tensor
 
@@ -94,14 +95,12 @@ def _seen_keys(until: Tensor) -> Tensor:
 
 
 def _by_triton(q: Tensor) -> bool:
-    return choose("auto", q) == "triton" and q.shape[-1] in HEAD_DIMS
+    return choose("auto", q) == "triton" and why_not_head_dim(q.shape[-1]) is None
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> Tensor:
     """q `[N, H, D]`, k and v `[N, G, D]` -> `[N, H, D]`; each head of k and v serves `H / G` heads of q."""
     count("attention")
-    if (each := q.shape[1] // k.shape[1]) > 1:
-        k, v = (x.repeat_interleave(each, dim=1) for x in (k, v))
     parts = plan.parts
     out: Any = fastft_kernels.attention(  # a tensor alone, as no log-sum-exp is asked for
         q,
