@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, cast
@@ -38,6 +39,16 @@ class HeadInput:
 
 _asked: ContextVar[nn.Module | None] = ContextVar("_asked", default=None)
 """The head that gives a `HeadInput` now."""
+
+
+@contextmanager
+def _without_logits(head: nn.Module) -> Iterator[None]:
+    """While it is open, the head gives a `HeadInput`."""
+    token = _asked.set(head)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
 
 
 class Head(Swapped, nn.Module):
@@ -81,11 +92,8 @@ def _forward_of(original: Any) -> Callable[..., Any]:
         head = _head_without_logits(self, args, kwargs)
         if head is None:
             return own(self, *args, **kwargs)
-        token = _asked.set(head)
-        try:
+        with _without_logits(head):
             outputs = own(self, *args, **kwargs)
-        finally:
-            _asked.reset(token)
         return type(outputs)(**{name: value for name, value in outputs.items() if name != "logits"})
 
     return forward
@@ -109,6 +117,12 @@ def _head_without_logits(model: Any, args: tuple[Any, ...], kwargs: dict[str, An
         return None
     head = model.get_output_embeddings()
     return head if why_not(model, head) is None else None
+
+
+def head_input(model: Any, head: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The outputs of an accelerated model for a call without labels, a `HeadInput` in place of their logits."""
+    with _without_logits(head):
+        return type(model).original.forward(model, *args, **kwargs)
 
 
 def why_not(model: Any, head: Any) -> str | None:
