@@ -502,18 +502,19 @@ class TestTheBooksOwnTests:
         text = " ".join(f"{entry['instruction']} {entry['output']}" for entry in ENTRIES * 20)
         (tmp_path / "the-verdict.txt").write_text(text, encoding="utf-8")
         source = self.source("ch05").replace('"emb_dim": 768', f'"emb_dim": {width}')
+        if width < 768:
+            source = source.replace('"n_layers": 12', '"n_layers": 2')
         literal = re.compile(r"assert round\((\w+)_losses\[0\], 1\) == [\d.]+")
         test = tmp_path / "test_ch05.py"
         test.write_text(literal.sub(r'print("\\nfirst", "\1", \1_losses[0])', source), encoding="utf-8")
         first = re.findall(r"^first (\w+) ([\d.]+)$", self.run(test, tmp_path, BOOK_AS_IT_IS="1"), re.MULTILINE)
         assert [name for name, _ in first] == ["train", "val"] * 2
         expected = dict(first[:2])  # of GPTModel; GPTModelFast, which stays the book's, has the same
-        test.write_text(
-            literal.sub(lambda m: f"assert abs({m[1]}_losses[0] - {expected[m[1]]}) < 1e-4", source), encoding="utf-8"
-        )
+
+        def held(found: re.Match[str]) -> str:
+            """The second epoch's loss is a wrong one, which the tolerance rejects."""
+            losses, value = f"{found[1]}_losses", expected[found[1]]
+            return f"assert abs({losses}[0] - {value}) < 1e-4 < abs({losses}[1] - {value})"
+
+        test.write_text(literal.sub(held, source), encoding="utf-8")
         assert "2 passed" in self.run(test, tmp_path)
-        test.write_text(
-            literal.sub(lambda m: f"assert abs({m[1]}_losses[0] - {expected[m[1]]}) > 1e-4", source), encoding="utf-8"
-        )
-        with pytest.raises(AssertionError, match="2 failed"):
-            self.run(test, tmp_path)
