@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,39 +13,15 @@ from typing import Any
 
 import pytest
 import torch
+from labelled_examples import labelled, padded
 from transformers import Trainer, TrainingArguments
 
 from fastft.integrations.transformers import TreeCollator, accelerate, counted
 
 pytest.importorskip("accelerate", reason="pip install 'fastft[transformers]'")
 Make = Callable[..., Any]
-Feature = dict[str, list[int]]
 STEPS = 20
 LIMIT = 1e-5
-
-
-def records(n: int = 48) -> list[Feature]:
-    """Prompts that begin alike, and answers of very different lengths, which alone have labels."""
-    generator = torch.Generator().manual_seed(2)
-    beginnings = [torch.randint(3, 97, (12,), generator=generator).tolist() for _ in range(3)]
-    made = []
-    for index in range(n):
-        own = torch.randint(3, 97, (2 + index * 7 % 13,), generator=generator).tolist()
-        prompt, answer = beginnings[index % 3] + own[:1], own[1:]
-        made.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
-    return made
-
-
-def padded(features: list[Feature]) -> dict[str, torch.Tensor]:
-    """An ordinary collator: rows padded at their end."""
-    width = max(len(feature["input_ids"]) for feature in features)
-    row: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "attention_mask": []}
-    for feature in features:
-        n = len(feature["input_ids"])
-        row["input_ids"].append(feature["input_ids"] + [0] * (width - n))
-        row["labels"].append(feature["labels"] + [-100] * (width - n))
-        row["attention_mask"].append([1] * n + [0] * (width - n))
-    return {name: torch.tensor(value) for name, value in row.items()}
 
 
 @dataclass
@@ -64,7 +43,7 @@ def trained(model: Any, folder: Path, *, fast: bool, resume: str | None = None, 
     if fast:
         accelerate(model)
     trainer = Trainer(
-        model=model, args=arguments, train_dataset=records(), eval_dataset=records(17),
+        model=model, args=arguments, train_dataset=labelled(), eval_dataset=labelled(17),
         data_collator=TreeCollator(model) if fast else padded,
     )  # fmt: skip
     with counted() as ran:
@@ -139,7 +118,7 @@ def test_metrics_of_evaluation_get_their_logits(make_model: Make, tmp_path: Path
         arguments = TrainingArguments(output_dir=str(tmp_path), report_to="none", use_cpu=True, disable_tqdm=True)
         collate = TreeCollator(model) if fast else padded
         trainer = Trainer(model=model, args=arguments, data_collator=collate, compute_metrics=right)
-        said.append(trainer.evaluate(records(17)))
+        said.append(trainer.evaluate(labelled(17)))
     assert said[0]["eval_asked"] == said[1]["eval_asked"]
     assert said[0]["eval_right"] == said[1]["eval_right"]
 
@@ -183,3 +162,17 @@ def test_an_adapter_of_the_head_is_not_left_out(make_model: Make, tmp_path: Path
     found = trained(adapted(model), tmp_path, fast=True)
     assert differs(found.losses, expected.losses) < LIMIT
     assert found.ran == {"attention": 2 * STEPS, "loss_of_logits": STEPS}
+
+
+@pytest.mark.long
+def test_two_ranks_are_the_stock_trainers_two_ranks(tmp_path: Path) -> None:
+    """Packs of different lengths on two ranks, whose targets are counted over both."""
+    said = {}
+    for way in ("stock", "fast"):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+        script = Path(__file__).parents[1] / "support" / "trainer_ranks.py"
+        subprocess.run([*command, script, way, tmp_path / way], check=True, timeout=600)
+        said[way] = json.loads((tmp_path / way / "said.json").read_text())
+    for name in ("loss", "grad_norm"):
+        assert differs(said["fast"][name], said["stock"][name]) < LIMIT
+    assert said["fast"]["ran"]["loss"] == STEPS

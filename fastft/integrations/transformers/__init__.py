@@ -9,15 +9,25 @@ To be read in this order:
     swap.py       an object given another class and its own back
     report.py     what was accelerated, and what was left alone: `Report`
     speedup.py    all of it on one model: `accelerate`, `restore`, `accelerated`, `zero_dropout`
-    collator.py   batches that hold a shared beginning once: `TreeCollator`
+    collator.py   batches that hold a shared beginning once: `TreeCollator`, `features_of`
 
 Importing this costs nothing; transformers is imported when one of the names is used.
 """
 
 from fastft.integrations.transformers.attention import register
-from fastft.integrations.transformers.collator import TreeCollator
+from fastft.integrations.transformers.collator import TreeCollator, features_of
 from fastft.integrations.transformers.ops import counted
 from fastft.integrations.transformers.report import Report
 from fastft.integrations.transformers.speedup import accelerate, accelerated, restore, zero_dropout
 
-__all__ = ["Report", "TreeCollator", "accelerate", "accelerated", "counted", "register", "restore", "zero_dropout"]
+__all__ = [
+    "Report",
+    "TreeCollator",
+    "accelerate",
+    "accelerated",
+    "counted",
+    "features_of",
+    "register",
+    "restore",
+    "zero_dropout",
+]

@@ -22,11 +22,21 @@ import torch
 from torch import Tensor
 
 from fastft.common.errors import UserError
+from fastft.data.encode import EncodedSet
 from fastft.integrations.transformers.attention import NAME
 from fastft.integrations.transformers.loss import IGNORE_INDEX
 from fastft.integrations.transformers.speedup import base_of, dropout_of, evaluating
 
 Ids = npt.NDArray[np.int64]
+
+
+def features_of(encoded: EncodedSet) -> list[dict[str, list[int]]]:
+    """Encoded records as a trainer's data set: each example's `input_ids` and `labels`, -100 where it has none."""
+    made = []
+    for index, first in enumerate(encoded.first_target.tolist()):
+        ids = encoded[index].tolist()
+        made.append({"input_ids": ids, "labels": [IGNORE_INDEX] * first + ids[first:]})
+    return made
 
 
 @dataclass(frozen=True, slots=True)

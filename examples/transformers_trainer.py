@@ -1,0 +1,53 @@
+"""transformers' own Trainer, with two lines of fastft: `accelerate(model)` and `TreeCollator(model)`.
+
+    python examples/transformers_trainer.py                                     # seconds on a CPU, small random weights
+    python examples/transformers_trainer.py --model openai-community/gpt2 --data instruction-data.json
+
+Losses and gradients are the ones that the stock Trainer has with padded rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+
+from fastft.data.encode import encode
+from fastft.data.prompts import ALPACA
+from fastft.data.records import load_records
+from fastft.data.tokenizer import gpt2_tokenizer
+from fastft.integrations.transformers import TreeCollator, accelerate, features_of, zero_dropout
+
+
+def main(arguments: Sequence[str] | None = None) -> Trainer:
+    """Trains, and returns the trainer."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", help="a folder or name of Hugging Face's; small random weights without it")
+    parser.add_argument("--data", default="sample", help="a file of instructions")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--out", default="out/transformers_trainer")
+    options = parser.parse_args(arguments)
+
+    records = load_records(options.data).good
+    examples = features_of(encode(records, ALPACA, gpt2_tokenizer(), mask_prompt=True, max_length=1024))
+    small = GPT2Config(n_layer=2, n_head=2, n_embd=64)
+    model = GPT2LMHeadModel.from_pretrained(options.model) if options.model else GPT2LMHeadModel(small)
+
+    zero_dropout(model)  # GPT-2's configuration has 0.1, and a shared token has one mask for all that share it
+    print(accelerate(model))
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=options.out, max_steps=options.steps, per_device_train_batch_size=8, learning_rate=5e-5,
+            logging_steps=1, report_to="none",
+        ),
+        train_dataset=examples,
+        data_collator=TreeCollator(model),
+    )  # fmt: skip
+    trainer.train()
+    return trainer
+
+
+if __name__ == "__main__":
+    main()
