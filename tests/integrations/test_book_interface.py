@@ -209,14 +209,14 @@ class TestLoss:
         assert len(found[0][1]) == 2 * (6 * 2 + 1)
         assert same(found[0], found[1], FLOAT64)
 
-    @pytest.mark.parametrize("how", ["hooked", "subclass", "block", "head hooked", "the book's own"])
+    @pytest.mark.parametrize("how", ["hooked", "a part hooked", "subclass", "block", "the book's own"])
     def test_a_model_that_is_more_than_ours_is_called_as_a_whole(self, how: str) -> None:
         inputs, targets = batch_of(ENTRIES[:2])
         model, calls = model_of(OURS), []
         if how == "hooked":
             model.register_forward_hook(lambda *_: calls.append(1))
-        elif how == "head hooked":
-            model.out_head.register_forward_hook(lambda *_: calls.append(1))
+        elif how == "a part hooked":
+            model.trf_blocks[1].ff.register_forward_hook(lambda _, given, __: calls.append(given[0].shape[:2]))
         elif how == "subclass":
 
             class Other(book.GPTModel):
@@ -238,7 +238,7 @@ class TestLoss:
             model = model_of(THEIRS)
             calls.append(1)
         loss = OURS.calc_loss_batch(inputs, targets, model, "cpu")
-        assert calls
+        assert calls == [inputs.shape if how == "a part hooked" else 1]
         assert abs(loss - THEIRS.calc_loss_batch(inputs, targets, model_of(THEIRS), "cpu")) < FLOAT64
 
 

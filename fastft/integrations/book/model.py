@@ -212,18 +212,18 @@ def drops(model: nn.Module) -> bool:
 def is_known(model: nn.Module) -> TypeGuard[GPTModel]:
     """Whether the model is a `GPTModel` whose own forward says all: then parts of it can be computed by themselves.
 
-    Not where it is wrapped, hooked or overridden, or where a block is another one than the book's; its linear layers
-    may be replaced (LoRA).
+    Not where it is wrapped or overridden, where a block is another one than the book's, or where something listens to a
+    part of it, which would hear of a pack's tokens in place of rows. Its linear layers may be replaced (LoRA).
     """
     return (
         isinstance(model, GPTModel)
         and type(model).forward is GPTModel.forward
-        and not has_hooks(model)
         and all(type(block) is TransformerBlock and type(block.att) is MultiHeadAttention for block in model.trf_blocks)
-        and not has_hooks(model.trf_blocks)
+        and not any(_has_hooks(module) for module in model.modules())
     )
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether something is called when the module is, which parts of it by themselves would pass by."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )

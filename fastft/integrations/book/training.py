@@ -23,7 +23,7 @@ from fastft.batches.batch import Batch, pack_asked
 from fastft.common.console import say
 from fastft.common.errors import UserError
 from fastft.integrations.book.generation import generate_and_print_sample
-from fastft.integrations.book.model import GPTModel, drops, has_hooks, is_known
+from fastft.integrations.book.model import GPTModel, drops, is_known
 from fastft.model import ops
 from fastft.model.loss import linear_cross_entropy
 
@@ -73,7 +73,7 @@ def _packed(rows: Sequence[Asked], impl: str, device: torch.device) -> Batch:
 def _mean_loss(model: GPTModel, hidden: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
     """The mean of the losses of final hidden states `[R, C]` by their weights `[R]`."""
     head: Any = model.out_head
-    if type(head) is nn.Linear and getattr(head, "bias", None) is None and not has_hooks(head):
+    if type(head) is nn.Linear and getattr(head, "bias", None) is None:
         return linear_cross_entropy(hidden, head.weight, targets, row_weights=weights)
     losses: Tensor = F.cross_entropy(head(hidden), targets, reduction="none")  # another one, such as LoRA's
     return losses.mean() if weights is None else (losses * weights).sum() / weights.sum()
