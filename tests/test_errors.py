@@ -354,7 +354,7 @@ RECORDS = [
     Case("the same choice twice", lambda p: p.train_on(choices(["a", "a "])), ("row 3", "same text twice")),
     Case("output no choice", lambda p: p.train_on(choices(["x", "y"], "D")), ("row 3", "`output` is none", "A to B")),
     Case("not UTF-8", lambda p: p.train(data=p.bytes("data.json", b'["\xff"]')), ("not UTF-8", "byte 2", "save it")),
-    Case("not gzip", lambda p: p.train(data=p.text("data.json.gz", "[]")), ("data.json.gz", "gzip", "again")),
+    Case("empty under a .gz name", lambda p: p.train(data=p.text("data.json.gz", "[]")), ("data.json.gz", "no usable")),
     Case(
         "truncated gzip",
         lambda p: p.train(data=p.bytes("data.json.gz", gzip.compress(json.dumps(made_records()).encode())[:-20])),
@@ -811,7 +811,7 @@ JUDGE = [
 
 UNWRITABLE = [
     Case("a folder below a file", lambda p: p.train("--out", p.text("file", "") / "run"), ("cannot create", "--out")),
-    Case("a file for the folder", lambda p: p.train("--out", p.text("file", "")), ("cannot create", "--out")),
+    Case("a file for the folder", lambda p: p.train("--out", p.text("file", "")), ("is no folder", "--out")),
     Case("a name that is too long", lambda p: p.train("--out", p.tmp / ("x" * 300)), ("xxx", "too long", "check")),
     Case(
         "a folder for the metrics",

@@ -133,16 +133,19 @@ class Run:
                 )
         if found and not self._is_fastfts():
             raise UserError(
-                f"{found[-1]} is there, and no run of fastft's has written it ({CONFIG} does not begin as a run's "
-                "does): a run would replace it; move it away, or take another --out"
+                f"{found[-1]} is there, and no run of fastft's has written it ({CONFIG} is not a run's): "
+                "a run would replace it; move it away, or take another --out"
             )
 
     def _is_fastfts(self) -> bool:
-        try:
-            with self.config.open("rb") as file:
-                return file.readline(100).startswith(CONFIG_BEGINS.encode())
-        except OSError:
-            return False
+        """Whether a run of fastft's has been here: by its options, however edited, or else by a whole checkpoint."""
+        with contextlib.suppress(OSError), self.config.open("rb") as file:
+            if file.readline(100).startswith(CONFIG_BEGINS.encode()):
+                return True
+        with contextlib.suppress(UserError):
+            from_yaml(self.config)
+            return True
+        return any(self.checkpoints.glob("*-*/DONE"))
 
     def clear(self) -> None:
         """Removes what fastft has written into the folder, and nothing else; folders that are then empty too.
