@@ -72,7 +72,8 @@ def visible_mask(visible_until: Tensor, q_rows: Tensor | None = None) -> Tensor:
 def reference(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """The equation, step by step: q `[..., H, R, D]`, k and v `[..., G, T, D]`, mask `[R, T]` -> `[..., H, R, D]`, and
     the log-sum-exp of each query's scores `[..., H, R]`."""
-    k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], dim=-3) for x in (k, v))
+    if (each := q.shape[-3] // k.shape[-3]) > 1:
+        k, v = (x.repeat_interleave(each, dim=-3) for x in (k, v))
     scores = ((q @ k.transpose(-1, -2)) * scale).masked_fill(~mask, -math.inf)
     return scores.softmax(dim=-1) @ v, scores.logsumexp(dim=-1)
 
