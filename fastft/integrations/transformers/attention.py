@@ -228,7 +228,7 @@ def _by_sdpa(
 ) -> tuple[Tensor, None]:  # fmt: skip
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    ops.count("attention_sdpa")
+    ops.note("attention_sdpa")
     out, _ = sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling)
     return out, None
 

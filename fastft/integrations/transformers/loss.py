@@ -171,7 +171,7 @@ def causal_lm_loss(
         the model, where a mean of nothing is NaN.
     """
     if not isinstance(logits, HeadInput):
-        ops.count("loss_of_logits")
+        ops.note("loss_of_logits")
         return own(
             logits, labels, vocab_size, num_items_in_batch=num_items_in_batch, ignore_index=ignore_index,
             shift_labels=shift_labels, **kwargs,
@@ -184,6 +184,5 @@ def causal_lm_loss(
             f"{tuple(hidden.shape[:-1])} of {weight.shape[0]}, as the model gives"
         )
     targets = targets.to(hidden.device).flatten()
-    total = ops.linear_cross_entropy(hidden.flatten(0, -2), weight, targets, ignore_index)
     count = (targets != ignore_index).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-    return total / (count.to(total.device) if isinstance(count, Tensor) else count)
+    return ops.linear_cross_entropy(hidden.flatten(0, -2), weight, targets, ignore_index, count)

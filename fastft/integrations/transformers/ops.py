@@ -28,7 +28,7 @@ _counters: list[Counter[str]] = []
 _lock = threading.Lock()  # DataParallel calls from several threads
 
 
-def count(op: str) -> None:
+def note(op: str) -> None:
     """Notes that an operation ran."""
     with _lock:
         for counter in _counters:
@@ -100,7 +100,7 @@ def _by_triton(q: Tensor) -> bool:
 
 def attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> Tensor:
     """q `[N, H, D]`, k and v `[N, G, D]` -> `[N, H, D]`; each head of k and v serves `H / G` heads of q."""
-    count("attention")
+    note("attention")
     parts = plan.parts
     out: Any = fastft_kernels.attention(  # a tensor alone, as no log-sum-exp is asked for
         q,
@@ -117,21 +117,29 @@ def attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> Tens
 
 def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh form, of any shape."""
-    count("gelu")
+    note("gelu")
     flat = x.reshape(-1, x.shape[-1])
     return fastft_kernels.gelu(flat).view(x.shape)
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
-    """The sum of the cross-entropies of `hidden` `[N, C]` under the head `[V, C]`, where targets `[N]` are asked for.
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, count: Tensor | float
+) -> Tensor:
+    """The sum of the cross-entropies of `hidden` `[N, C]` under the head `[V, C]`, where targets `[N]` are asked for,
+    divided by `count`.
 
-    A scalar, float32 (float64 where hidden is); rows with the target `ignore_index` cost no product.
+    A scalar, float32 (float64 where hidden is); rows with the target `ignore_index` cost no product. The division is
+    each row's weight: of the sum, it would go once more through the head's gradient.
     """
-    count("loss")
-    return fastft_kernels.linear_cross_entropy(hidden, weight, targets, ignore_index=ignore_index, reduction="sum")
+    note("loss")
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    share = 1 / torch.as_tensor(count, dtype=wide, device=hidden.device)
+    return fastft_kernels.linear_cross_entropy(
+        hidden, weight, targets, row_weights=share.expand(len(targets)), ignore_index=ignore_index, reduction="sum"
+    )
 
 
 def losses_of_rows(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """The cross-entropy of each row, `[R]`, hidden `[R, C]`, targets `[R]`."""
-    count("loss")
+    note("loss")
     return fastft_kernels.linear_cross_entropy(hidden, weight, targets, reduction="none")
