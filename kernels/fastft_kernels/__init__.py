@@ -14,7 +14,9 @@ from fastft_kernels.gelu import gelu
 from fastft_kernels.layer_norm import layer_norm
 from fastft_kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_with_losses
 from fastft_kernels.registry import prepare_compile
+from fastft_kernels.rms_norm import rms_norm
 from fastft_kernels.rows import RowPlan, add_rows_, plan_rows, take_rows
+from fastft_kernels.swiglu import swiglu
 from fastft_kernels.tiles import TileGroup, plan_tiles
 
 __all__ = [
@@ -34,5 +36,7 @@ __all__ = [
     "plan_rows",
     "plan_tiles",
     "prepare_compile",
+    "rms_norm",
+    "swiglu",
     "take_rows",
 ]

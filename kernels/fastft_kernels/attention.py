@@ -37,29 +37,42 @@ LOWEST = tl.constexpr(-1e30)
 SMALL_TILES: dict[str, Any] = {"BM": 16, "BN": 32, "BQ": 16, "BK": 32}
 """A plan's tiles for float32 heads of 128, for which the usual ones leave too few registers."""
 
+WIDEST_FLOAT32 = 128
+"""The widest heads that the kernels take in float32: registers spill beyond it."""
 SHORTEST_CHUNK = 128
 """The fewest queries of a chunk of dK and dV, which is shorter with grouped queries: each has J rows there."""
 
 _FOUR, _EIGHT = ({"num_warps": warps, "num_stages": 1} for warps in (4, 8))
+_WIDE = {"num_warps": 8, "num_stages": 2}
 _BY_HEAD = {(4, 16): _FOUR, (4, 32): _FOUR, (4, 64): _EIGHT, (4, 128): _EIGHT}
-"""By (bytes of an element, head dim): float32 products without tensor cores want many registers. Where other entries
+"""By (bytes of an element, DP): float32 products without tensor cores want many registers. Where other entries
 stand below, these would spill under Triton 3.6; a BQ there is in place of the plan's."""
 tables.TABLE["attention_forward"] = {
-    "default": {None: {"num_warps": 4, "num_stages": 3}, **_BY_HEAD, (4, 32): _EIGHT},
-    "sm_100": {(2, 64): {"num_warps": 4, "num_stages": 2}},
+    "default": {None: {"num_warps": 4, "num_stages": 3}, **_BY_HEAD, (4, 32): _EIGHT, (2, 256): _WIDE},
+    "sm_100": {(2, 64): {"num_warps": 4, "num_stages": 2}, (2, 256): _FOUR},
 }
 tables.TABLE["attention_dq"] = {
     "default": {
         None: {"num_warps": 4, "num_stages": 2, "PART": 32, "TURNED": False},
         **{size: {**config, "PART": 16, "TURNED": False} for size, config in _BY_HEAD.items()},
         (4, 128): {**_EIGHT, "PART": 32, "TURNED": True},
+        (2, 256): {**_WIDE, "PART": 32, "TURNED": False},
     },
-    "sm_86": {(4, 128): {**_EIGHT, "PART": 16, "TURNED": True}},
+    "sm_86": {
+        (4, 128): {**_EIGHT, "PART": 16, "TURNED": True},
+        (2, 256): {**_WIDE, "PART": 16, "TURNED": False},
+    },
 }
 tables.TABLE["attention_dkv"] = {
-    "default": {None: {"num_warps": 4, "num_stages": 2}, **_BY_HEAD, (4, 32): _EIGHT, (4, 64): {**_EIGHT, "BQ": 16}}
+    "default": {
+        None: {"num_warps": 4, "num_stages": 2},
+        **_BY_HEAD,
+        (4, 32): _EIGHT,
+        (4, 64): {**_EIGHT, "BQ": 16},
+        (2, 256): {**_WIDE, "BQ": 16},
+    }
 }
-tables.TABLE["attention_sum"] = {"default": {None: _FOUR}}
+tables.TABLE["attention_sum"] = {"default": {None: _FOUR, (2, 256): _EIGHT}}
 
 
 def visible_mask(visible_until: Tensor, q_rows: Tensor | None = None) -> Tensor:
@@ -441,8 +454,8 @@ def attention(
             computed here where they are not given, which waits for the device.
         return_lse: also return the log-sum-exp of each query's scores, without gradient.
         impl: `reference` computes the equation above step by step, over all T x T scores; `torch` the tiles that are
-            needed, by torch's products; `triton` the kernels, for head dims that are multiples of 16 up to 256; `auto`
-            is `triton` on a supported GPU, else `torch`.
+            needed, by torch's products; `triton` the kernels, for head dims that are multiples of 16 up to 256 (128
+            in float32); `auto` is `triton` where those run on a GPU, else `torch`.
 
     Returns:
         `[T, H, D]` (`[R, H, D]` with `q_rows`) in the dtype of `q`; with `return_lse` also `[H, R]` float32 (float64
@@ -501,7 +514,10 @@ def _by_triton(
 
 def _why_not(q: Tensor) -> str | None:
     """Why the kernels do not take these heads; None where they do."""
-    return why_not_head_dim(q.shape[-1])
+    D = q.shape[-1]
+    if q.dtype == torch.float32 and D > WIDEST_FLOAT32:
+        return f"got head dim {D} in float32, expected at most {WIDEST_FLOAT32}, or 16 bits,"
+    return why_not_head_dim(D)
 
 
 def _check(

@@ -35,7 +35,7 @@ def reference(x: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 @triton.jit
-def _sigmoid(z):
+def sigmoid(z):
     """The logistic function, without an exponential that overflows."""
     e = tl.exp(-tl.abs(z))
     return tl.where(z >= 0, 1.0, e) / (1.0 + e)
@@ -51,7 +51,7 @@ def gelu_forward(X, B, Y, N, F, stride_x, BN: tl.constexpr, BF: tl.constexpr, HA
     if HAS_BIAS:
         z += tl.load(B + f, mask=f < F, other=0.0).to(tl.float32)[None, :]
     u = SLOPE * (z + CUBIC * z * z * z)
-    tl.store(Y + n[:, None] * F + f[None, :], (z * _sigmoid(2.0 * u)).to(Y.dtype.element_ty), mask=inside)
+    tl.store(Y + n[:, None] * F + f[None, :], (z * sigmoid(2.0 * u)).to(Y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -75,7 +75,7 @@ def gelu_backward(
         dy = tl.load(DY + n[:, None] * stride_dy + f[None, :], mask=inside, other=0.0).to(tl.float32)
         u = SLOPE * (z + CUBIC * z * z * z)
         slope = SLOPE * (1.0 + 3.0 * CUBIC * z * z)
-        p = _sigmoid(2.0 * u)
+        p = sigmoid(2.0 * u)
         dz = dy * (p + 2.0 * z * slope * p * (1.0 - p))
         tl.store(DX + n[:, None] * F + f[None, :], dz.to(DX.dtype.element_ty), mask=inside)
         db += tl.sum(dz, 0)
@@ -109,7 +109,7 @@ def _backward(dy: Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tenso
     config = dict(tables.tiles("gelu_backward", support.arch_of(x)))
     programs, rows = rows_of_programs(triton.cdiv(N, config["BN"]), config.pop("programs"))
     partial = torch.empty((programs, F) if bias is not None else (0,), dtype=torch.float32, device=x.device)
-    dy = dy if dy.stride(1) == 1 else dy.contiguous()
+    dy = support.in_rows(dy)
     gelu_backward[(triton.cdiv(F, config["BF"]), programs)](
         dy, x, x if bias is None else bias, dx, partial, N, F, rows * config["BN"], dy.stride(0), x.stride(0),
         HAS_BIAS=bias is not None, **config,
@@ -163,8 +163,7 @@ def gelu(x: Tensor, bias: Tensor | None = None, *, impl: Impl = "auto") -> Tenso
     if impl == "torch":
         return functional.gelu(x if bias is None else x + bias, approximate="tanh").to(x.dtype)
     support.check_dtype(x, bias)
-    rows = x.reshape(-1, x.shape[-1])
-    y: Tensor = _forward(rows if rows.stride(1) == 1 else rows.contiguous(), bias)
+    y: Tensor = _forward(support.in_rows(x), bias)
     return y.view(x.shape)
 
 

@@ -165,7 +165,7 @@ def _backward(
     programs, rows = rows_of_programs(N, config.pop("programs"))
     dsum, dx, learnt = _backward_outputs(s, x_dtype, learnt_dtype)
     partial = torch.empty(programs, 2 * C, dtype=torch.float32, device=s.device)
-    dy, ds = _rows(dy), None if ds is None else _rows(ds)
+    dy, ds = support.in_rows(dy), None if ds is None else support.in_rows(ds)
     layer_norm_backward[(programs,)](
         dy, dy if ds is None else ds, s, weight, mean, rstd, dsum, dx, partial, N, rows,
         dy.stride(0), 0 if ds is None else ds.stride(0), s.stride(0),
@@ -255,15 +255,14 @@ def layer_norm(
         return y if residual is None else (y, s)
     support.check_dtype(x, weight, bias, residual)
     y, s, _, _ = _forward(
-        _rows(x), None if residual is None else _rows(residual), weight, bias, eps, out_dtype or x.dtype
+        support.in_rows(x),
+        None if residual is None else support.in_rows(residual),
+        weight,
+        bias,
+        eps,
+        out_dtype or x.dtype,
     )
     return y.view(x.shape) if residual is None else (y.view(x.shape), s.view(x.shape))
-
-
-def _rows(x: Tensor) -> Tensor:
-    """`[..., C]` as `[N, C]` whose rows lie in one piece."""
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, out_dtype: torch.dtype | None) -> None:

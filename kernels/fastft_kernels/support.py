@@ -132,6 +132,12 @@ def check_dtype(*given: Tensor | torch.dtype | None) -> None:
             )
 
 
+def in_rows(x: Tensor) -> Tensor:
+    """`[..., C]` as `[N, C]` whose rows lie in one piece each, as kernels read them."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.stride(1) == 1 else rows.contiguous()
+
+
 def precision() -> str:
     """How float32 matrix products are computed: IEEE, or in TF32 where torch's own are allowed to be.
 

@@ -68,6 +68,8 @@ def test_errors(changed: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize(("changed", "message"), [
     ({"D": 40}, "got head dim 40, expected a multiple of 16 up to 256"),
+    ({"D": 272}, "got head dim 272, expected a multiple of 16 up to 256 with impl=.triton."),
+    ({"D": 256}, "got head dim 256 in float32, expected at most 128, or 16 bits, with impl=.triton."),
     ({"dtype": torch.float64}, "got torch.float64, expected float32, float16 or bfloat16"),
     ({"T": 6, "D": 16}, "got a plan for T = 12"),
 ])  # fmt: skip
