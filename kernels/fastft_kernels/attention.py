@@ -465,7 +465,7 @@ def attention(
         ValueError: shapes, dtypes or devices that do not fit, or `triton` where it cannot run.
     """
     _check(q, k, v, visible_until, q_rows, row_length)
-    impl = "torch" if impl == "auto" and _why_not(q) else support.choose(impl, q)
+    impl = "torch" if impl == "auto" and why_not_heads(q) else support.choose(impl, q)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if row_length is not None and q_rows is None and impl != "reference" and not return_lse:
         return in_torch.in_rows(q, k, v, row_length, scale)
@@ -494,7 +494,7 @@ def _by_triton(
     plan: AttentionPlan | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     support.check_dtype(q)
-    if (why_not := _why_not(q)) is not None:
+    if (why_not := why_not_heads(q)) is not None:
         raise ValueError(f'{why_not} with impl="triton"; impl="torch" takes any')
     if plan is None:
         small = q.dtype == torch.float32 and q.shape[-1] > 64
@@ -512,12 +512,12 @@ def _by_triton(
     return out, lse
 
 
-def _why_not(q: Tensor) -> str | None:
-    """Why the kernels do not take these heads; None where they do."""
+def why_not_heads(q: Tensor) -> str | None:
+    """Why the kernels do not take heads `[..., D]`; None where they do."""
     D = q.shape[-1]
-    if q.dtype == torch.float32 and D > WIDEST_FLOAT32:
+    if (why_not := why_not_head_dim(D)) is None and q.dtype == torch.float32 and D > WIDEST_FLOAT32:
         return f"got head dim {D} in float32, expected at most {WIDEST_FLOAT32}, or 16 bits,"
-    return why_not_head_dim(D)
+    return why_not
 
 
 def _check(

@@ -15,8 +15,7 @@ from typing import Any, cast
 import fastft_kernels
 import torch
 from fastft_kernels import AttentionPlan, TileGroup
-from fastft_kernels.attention import SMALL_TILES
-from fastft_kernels.heads import why_not_head_dim
+from fastft_kernels.attention import SMALL_TILES, why_not_heads
 from fastft_kernels.support import choose
 from torch import Tensor
 
@@ -95,7 +94,7 @@ def _seen_keys(until: Tensor) -> Tensor:
 
 
 def _by_triton(q: Tensor) -> bool:
-    return choose("auto", q) == "triton" and why_not_head_dim(q.shape[-1]) is None
+    return choose("auto", q) == "triton" and why_not_heads(q) is None
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> Tensor:
