@@ -224,6 +224,13 @@ def test_cross_attention_is_refused(make_model: Make) -> None:
         model(input_ids=torch.arange(8)[None], encoder_hidden_states=torch.zeros(1, 3, 32))
 
 
+def test_a_model_made_bidirectional_is_refused(make_model: Make) -> None:
+    model = make_model("llama", is_causal=False)
+    model.set_attn_implementation("fastft")
+    with pytest.raises(UserError, match="not causal self-attention"):
+        model(input_ids=torch.arange(8)[None])
+
+
 def test_a_mask_that_was_written_to_is_read_again(make_model: Make) -> None:
     model = make_model("gpt2").eval()
     model.set_attn_implementation("fastft")

@@ -215,6 +215,7 @@ def _refuse(module: nn.Module, is_causal: bool | None, kwargs: dict[str, Any]) -
             'got reorder_and_upcast_attn, which attn_implementation="eager" alone computes, expected it False'
         )
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    causal = causal and getattr(getattr(module, "config", None), "is_causal", True)  # of models made bidirectional
     if not causal or getattr(module, "is_cross_attention", False):
         raise UserError(
             f"got {type(module).__name__}, which is not causal self-attention, expected a causal language model: "

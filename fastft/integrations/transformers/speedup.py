@@ -143,7 +143,7 @@ def _own_loss(base: Any) -> float:
     if vocab.is_meta:
         raise UserError("got a model on the meta device, expected one with its weights, to be tried out")
     ids = torch.arange(12, device=vocab.device)[None] * 7 % min(vocab.shape[0], 1000)
-    return float(base(input_ids=ids, labels=ids, use_cache=False).loss)
+    return float(base(input_ids=ids, labels=ids, use_cache=False, return_dict=True).loss)
 
 
 def _why_not_equal(base: Any, own_loss: float, op: str) -> str | None:
