@@ -38,14 +38,8 @@ MORE_REGISTERS = 8
 """Registers that a kernel may need beyond its golden figure: one step of the hardware's allocation."""
 
 WIDTHS = (768, 1024, 1280, 1600)
-LLAMA_WIDTHS = (576, 2048, 4096, 8192)
-"""Widths of models with RMS norm, from SmolLM2-135M on."""
 HEADS = {32: 12, 64: 16, 128: 8}
 """Head dimensions, with a number of heads that they occur with."""
-FURTHER_HEADS = {80: 32, 96: 32, 256: 8}
-"""Those of other models than GPT-2: two are no power of two, and the last is taken in 16 bits alone."""
-GROUPED = ((64, 9, 3), (128, 16, 4))
-"""Head dimensions, heads of queries and heads of keys of models with grouped queries."""
 VOCAB = 50257
 V = 1105
 """Stands for GPT-2's vocabulary. Compiled code depends on a size by whether it is a multiple of 16; 50257 is one more
@@ -63,25 +57,26 @@ NARROW = {
 """Kernels that may read single 16-bit elements, and why."""
 
 
-def _attention(H: int, G: int, D: int, dtype: torch.dtype, *, rows: bool = False) -> None:
+def _attention(D: int, dtype: torch.dtype, *, rows: bool) -> None:
     from fastft_kernels import attention, plan_attention
     from fastft_kernels.attention import SMALL_TILES
 
-    T = TOKENS
+    T, H = TOKENS, HEADS[D]
     until = torch.full((T,), T, dtype=torch.int32)
     until[PREFIX : T // 2] = T // 2
     asked = torch.arange(T // 3, T - 1) if rows else None
-    q, k, v = _learnt(T, (H + 2 * G) * D, dtype=dtype).unflatten(1, (-1, D)).split([H, G, G], dim=1)
+    q, k, v = (x.view(T, H, D) for x in _learnt(T, 3 * H * D, dtype=dtype).split(H * D, dim=1))
     q = q if asked is None else q.index_select(0, asked)
-    tiles: dict[str, Any] = SMALL_TILES if dtype == torch.float32 and D > 64 else {}
+    tiles: dict[str, Any] = SMALL_TILES if (D, dtype) == (128, torch.float32) else {}
     plan = plan_attention(until, asked, chunk=64, **tiles)
     _backward(attention(q, k, v, until, q_rows=asked, plan=plan, impl="triton"))
 
 
-def _attention_decode(H: int, G: int, D: int, dtype: torch.dtype) -> None:
+def _attention_decode(D: int, dtype: torch.dtype) -> None:
     from fastft_kernels import attention_decode
 
-    cache, prefix = torch.empty(2, 4, 256, G, D, dtype=dtype), torch.empty(2, PREFIX, G, D, dtype=dtype)
+    H = HEADS[D]
+    cache, prefix = torch.empty(2, 4, 256, H, D, dtype=dtype), torch.empty(2, PREFIX, H, D, dtype=dtype)
     q, lengths = torch.empty(4, H, D, dtype=dtype), torch.full((4,), 100, dtype=torch.int32)
     attention_decode(q, cache[0], cache[1], lengths, prefix_k=prefix[0], prefix_v=prefix[1], impl="triton")
 
@@ -96,22 +91,6 @@ def _layer_norm(width: int, branch: torch.dtype | None, stream: torch.dtype, out
     else:
         added = _learnt(64, width, dtype=branch)
         _backward(layer_norm(added, weight, bias, residual=x, out_dtype=out, impl="triton"))
-
-
-def _rms_norm(width: int, branch: torch.dtype | None, stream: torch.dtype, out: torch.dtype) -> None:
-    from fastft_kernels import rms_norm
-
-    x, weight = _learnt(64, width, dtype=stream), _learnt(width, dtype=torch.float32)
-    added = None if branch is None else _learnt(64, width, dtype=branch)
-    given, residual = (x, None) if added is None else (added, x)
-    _backward(rms_norm(given, weight, residual=residual, out_dtype=out, impl="triton"))
-
-
-def _swiglu(F: int, dtype: torch.dtype) -> None:
-    from fastft_kernels import swiglu
-
-    gate, up = _learnt(64, 2 * F, dtype=dtype).chunk(2, dim=1)
-    _backward(swiglu(gate, up, impl="triton"))
 
 
 def _gelu(width: int, dtype: torch.dtype) -> None:
@@ -159,34 +138,19 @@ def _backward(outputs: Tensor | tuple[Tensor, ...]) -> None:
 
 def _cases() -> Iterator[tuple[str, Callable[[], None]]]:
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
-    for D, H in HEADS.items():
-        yield f"attention D={D} bf16", partial(_attention, H, H, D, bf16)
-        yield f"attention D={D} fp32", partial(_attention, H, H, D, fp32)
-        yield f"attention_decode D={D} bf16", partial(_attention_decode, H, H, D, bf16)
-    yield "attention D=64 fp16", partial(_attention, 16, 16, 64, fp16)
-    yield "attention D=64 bf16, of some rows", partial(_attention, 16, 16, 64, bf16, rows=True)
-    for D, H in FURTHER_HEADS.items():
-        name, dtype = ("fp16", fp16) if D == 256 else ("fp32", fp32)
-        yield f"attention D={D} bf16", partial(_attention, H, H, D, bf16)
-        yield f"attention D={D} {name}", partial(_attention, H, H, D, dtype)
-        yield f"attention_decode D={D} bf16", partial(_attention_decode, H, H, D, bf16)
-    for D, H, G in GROUPED:
-        yield f"attention D={D} H={H} G={G} bf16", partial(_attention, H, G, D, bf16)
-    yield "attention D=64 H=9 G=3 bf16, of some rows", partial(_attention, 9, 3, 64, bf16, rows=True)
-    yield "attention_decode D=64 H=9 G=3 bf16", partial(_attention_decode, 9, 3, 64, bf16)
+    for D in HEADS:
+        yield f"attention D={D} bf16", partial(_attention, D, bf16, rows=False)
+        yield f"attention D={D} fp32", partial(_attention, D, fp32, rows=False)
+        yield f"attention_decode D={D} bf16", partial(_attention_decode, D, bf16)
+    yield "attention D=64 fp16", partial(_attention, 64, fp16, rows=False)
+    yield "attention D=64 bf16, of some rows", partial(_attention, 64, bf16, rows=True)
     for C in WIDTHS:
         yield f"layer_norm C={C} bf16", partial(_layer_norm, C, None, fp32, bf16)
         yield f"layer_norm C={C} bf16, added", partial(_layer_norm, C, bf16, fp32, bf16)
     yield "layer_norm C=4096 bf16, added", partial(_layer_norm, 4096, bf16, fp32, bf16)
     yield "layer_norm C=1024 fp16, added", partial(_layer_norm, 1024, fp16, fp32, fp16)
     yield "layer_norm C=1024 fp32, added", partial(_layer_norm, 1024, fp32, fp32, fp32)
-    for C in LLAMA_WIDTHS:
-        yield f"rms_norm C={C} bf16", partial(_rms_norm, C, None, bf16, bf16)
-        yield f"rms_norm C={C} bf16, added", partial(_rms_norm, C, bf16, fp32, bf16)
-    yield "rms_norm C=2048 fp16, added", partial(_rms_norm, 2048, fp16, fp32, fp16)
-    yield "rms_norm C=2048 fp32, added", partial(_rms_norm, 2048, fp32, fp32, fp32)
     for name, dtype in (("bf16", bf16), ("fp16", fp16), ("fp32", fp32)):
-        yield f"swiglu F=1536 {name}", partial(_swiglu, 1536, dtype)
         yield f"gelu F=4096 {name}", partial(_gelu, 1024, dtype)
         yield f"cross_entropy {name}", partial(_cross_entropy, dtype)
         yield f"linear_cross_entropy C=1024 {name}", partial(_linear_cross_entropy, 1024, dtype, rows=True)
