@@ -12,9 +12,11 @@ import torch
 
 pytest.importorskip("triton")
 
-from fastft_kernels import cross_entropy, offline, static
-from fastft_kernels.offline import Compiled
-from fastft_kernels.static import Row
+from fastft_kernels import cross_entropy
+from fastft_kernels.static import cases, gate, offline
+from fastft_kernels.static.__main__ import main
+from fastft_kernels.static.gate import Row
+from fastft_kernels.static.offline import Compiled
 from fastft_kernels.support import INTERPRETED, tl, triton
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
@@ -64,7 +66,7 @@ def ill_typed(X, Y, N: tl.constexpr):
 
 
 def compiled(arch: str, launch: Callable[[], None]) -> Compiled:
-    rows, failures = static.compiled(arch, {"toy": launch})
+    rows, failures = gate.compiled(arch, {"toy": launch})
     assert not failures
     return rows[0].figures
 
@@ -74,7 +76,7 @@ def floats(n: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def test_a_sound_kernel_has_no_fault() -> None:
-    assert static.faults(SOUND) == []
+    assert gate.faults(SOUND) == []
 
 
 @pytest.mark.parametrize(
@@ -90,14 +92,14 @@ def test_a_sound_kernel_has_no_fault() -> None:
     ],
 )
 def test_each_fault_is_found(change: dict[str, int], said: str) -> None:
-    found = static.faults(dataclasses.replace(SOUND, **change))
+    found = gate.faults(dataclasses.replace(SOUND, **change))
     assert len(found) == 1
     assert said in found[0]
 
 
 def test_float32_needs_no_tensor_cores_and_listed_kernels_may_read_narrowly() -> None:
-    assert static.faults(dataclasses.replace(SOUND, products=0, tensor=0)) == []
-    assert static.faults(dataclasses.replace(SOUND, kernel=next(iter(static.NARROW)), narrow=9)) == []
+    assert gate.faults(dataclasses.replace(SOUND, products=0, tensor=0)) == []
+    assert gate.faults(dataclasses.replace(SOUND, kernel=next(iter(gate.NARROW)), narrow=9)) == []
 
 
 @pytest.mark.parametrize(
@@ -109,9 +111,9 @@ def test_float32_needs_no_tensor_cores_and_listed_kernels_may_read_narrowly() ->
     ],
 )
 def test_a_change_for_the_worse_is_found(change: dict[str, int], said: str) -> None:
-    golden = static.golden_of(Row("case", "k", SOUND))
-    assert static.regressions(dataclasses.replace(SOUND, registers=136, blocks=3), golden) == []
-    found = static.regressions(dataclasses.replace(SOUND, **change), golden)
+    golden = gate.golden_of(Row("case", "k", SOUND))
+    assert gate.regressions(dataclasses.replace(SOUND, registers=136, blocks=3), golden) == []
+    found = gate.regressions(dataclasses.replace(SOUND, **change), golden)
     assert len(found) == 1
     assert said in found[0]
 
@@ -119,26 +121,26 @@ def test_a_change_for_the_worse_is_found(change: dict[str, int], said: str) -> N
 def test_golden_figures_are_kept_by_version_architecture_case_and_kernel() -> None:
     row = Row("case", "k", SOUND)
     worse = Row("case", "k", dataclasses.replace(SOUND, registers=200))
-    golden = static.updated({"0.1": {"sm_90": {}}, triton.__version__: {"sm_80": {"case": {}}}}, [row])
-    assert json.loads(static.written(golden)) == golden
+    golden = gate.updated({"0.1": {"sm_90": {}}, triton.__version__: {"sm_80": {"case": {}}}}, [row])
+    assert json.loads(gate.written(golden)) == golden
     assert set(golden) == {"0.1", triton.__version__}
     assert set(golden[triton.__version__]) == {"sm_80", "sm_90"}
-    assert static.judged([row], golden) == ([], [])
-    failures, notes = static.judged([worse], golden)
+    assert gate.judged([row], golden) == ([], [])
+    failures, notes = gate.judged([worse], golden)
     assert failures == ["sm_90, case, k: 200 registers, expected at most 128 + 8"]
     assert not notes
 
 
 def test_without_golden_figures_faults_are_still_found_and_it_says_so() -> None:
     spilling = Row("case", "k", dataclasses.replace(SOUND, spills=1))
-    failures, notes = static.judged([spilling], {"0.1": {}})
+    failures, notes = gate.judged([spilling], {"0.1": {}})
     assert len(failures) == 1
     assert "1 kernels have no golden figures" in notes[0]
 
 
 def test_amd_figures_decide_nothing() -> None:
     spilling = dataclasses.replace(SOUND, arch="gfx942", blocks=None, spills=9)
-    assert static.judged([Row("case", "k", spilling)], {}) == ([], [])
+    assert gate.judged([Row("case", "k", spilling)], {}) == ([], [])
 
 
 def test_spills_atomics_and_narrow_accesses_are_read_from_the_machine_code() -> None:
@@ -161,7 +163,7 @@ def test_tensor_cores_are_read_from_the_machine_code(arch: str) -> None:
 
 
 def test_what_does_not_compile_is_a_finding() -> None:
-    rows, failures = static.compiled("sm_80", {"toy": lambda: ill_typed[(1,)](floats(16), floats(16), 16)})
+    rows, failures = gate.compiled("sm_80", {"toy": lambda: ill_typed[(1,)](floats(16), floats(16), 16)})
     assert not rows
     assert len(failures) == 1
     assert "sm_80, toy: does not compile" in failures[0]
@@ -169,22 +171,23 @@ def test_what_does_not_compile_is_a_finding() -> None:
 
 def test_the_small_vocabulary_compiles_to_what_gpt2s_does() -> None:
     with offline.capture("sm_80") as found:
-        for V in (static.V, static.VOCAB):
+        for V in (cases.V, cases.VOCAB):
             logits = torch.empty(3, V, dtype=torch.bfloat16, requires_grad=True)
             cross_entropy(logits, torch.arange(3), impl="triton").backward()
     assert found.launches == {"cross_entropy_forward": 2, "cross_entropy_backward": 2}
     assert len(found.compiled) == 2
 
 
-def gate(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+def run_gate(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "fastft_kernels.static", *arguments],
         capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )  # fmt: skip
 
 
-def test_the_gate_is_green() -> None:
-    done = gate("--arch", "sm_80", "sm_90")
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+def test_the_gate_is_green(arch: str) -> None:
+    done = run_gate("--arch", arch)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert "no golden figures" not in done.stdout, done.stdout[-2000:]
     assert "nothing spills" in done.stdout.splitlines()[-1]
@@ -196,20 +199,20 @@ def test_a_worse_kernel_fails_the_gate(tmp_path: Path) -> None:
     golden = {triton.__version__: {"sm_80": {case: {"gelu_forward": figures}}}}
     path = tmp_path / "golden.json"
     path.write_text(json.dumps(golden), encoding="utf-8")
-    done = gate("--arch", "sm_80", "--case", case, "--golden", str(path))
+    done = run_gate("--arch", "sm_80", "--case", case, "--golden", str(path))
     assert done.returncode == 1
     assert f"sm_80, {case}, gelu_forward: " in done.stdout
     assert done.stdout.splitlines()[-1].endswith("1 findings")
 
 
 def test_it_says_why_it_cannot_run() -> None:
-    done = gate(TRITON_INTERPRET="1")
+    done = run_gate(TRITON_INTERPRET="1")
     assert done.returncode == 2
     assert "TRITON_INTERPRET is set" in done.stdout
 
 
 def test_a_case_that_is_not_there_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        static.main(["--arch", "sm_80", "--case", "gleu"])
+        main(["--arch", "sm_80", "--case", "gleu"])
     assert ended.value.code == 2
     assert "--case gleu: no case has such a name, expected one of" in capsys.readouterr().err

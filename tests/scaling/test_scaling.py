@@ -173,7 +173,7 @@ def test_the_other_dtypes_activations_would_be_noticed() -> None:
 def test_the_triton_kernels_activations_are_as_counted() -> None:
     """In Triton's interpreter, which is chosen when the kernels are imported: in a process of its own."""
     code = (
-        "from tests.test_scaling import *\n"
+        "from tests.scaling.test_scaling import *\n"
         "config = GPT2Config(n_layer=2, n_head=4, n_embd=64, n_ctx=256, vocab_size=512)\n"
         "batch = random_batch(512, examples=6, impl='triton')\n"
         "for dtype in ('fp32', 'bf16'):\n"

@@ -1,4 +1,4 @@
-"""The book's names and signatures, chapters 4 to 7, over fastft's fast path: one changed import, the same numbers.
+"""The book's code: its names and signatures, chapters 4 to 7 -> the same numbers, faster, by one changed import.
 
 "Build a Large Language Model (From Scratch)", github.com/rasbt/LLMs-from-scratch; the package `llms-from-scratch` has
 the same names in `ch04`, `ch05` and `ch07`. To be read in this order:
