@@ -51,10 +51,12 @@ def test_a_door_says_what_comes_in_and_goes_out_and_lists_its_files(room: str) -
     first = door(ROOT / room).partition("\n\n")[0]
     assert ":" in first
     assert "->" in first or room == "fastft/run"
-    files = {path.name for path in (ROOT / room).glob("*.py")} - {"__init__.py"}
+    files = {path.name for path in (ROOT / room).glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert files == {name for name in entries(ROOT / room) if name.endswith(".py")} - {"__main__.py"}
     rooms = {f"{path.parent.name}/" for path in (ROOT / room).glob("*/__init__.py")}
-    listed = {name for name in entries(ROOT / room) if name.endswith((".py", "/"))}
-    assert files - {"__main__.py"} | rooms == listed - {"__main__.py"}
+    folders = {name for name in entries(ROOT / room) if name.endswith("/")}
+    assert rooms <= folders
+    assert all((ROOT / room / name).is_dir() for name in folders)
 
 
 def test_rooms_use_of_each_other_what_the_doors_name() -> None:
