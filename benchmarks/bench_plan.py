@@ -23,7 +23,7 @@ def encoded() -> EncodedSet:
     """Examples of 40 to 300 ids, their last third supervised."""
     random = np.random.default_rng(0)
     lengths = random.integers(40, 300, EXAMPLES)
-    return EncodedSet(
+    return EncodedSet.of_suffixes(
         ids=np.zeros(int(lengths.sum()), dtype=np.int32),
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
         first_target=lengths * 2 // 3,

@@ -30,7 +30,7 @@ def made_examples(examples: int, prompt: int, answer: int) -> EncodedSet:
     ids[:, :prompt] = random.integers(0, END_OF_TEXT, prompt)
     ids[:, prompt:] = random.integers(0, END_OF_TEXT, (examples, answer))
     ids[:, -1] = END_OF_TEXT
-    return EncodedSet(
+    return EncodedSet.of_suffixes(
         ids=ids.reshape(-1),
         offsets=np.arange(examples + 1, dtype=np.int64) * (prompt + answer),
         first_target=np.full(examples, prompt, dtype=np.int64),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -177,13 +177,22 @@ def _print_findings(out: Console, found: Findings) -> None:
 
 def _print_example(out: Console, sets: dict[str, EncodedSet], options: InspectOptions, tokenizer: Tokenizer) -> None:
     encoded, index = _find(sets, options.example)
-    ids, start = encoded[index].tolist(), int(encoded.first_target[index])
+    ids = encoded[index].tolist()
     begin = index - index % options.batch_size
     longest = int(encoded.lengths[begin : begin + options.batch_size].max())
     padding = [tokenizer.end_of_text] * (longest + 1 - len(ids))
     out.print(f"row {encoded.rows[index]} in its padded batch of {options.batch_size}:")
-    for name, part in (("prompt", ids[:start]), ("supervised", ids[start:]), ("padding", padding)):
+    for name, part in (*_parts(ids, encoded.spans_of(index).tolist()), ("padding", padding)):
         out.print(Text(f"  {name:<10} {len(part):>4} tokens  ").append(_quoted(part, tokenizer), style=_STYLES[name]))
+
+
+def _parts(ids: list[int], spans: list[list[int]]) -> Iterator[tuple[str, list[int]]]:
+    """An example cut where supervised spans begin and end: what each part is, and its ids."""
+    at = 0
+    for begin, end in spans:
+        yield "prompt", ids[at:begin]
+        yield "supervised", ids[begin:end]
+        at = end
 
 
 def _quoted(ids: Sequence[int], tokenizer: Tokenizer) -> str:

@@ -64,6 +64,13 @@ def by_first_target(examples: Sequence[npt.NDArray[np.int32]], first_target: Seq
     ]
 
 
+def by_spans(ids: npt.NDArray[np.int32], spans: npt.NDArray[np.int64]) -> Asked:
+    """An example of n ids that has n - 1 inputs, and `spans` `[m, 2]` of ids that are asked for, each from its first
+    one, at least 1, to before its end."""
+    wanted = np.concatenate([np.arange(begin, end) for begin, end in spans.tolist()])
+    return Asked(ids[:-1], wanted - 1, ids[wanted])
+
+
 def by_labels(input_ids: Any, labels: Any, attention_mask: Any = None, *, shifted: bool = False) -> list[Asked]:
     """Rows of token ids with labels.
 

@@ -16,7 +16,7 @@ import torch
 from fastft_kernels import AttentionPlan, RowPlan, TileGroup, plan_tiles
 from torch import Tensor
 
-from fastft.batches.asked import IGNORE_INDEX, Asked, by_first_target, by_labels
+from fastft.batches.asked import IGNORE_INDEX, Asked, by_first_target, by_labels, by_spans
 from fastft.common.errors import UserError
 from fastft.data.encode import EncodedSet
 
@@ -137,14 +137,19 @@ def padded_batch(examples: Sequence[npt.NDArray[np.int32]], first_target: Sequen
     Inputs are padded with the example's last id, its end-of-text, and targets end there: padding is told by length,
     never by value, so that an id equal to the padding changes nothing.
     """
-    lengths = np.array([len(ids) - 1 for ids in examples], dtype=np.int64)
-    B, W = len(examples), int(lengths.max())
+    return padded_asked(by_first_target(examples, first_target), [int(ids[-1]) for ids in examples])
+
+
+def padded_asked(asked: Sequence[Asked], padding: Sequence[int]) -> Batch:
+    """`padded_batch` of examples each of which says itself what is asked of it, and with which id it is padded."""
+    lengths = np.array([len(example.inputs) for example in asked], dtype=np.int64)
+    B, W = len(asked), int(lengths.max())
     inputs = np.empty((B, W), dtype=np.int64)
     labels = np.full((B, W), IGNORE_INDEX, dtype=np.int64)
-    for row, (ids, start) in enumerate(zip(examples, first_target, strict=True)):
-        inputs[row, : len(ids) - 1] = ids[:-1]
-        inputs[row, len(ids) - 1 :] = ids[-1]
-        labels[row, start - 1 : len(ids) - 1] = ids[start:]
+    for row, (example, filler) in enumerate(zip(asked, padding, strict=True)):
+        inputs[row, : len(example.inputs)] = example.inputs
+        inputs[row, len(example.inputs) :] = filler
+        labels[row, example.at] = example.targets
     return from_padded(torch.from_numpy(inputs), torch.from_numpy(labels), tokens_real=int(lengths.sum()))
 
 
@@ -194,23 +199,22 @@ class Batcher:
 
     def __call__(self, encoded: EncodedSet, examples: npt.NDArray[np.int64]) -> Batch:
         """The batch of the examples with the given indices; of none, an `unasked` one."""
-        ids = [encoded[index] for index in examples]
-        first_target = [int(encoded.first_target[index]) for index in examples]
-        if not ids:
-            return unasked(self._batch([_ONE_TOKEN], [1]))
-        return self._batch(ids, first_target)
+        asked = [by_spans(encoded[index], encoded.spans_of(index)) for index in examples]
+        if not asked:
+            return unasked(self._batch([_ONE_TOKEN], [0]))
+        return self._batch(asked, [int(encoded[index][-1]) for index in examples])
 
-    def _batch(self, ids: Sequence[npt.NDArray[np.int32]], first_target: Sequence[int]) -> Batch:
+    def _batch(self, asked: Sequence[Asked], padding: Sequence[int]) -> Batch:
         if self.packed:
-            batch = pack(
-                ids, first_target, share_prefix=self.share_prefix, round_sizes=self.round_sizes, planner=self.planner
+            batch = pack_asked(
+                asked, share_prefix=self.share_prefix, round_sizes=self.round_sizes, planner=self.planner
             )
         else:
-            batch = padded_batch(ids, first_target)
+            batch = padded_asked(asked, padding)
         return batch if self.row_planner is None else batch.with_row_plans(self.row_planner)
 
 
-_ONE_TOKEN = np.zeros(2, dtype=np.int32)  # an id that every vocabulary has
+_ONE_TOKEN = by_spans(np.zeros(2, dtype=np.int32), np.array([[1, 2]]))  # of an id that every vocabulary has
 
 
 def unasked(batch: Batch) -> Batch:

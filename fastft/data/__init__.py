@@ -13,7 +13,7 @@ To be read in this order:
     tokenizer.py         text to ids and back, and GPT-2's own: `Tokenizer`, `gpt2_tokenizer`, `carried_files`,
                          `END_OF_TEXT`, `VOCAB_SIZE`
     folder_tokenizer.py  the one that lies beside weights: `tokenizer_of`, `NAMES`, `UNREAD`
-    encode.py            records to ids, and where each example's supervised part begins: `encode`, `EncodedSet`,
+    encode.py            records to ids, and the supervised spans of each example: `encode`, `EncodedSet`, `Text`,
                          `EncodingRules`, `TooLong`, `encoded_set`, `texts_of`, `name_rows`
     token_cache.py       the same for large files, memory-mapped: `RecordFile`, `cache_for`, `pick`
 """

@@ -1,9 +1,10 @@
-"""Records to token ids: one flat array, and for each example where its supervised part begins.
+"""Records to token ids: one flat array, and for each example the spans of ids that are supervised.
 
 An example of n ids (its text's tokens and an end-of-text) gives n - 1 (input, target) pairs. Which targets count is
-one number: `first_target`, the index of the first id that is a target. Without masking that is 1 (everything after
-the first id); with the prompt masked it is the number of prompt ids, so that the response header, the output and the
-end-of-text are supervised: exactly the book's `targets[:L - 1] = -100`.
+said by spans: runs of ids, each from its first one to before its end. An instruction has one, which ends with the
+example. Without masking it begins at 1 (everything after the first id); with the prompt masked at the number of prompt
+ids, so that the response header, the output and the end-of-text are supervised: exactly the book's
+`targets[:L - 1] = -100`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +25,29 @@ from fastft.data.tokenizer import Tokenizer
 
 TooLong = Literal["raise", "drop", "truncate"]
 
-Text = tuple[int, str, str]
-"""A record as text: its row in the data file, its prompt, its response."""
+
+class Text(NamedTuple):
+    """A record as text.
+
+    Attributes:
+        row: its row in the data file.
+        parts: what it is made of, in order, and whether each is learned; no two neighbours alike. The last one has the
+            end-of-text.
+    """
+
+    row: int
+    parts: tuple[tuple[str, bool], ...]
+
+    @classmethod
+    def of_pair(cls, row: int, prompt: str, response: str) -> Text:
+        """A prompt, and a response that is learned."""
+        return cls(row, ((prompt, False), (response, True)))
+
+    @property
+    def characters(self) -> int:
+        """Its length."""
+        return sum(len(part) for part, _ in self.parts)
+
 
 _ROWS_SHOWN = 10
 _EXAMPLES_AT_ONCE = 1 << 16
@@ -59,7 +81,9 @@ class EncodedSet:
     Attributes:
         ids: `[total]` int32, every example's ids with its end-of-text.
         offsets: `[n + 1]` int64; example i is `ids[offsets[i]:offsets[i + 1]]`.
-        first_target: `[n]` int64, index within the example of the first supervised id.
+        spans: `[m, 2]` int64, where each run of supervised ids begins and ends within its example: at least at 1, as
+            nothing comes before an example's first id; none empty, and one behind another.
+        span_offsets: `[n + 1]` int64; example i has `spans[span_offsets[i]:span_offsets[i + 1]]`, at least one.
         rows: `[n]` int64, the row of the data file that each example came from.
         report: what happened to some rows on the way.
         known_fingerprint, known_common_prefix: what the methods give, where it was found when the arrays were made:
@@ -68,11 +92,24 @@ class EncodedSet:
 
     ids: npt.NDArray[np.int32]
     offsets: npt.NDArray[np.int64]
-    first_target: npt.NDArray[np.int64]
+    spans: npt.NDArray[np.int64]
+    span_offsets: npt.NDArray[np.int64]
     rows: npt.NDArray[np.int64]
     report: EncodingReport = field(default_factory=EncodingReport)
     known_fingerprint: str | None = None
     known_common_prefix: int | None = None
+
+    @classmethod
+    def of_suffixes(
+        cls,
+        ids: npt.NDArray[np.int32],
+        offsets: npt.NDArray[np.int64],
+        first_target: npt.NDArray[np.int64],
+        rows: npt.NDArray[np.int64],
+    ) -> EncodedSet:
+        """Examples that are each supervised from the id at `first_target` `[n]` to their last one."""
+        spans = np.stack([first_target, np.diff(offsets)], axis=1)
+        return cls(ids=ids, offsets=offsets, spans=spans, span_offsets=np.arange(len(spans) + 1), rows=rows)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -88,7 +125,29 @@ class EncodedSet:
     @property
     def supervised(self) -> npt.NDArray[np.int64]:
         """`[n]` int64: supervised targets of each example."""
-        return self.lengths + 1 - self.first_target
+        ends = np.concatenate([[0], np.cumsum(self.spans[:, 1] - self.spans[:, 0])])
+        counts: npt.NDArray[np.int64] = ends[self.span_offsets[1:]] - ends[self.span_offsets[:-1]]
+        return counts
+
+    def spans_of(self, index: int) -> npt.NDArray[np.int64]:
+        """`[spans, 2]` of one example."""
+        return self.spans[self.span_offsets[index] : self.span_offsets[index + 1]]
+
+    @property
+    def are_suffixes(self) -> bool:
+        """Whether each example is supervised from some id to its last one, and nowhere else."""
+        return len(self.spans) == len(self) and bool((self.spans[:, 1] == np.diff(self.offsets)).all())
+
+    @property
+    def first_target(self) -> npt.NDArray[np.int64]:
+        """`[n]` int64, index within the example of the first supervised id, from which on all are.
+
+        Raises:
+            ValueError: some example has more than one supervised span, or ids behind it.
+        """
+        if not self.are_suffixes:
+            raise ValueError("got examples with several supervised spans, which no first target tells: ask for spans")
+        return self.spans[:, 0]
 
     def common_prefix(self) -> int:
         """How many inputs all examples begin with alike."""
@@ -107,7 +166,9 @@ class EncodedSet:
         if self.known_fingerprint is not None:
             return self.known_fingerprint
         digest = hashlib.sha256()
-        for part in (self.ids, self.offsets, self.first_target):
+        # Of suffixes their beginnings alone: what runs have noted whose examples had no other form.
+        masks = (self.first_target,) if self.are_suffixes else (self.spans, self.span_offsets)
+        for part in (self.ids, self.offsets, *masks):
             digest.update(np.ascontiguousarray(part).data)
         return digest.hexdigest()
 
@@ -179,7 +240,8 @@ class Chunk:
     Attributes:
         ids: `[total]` int32, every example's ids with its end-of-text, end to end.
         lengths: `[n]` int64, ids of each example.
-        first_target: `[n]` int64, index within the example of the first supervised id.
+        spans: `[m, 2]` int64, the supervised spans of all examples, as in an `EncodedSet`.
+        n_spans: `[n]` int64, how many of them each example has.
         rows: `[n]` int64, the row of the data file that each example came from.
         kept: `[records]` bool, which of the records became an example.
         happened: the rows that something happened to.
@@ -187,7 +249,8 @@ class Chunk:
 
     ids: npt.NDArray[np.int32]
     lengths: npt.NDArray[np.int64]
-    first_target: npt.NDArray[np.int64]
+    spans: npt.NDArray[np.int64]
+    n_spans: npt.NDArray[np.int64]
     rows: npt.NDArray[np.int64]
     kept: npt.NDArray[np.bool_]
     happened: Happened
@@ -218,12 +281,13 @@ def encode(
 
 
 def encoded_set(texts: Iterable[Text], tokenizer: Tokenizer, rules: EncodingRules) -> EncodedSet:
-    """`encode` of texts that no template makes: each a row, what precedes, and what is asked for."""
+    """`encode` of texts that no template makes."""
     chunk = encode_texts(texts, tokenizer, rules)
     return EncodedSet(
         ids=chunk.ids,
         offsets=np.concatenate([[0], np.cumsum(chunk.lengths)]).astype(np.int64),
-        first_target=chunk.first_target,
+        spans=chunk.spans,
+        span_offsets=np.concatenate([[0], np.cumsum(chunk.n_spans)]).astype(np.int64),
         rows=chunk.rows,
         report=chunk.happened.checked_report(rules.max_length),
     )
@@ -232,41 +296,66 @@ def encoded_set(texts: Iterable[Text], tokenizer: Tokenizer, rules: EncodingRule
 def texts_of(records: Iterable[Record], template: Template) -> Iterator[Text]:
     """The records as the text that a template makes of them."""
     for record in records:
-        yield record.row, template.prompt_of(record), template.response(record.output)
+        yield Text.of_pair(record.row, template.prompt_of(record), template.response(record.output))
 
 
 def encode_texts(texts: Iterable[Text], tokenizer: Tokenizer, rules: EncodingRules) -> Chunk:
     """Encodes texts one after the other; rows that must be refused are noted, not raised."""
     all_ids = array("i")
-    lengths, first_target, rows, kept = array("q"), array("q"), array("q"), bytearray()
+    lengths, spans, n_spans, rows, kept = array("q"), array("q"), array("q"), array("q"), bytearray()
     happened = Happened()
-    for row, prompt, response in texts:
-        # One text a call: tiktoken's batches, a thread pool each, take three times as long on texts of this size.
-        prompt_ids, ids = tokenizer.encode(prompt), tokenizer.encode(prompt + response)
-        if ids[: len(prompt_ids)] != prompt_ids:
-            happened.report.encoded_apart.append(row)
-            ids = prompt_ids + tokenizer.encode(response)
-        ids.append(tokenizer.end_of_text)
-        start = max(1, len(prompt_ids)) if rules.mask_prompt else 1
-        keeps = _keeps(row, ids, start, rules, happened)
-        kept.append(keeps)
-        if keeps:
+    for text in texts:
+        ids, learned = _ids_and_spans(text, tokenizer, rules, happened)
+        learned = _that_fit(text.row, ids, learned, rules, happened)
+        kept.append(bool(learned))
+        if learned:
             all_ids.fromlist(ids)
             lengths.append(len(ids))
-            first_target.append(start)
-            rows.append(row)
+            n_spans.append(len(learned))
+            rows.append(text.row)
+            for span in learned:
+                spans.extend(span)
     return Chunk(
         ids=np.frombuffer(all_ids, dtype=np.intc).astype(np.int32, copy=False),
         lengths=np.frombuffer(lengths, dtype=np.int64),
-        first_target=np.frombuffer(first_target, dtype=np.int64),
+        spans=np.frombuffer(spans, dtype=np.int64).reshape(-1, 2),
+        n_spans=np.frombuffer(n_spans, dtype=np.int64),
         rows=np.frombuffer(rows, dtype=np.int64),
         kept=np.frombuffer(kept, dtype=np.bool_),
         happened=happened,
     )
 
 
-def _keeps(row: int, ids: list[int], start: int, rules: EncodingRules, happened: Happened) -> bool:
-    """Whether the ids make an example, cut to length where the rules say so; notes what happened to the row."""
+def _ids_and_spans(
+    text: Text, tokenizer: Tokenizer, rules: EncodingRules, happened: Happened
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """A text's ids with its end-of-text, which belongs to the last part, and the spans that are learned."""
+    # One text a call: tiktoken's batches, a thread pool each, take three times as long on texts of this size.
+    parts = [part for part, _ in text.parts]
+    ids = tokenizer.encode("".join(parts))
+    begins = [0]
+    for k in range(1, len(parts)):
+        before = tokenizer.encode("".join(parts[:k]))
+        if ids[: len(before)] != before:
+            happened.report.encoded_apart.append(text.row)
+            apart = [tokenizer.encode(part) for part in parts]
+            ids, begins = [token for one in apart for token in one], [0, *np.cumsum([*map(len, apart)])[:-1].tolist()]
+            break
+        begins.append(len(before))
+    ids.append(tokenizer.end_of_text)
+    if not rules.mask_prompt:
+        return ids, [(1, len(ids))]
+    ends = [*begins[1:], len(ids)]
+    return ids, [
+        (max(1, begin), end) for (_, is_learned), begin, end in zip(text.parts, begins, ends, strict=True) if is_learned
+    ]
+
+
+def _that_fit(
+    row: int, ids: list[int], spans: list[tuple[int, int]], rules: EncodingRules, happened: Happened
+) -> list[tuple[int, int]]:
+    """The spans of an example's ids, which are cut to length where the rules say so, and behind the last span, as no
+    loss depends on what is there; none where they make no example. Notes what happened to the row."""
     if len(ids) - 1 > rules.max_length:
         rows = {
             "raise": happened.too_long,
@@ -275,12 +364,14 @@ def _keeps(row: int, ids: list[int], start: int, rules: EncodingRules, happened:
         }[rules.too_long]
         rows.append(row)
         if rules.too_long != "truncate":
-            return False
+            return []
         del ids[rules.max_length + 1 :]
-    if start >= len(ids):
+    fitting = [(begin, min(end, len(ids))) for begin, end in spans if begin < min(end, len(ids))]
+    if not fitting:
         happened.unsupervised.append(row)
-        return False
-    return True
+    else:
+        del ids[fitting[-1][1] :]
+    return fitting
 
 
 def name_rows(rows: Sequence[int], most: int = _ROWS_SHOWN) -> str:

@@ -6,7 +6,7 @@ Another content is another name, so nothing is ever out of date. A folder is wri
 it, and its DONE file holds the SHA-256 of every other file: a killed process leaves nothing that is used, and what is
 torn is made again.
 
-    tokens-KEY/    ids.int32, offsets.int64, first_target.int64, rows.int64 (an `EncodedSet`), DONE
+    tokens-KEY/    ids.int32, offsets.int64, spans.int64, span_offsets.int64, rows.int64 (an `EncodedSet`), DONE
     records-KEY/   DONE alone: how many records a file holds, the malformed ones, a digest of them
     audit-KEY/     DONE alone: what the audit found
     picked-KEY/    DONE alone: a few records, such as those that training answers as samples
@@ -29,7 +29,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import filelock
 import numpy as np
@@ -61,9 +61,9 @@ LARGE_FILE = 32 << 20
 some 5 s to encode at each start and a few hundred MB; smaller ones are not worth files on the disk."""
 
 _GZIP_RATIO = 4  # bytes of JSON text in a byte of .gz, roughly
-_FORMAT = 4  # to be raised when the same inputs would make other files
+_FORMAT = 5  # to be raised when the same inputs would make other files
 _DONE = "DONE"
-_DTYPES = {"ids": np.int32, "offsets": np.int64, "first_target": np.int64, "rows": np.int64}
+_DTYPES = {"ids": np.int32, "offsets": np.int64, "spans": np.int64, "span_offsets": np.int64, "rows": np.int64}
 
 _CHUNK_RECORDS = 2048
 _CHUNK_CHARACTERS = 1 << 22
@@ -395,7 +395,7 @@ def _chunks(texts: Iterable[Text]) -> Iterator[list[Text]]:
     characters = 0
     for text in texts:
         chunk.append(text)
-        characters += len(text[1]) + len(text[2])
+        characters += text.characters
         if len(chunk) == _CHUNK_RECORDS or characters >= _CHUNK_CHARACTERS:
             yield chunk
             chunk, characters = [], 0
@@ -412,28 +412,44 @@ def _write_arrays(folder: Path, chunks: Iterator[Chunk], indices: Indices, max_l
     kept: list[npt.NDArray[np.bool_]] = []
     with _Writer(folder) as writer, meter(doing, len(indices)) as progress:
         for chunk in chunks:
-            writer.write(chunk.ids, chunk.lengths, chunk.first_target, chunk.rows)
+            writer.write(chunk.ids, chunk.lengths, chunk.spans, chunk.n_spans, chunk.rows)
             happened.add(chunk.happened)
             kept.append(chunk.kept)
             progress.advance(by=len(chunk.kept))
     report = happened.checked_report(max_length)
     if (np.diff(indices) < 0).any():
         _rearrange(folder, _example_of(indices, np.concatenate(kept)))
-    fingerprint = hashlib.sha256()
-    for name in ("ids", "offsets", "first_target"):
-        _feed(_file_of(folder, name), fingerprint.update)
     return {
-        "fingerprint": fingerprint.hexdigest(),
+        "fingerprint": _fingerprint(folder, are_suffixes=writer.are_suffixes),
         "common_prefix": writer.common_prefix,
         "report": asdict(report),
     }
+
+
+def _fingerprint(folder: Path, *, are_suffixes: bool) -> str:
+    """`EncodedSet.fingerprint` of a folder's arrays, read by parts."""
+    digest = hashlib.sha256()
+    for name in ("ids", "offsets"):
+        _feed(_file_of(folder, name), digest.update)
+    if are_suffixes:
+        _feed(_file_of(folder, "spans"), lambda block: digest.update(_beginnings(block)))
+    else:
+        for name in ("spans", "span_offsets"):
+            _feed(_file_of(folder, name), digest.update)
+    return digest.hexdigest()
+
+
+def _beginnings(spans: bytes) -> bytes:
+    """The first number of each pair."""
+    return np.frombuffer(spans, dtype=_DTYPES["spans"]).reshape(-1, 2)[:, 0].tobytes()
 
 
 def _open_arrays(folder: Path, facts: Facts) -> EncodedSet:
     return EncodedSet(
         ids=_mapped(folder, "ids"),
         offsets=_mapped(folder, "offsets"),
-        first_target=_mapped(folder, "first_target"),
+        spans=_mapped(folder, "spans"),
+        span_offsets=_mapped(folder, "span_offsets"),
         rows=_mapped(folder, "rows"),
         report=EncodingReport(**facts["report"]),
         known_fingerprint=facts["fingerprint"],
@@ -447,9 +463,11 @@ def _file_of(folder: Path, name: str) -> Path:
 
 def _mapped(folder: Path, name: str) -> npt.NDArray[Any]:
     path = _file_of(folder, name)
+    shape = (-1, 2) if name == "spans" else (-1,)
     if not path.stat().st_size:  # nothing can be mapped of an empty file
-        return np.zeros(0, dtype=_DTYPES[name])
-    return np.asarray(np.memmap(path, dtype=_DTYPES[name], mode="r"))  # a plain view: np.memmap's own slices are slow
+        return np.zeros(0, dtype=_DTYPES[name]).reshape(shape)
+    mapped = np.memmap(path, dtype=_DTYPES[name], mode="r").reshape(shape)
+    return np.asarray(mapped)  # a plain view: np.memmap's own slices are slow
 
 
 class _Writer:
@@ -457,18 +475,26 @@ class _Writer:
 
     def __init__(self, folder: Path) -> None:
         self._files = {name: _file_of(folder, name).open("wb") for name in _DTYPES}
-        self._total = 0
+        self._ids = self._spans = 0
         self._beginning: npt.NDArray[np.int32] | None = None
-        self._files["offsets"].write(np.int64(0).tobytes())
+        self.are_suffixes = True
+        """`EncodedSet.are_suffixes` of what was written."""
+        for name in ("offsets", "span_offsets"):
+            self._files[name].write(np.int64(0).tobytes())
 
-    def write(self, ids: npt.NDArray[np.int32], lengths: Indices, first_target: Indices, rows: Indices) -> None:
-        """Appends examples of the given numbers of ids."""
+    def write(
+        self, ids: npt.NDArray[np.int32], lengths: Indices, spans: Indices, n_spans: Indices, rows: Indices
+    ) -> None:
+        """Appends examples of the given numbers of ids and spans."""
         if not len(lengths):
             return
-        ends = np.cumsum(lengths)
-        for name, array in zip(_DTYPES, (ids, self._total + ends, first_target, rows), strict=True):
+        ends, span_ends = np.cumsum(lengths), np.cumsum(n_spans)
+        arrays = (ids, self._ids + ends, spans, self._spans + span_ends, rows)
+        for name, array in zip(_DTYPES, arrays, strict=True):
             self._files[name].write(np.ascontiguousarray(array, dtype=_DTYPES[name]).data)
-        self._total += int(ends[-1])
+        self._ids += int(ends[-1])
+        self._spans += int(span_ends[-1])
+        self.are_suffixes &= len(spans) == len(lengths) and bool((spans[:, 1] == lengths).all())
         beginning = (ids if self._beginning is None else self._beginning)[: int(lengths.min()) - 1]
         self._beginning = beginning[: agreeing(ids, ends - lengths, beginning)].copy()
 
@@ -500,22 +526,39 @@ def _example_of(indices: Indices, kept: npt.NDArray[np.bool_]) -> Indices:
 
 def _rearrange(folder: Path, order: Indices) -> None:
     """Puts the examples of a folder's arrays into another order, a few thousand at a time."""
-    offsets, first_target, rows = (_mapped(folder, name) for name in ("offsets", "first_target", "rows"))
+    offsets, span_offsets, rows = (_mapped(folder, name) for name in ("offsets", "span_offsets", "rows"))
     arranged = folder / "arranged"
     arranged.mkdir()
-    # The ids are read, not mapped: in random order nearly all pages of a map would come to count as this process's.
-    with _Writer(arranged) as writer, _file_of(folder, "ids").open("rb", buffering=0) as ids:
+    # Ids and spans are read, not mapped: in random order nearly all pages of a map would count as this process's.
+    with (
+        _Writer(arranged) as writer,
+        _file_of(folder, "ids").open("rb", buffering=0) as ids,
+        _file_of(folder, "spans").open("rb", buffering=0) as spans,
+    ):
         for begin in range(0, len(order), _EXAMPLES_AT_ONCE):
             some = order[begin : begin + _EXAMPLES_AT_ONCE]
-            lengths = offsets[some + 1] - offsets[some]
-            parts = []
-            for start, length in zip((4 * offsets[some]).tolist(), (4 * lengths).tolist(), strict=True):
-                ids.seek(start)
-                parts.append(ids.read(length))
-            writer.write(np.frombuffer(b"".join(parts), dtype=np.int32), lengths, first_target[some], rows[some])
+            own_ids, own_spans = _pieces(ids, offsets, some, 4), _pieces(spans, span_offsets, some, 16)
+            lengths, n_spans = (ends[some + 1] - ends[some] for ends in (offsets, span_offsets))
+            writer.write(
+                np.frombuffer(own_ids, dtype=np.int32),
+                lengths,
+                np.frombuffer(own_spans, dtype=np.int64).reshape(-1, 2),
+                n_spans,
+                rows[some],
+            )
     for path in arranged.iterdir():
         path.replace(folder / path.name)
     arranged.rmdir()
+
+
+def _pieces(file: BinaryIO, offsets: Indices, some: Indices, size: int) -> bytes:
+    """What a file has for some examples, whose elements of `size` bytes begin at `offsets`."""
+    parts = []
+    begins, ends = (size * offsets[some]).tolist(), (size * offsets[some + 1]).tolist()
+    for begin, end in zip(begins, ends, strict=True):
+        file.seek(begin)
+        parts.append(file.read(end - begin))
+    return b"".join(parts)
 
 
 # What is known of a data file

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastft.common.errors import UserError
-from fastft.data.encode import EncodedSet, EncodingRules, encoded_set, texts_of
+from fastft.data.encode import EncodedSet, EncodingRules, Text, encoded_set, texts_of
 from fastft.data.prompts import TEMPLATES, Template
 from fastft.data.records import Record, answers_of, category_of, right_choice
 from fastft.decoding.sampling import ids_without_text
@@ -108,7 +108,7 @@ def choice_likelihoods(model: GPT2, records: Sequence[Record], template: Templat
     """
     before = [template.prompt_of(record) + template.response("") for record in records]
     asked = [(index, answer) for index, record in enumerate(records) for answer in answers_of(record)]
-    texts = [(number, before[index], answer) for number, (index, answer) in enumerate(asked)]
+    texts = [Text.of_pair(number, before[index], answer) for number, (index, answer) in enumerate(asked)]
     encoded = encoded_set(texts, model.config.tokenizer, _rules(model))
     losses, counts = _example_losses(model, encoded)
     by_number = {
@@ -154,8 +154,7 @@ def _example_losses(model: GPT2, encoded: EncodedSet) -> tuple[Floats, Floats]:
         batch.example_losses(rows[: batch.rows.numel()].cpu().double())
         for batch, rows in zip(batches, row_losses, strict=True)
     ]
-    counts = np.diff(encoded.offsets) - encoded.first_target
-    return np.concatenate([np.zeros(0), *losses]), counts.astype(np.float64)
+    return np.concatenate([np.zeros(0), *losses]), encoded.supervised.astype(np.float64)
 
 
 def _among_texts(model: GPT2) -> tuple[GPT2, Tensor | None]:

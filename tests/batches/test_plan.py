@@ -22,7 +22,7 @@ from fastft.run.data import load_data
 def encoded_set(lengths: list[int]) -> EncodedSet:
     """Examples of the given numbers of inputs; the first half of each is prompt."""
     ids = np.array(lengths, dtype=np.int64) + 1
-    return EncodedSet(
+    return EncodedSet.of_suffixes(
         ids=np.zeros(ids.sum(), dtype=np.int32),
         offsets=np.concatenate([[0], np.cumsum(ids)]),
         first_target=np.maximum(1, ids // 2),
@@ -101,7 +101,9 @@ def test_too_few_examples_are_named() -> None:
 
 def _empty() -> EncodedSet:
     none = np.zeros(0, dtype=np.int64)
-    return EncodedSet(ids=none.astype(np.int32), offsets=np.zeros(1, dtype=np.int64), first_target=none, rows=none)
+    return EncodedSet.of_suffixes(
+        ids=none.astype(np.int32), offsets=np.zeros(1, dtype=np.int64), first_target=none, rows=none
+    )
 
 
 @settings(max_examples=100, deadline=None)
@@ -223,7 +225,7 @@ def test_a_rank_without_examples_is_one_of_more_ranks_than_examples(
 def million() -> EncodedSet:
     """A million examples as instruction data has them: 30 to 1,000 tokens, most of them short."""
     lengths = np.random.default_rng(0).lognormal(4.2, 0.5, 1_000_000).astype(np.int64).clip(30, 1000)
-    return EncodedSet(
+    return EncodedSet.of_suffixes(
         ids=np.zeros(0, dtype=np.int32),
         offsets=np.concatenate([[0], np.cumsum(lengths + 1)]),
         first_target=lengths // 2,

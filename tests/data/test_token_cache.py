@@ -73,10 +73,11 @@ def rules_of(rules: EncodingRules) -> dict[str, Any]:
 
 
 def assert_same(some: EncodedSet, other: EncodedSet) -> None:
-    for name in ("ids", "offsets", "first_target", "rows", "lengths", "supervised"):
+    for name in ("ids", "offsets", "spans", "span_offsets", "rows", "lengths", "supervised"):
         mine, others = getattr(some, name), getattr(other, name)
         assert mine.dtype == others.dtype
         assert np.array_equal(mine, others), name
+    assert some.fingerprint() == other.fingerprint()
     assert some.report == other.report
     found_again = replace(some, known_fingerprint=None, known_common_prefix=None)
     for one in (some, found_again):
@@ -164,7 +165,7 @@ def test_several_processes_make_the_same(data: Path, cache: TokenCache, monkeypa
 
 def test_the_arrays_are_mapped(data: Path, cache: TokenCache) -> None:
     some = cached(data, cache)
-    for array in (some.ids, some.offsets, some.first_target, some.rows):
+    for array in (some.ids, some.offsets, some.spans, some.span_offsets, some.rows):
         assert isinstance(array.base, np.memmap)
         assert not array.flags.writeable
 
@@ -280,7 +281,9 @@ def foreign(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, flip, foreign, Path.unlink])
-@pytest.mark.parametrize("name", ["ids.int32", "offsets.int64", "first_target.int64", "rows.int64", "DONE"])
+@pytest.mark.parametrize(
+    "name", ["ids.int32", "offsets.int64", "spans.int64", "span_offsets.int64", "rows.int64", "DONE"]
+)
 def test_a_torn_file_is_noticed_and_made_again(
     data: Path, cache: TokenCache, damage: Callable[[Path], None], name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,9 +33,12 @@ Ids = npt.NDArray[np.int64]
 def features_of(encoded: EncodedSet) -> list[dict[str, list[int]]]:
     """Encoded records as a trainer's data set: each example's `input_ids` and `labels`, -100 where it has none."""
     made = []
-    for index, first in enumerate(encoded.first_target.tolist()):
+    for index in range(len(encoded)):
         ids = encoded[index].tolist()
-        made.append({"input_ids": ids, "labels": [IGNORE_INDEX] * first + ids[first:]})
+        labels = [IGNORE_INDEX] * len(ids)
+        for begin, end in encoded.spans_of(index).tolist():
+            labels[begin:end] = ids[begin:end]
+        made.append({"input_ids": ids, "labels": labels})
     return made
 
 
