@@ -55,10 +55,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'fastft' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"fastft.{_HOMES[name]}"), name)
+if not TYPE_CHECKING:  # which would take any name for one of these
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'fastft' has no attribute {name!r}")
+        return getattr(importlib.import_module(f"fastft.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -14,6 +14,7 @@ import io
 import os
 import signal
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -238,9 +239,9 @@ def _help(name: str, rest: Sequence[str]) -> str:
     """The help of a command, or all about the options that are named behind `--help`."""
     from fastft.common.options import help_of
 
-    asked = [argument for argument in rest if argument not in ("-h", "--help")]
     command = COMMANDS[name]
-    named = asked if rest[0] in ("-h", "--help") else ()
+    at = min(rest.index(one) for one in ("-h", "--help") if one in rest)
+    named = [argument for argument in rest[at + 1 :] if argument not in ("-h", "--help")]
     return help_of(command.options, prog=f"fastft {name}", text=command.help, names=named)
 
 
@@ -255,10 +256,12 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     """
     import jsonargparse
 
-    from fastft.common.options import options_parser, plain_error, spelt_out
+    from fastft.common.options import check_config, options_parser, plain_error, spelt_out
 
     of, prog = COMMANDS[name].options, f"fastft {name}"
     arguments = spelt_out(of, arguments, prog=prog)
+    for path in _values_of("config", arguments):
+        check_config(of, _read_config(path), prog=prog, path=path)
     parser = options_parser(of, prog=prog)
     if "resume" in of.__dataclass_fields__:
         arguments = _with_saved_config(parser, arguments)
@@ -335,7 +338,13 @@ def _values_of(option: str, arguments: Sequence[str]) -> list[str]:
 
 def _usage() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    lines = [
+        line
+        for name, command in COMMANDS.items()
+        for line in textwrap.wrap(
+            command.help, 80, initial_indent=f"  {name:<{width}}  ", subsequent_indent=" " * (width + 4)
+        )
+    ]
     return "\n".join(["usage: fastft COMMAND [options]", "", *lines, "", "`fastft COMMAND --help` lists its options."])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from fastft.cli import COMMANDS, main, parse
-from fastft.common.options import table
+from fastft.common.errors import UserError
+from fastft.common.options import Option, check_config, table
 from fastft.common.version import __version__
 from fastft.run.config import BOOK_RECIPE, TrainOptions, to_yaml
 from fastft.scores.compare import CompareOptions
@@ -130,6 +132,68 @@ def test_both_spellings_of_an_option(tmp_path: Path) -> None:
     config.write_text("lr: 0.5\n")
     given = parse("train", ["--batch-size", "2", "--keep-best=false", "--tie_head", "false", "--config", str(config)])
     assert (given.batch_size, given.keep_best, given.tie_head, given.lr) == (2, False, False, 0.5)
+
+
+@pytest.mark.parametrize("place", [0, 2, 4])
+@pytest.mark.parametrize("joined", [True, False], ids=["--config=FILE", "--config FILE"])
+def test_the_command_line_counts_more_than_a_file_wherever_it_stands(place: int, joined: bool, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(f"out: {tmp_path / 'of-the-file'}\nlr: 0.5\nseed: 5\n")
+    arguments = ["--out", str(tmp_path / "given"), "--seed", "7"]
+    arguments[place:place] = [f"--config={config}"] if joined else ["--config", str(config)]
+    given = parse("train", arguments)
+    assert (given.out, given.seed, given.lr) == (tmp_path / "given", 7, 0.5)
+
+
+OPTION_CLASSES = {name: command.options for name, command in COMMANDS.items()}
+ROWS = [(name, one) for name, of in OPTION_CLASSES.items() for one in table(of)]
+
+
+@pytest.mark.parametrize(("name", "one"), ROWS, ids=[f"{name} {one.name}" for name, one in ROWS])
+def test_null_in_a_file_is_taken_where_the_table_says_so(name: str, one: Option, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(f"{one.name}:  # nothing behind it\n")
+    if "null" in one.type_in_words:
+        check_config(OPTION_CLASSES[name], {one.name: None}, prog="fastft", path="c.yaml")
+        return
+    with pytest.raises(UserError, match=rf"--config {config}: got {one.flag} null, expected "):
+        parse(name, ["--config", str(config)])
+
+
+@pytest.mark.parametrize("field", ["batch_size", "lr", "mask_prompt", "schedule", "out"])
+def test_none_is_refused_from_python_too(field: str) -> None:
+    with pytest.raises(UserError, match=f"got --{field} null, expected"):
+        TrainOptions(**{field: None})
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "said"),
+    [
+        ("train", "batch-size: 4", "got batch-size, which is no option of it (did you mean batch_size?)"),
+        ("train", "batch_sise: 4", "got batch_sise, which is no option of it (did you mean batch_size?)"),
+        ("report", "against: rs", "got --against rs, expected a list: [rs]"),
+        ("train", "out: 5", "got --out 5, expected a path"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_said_in_plain_words(command: str, text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError, match=re.escape(said)):
+        parse(command, ["--config", str(tmp_path / "c.yaml")])
+
+
+def test_help_of_an_option_wherever_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--lr", "3", "--help", "steps"]) == 0
+    assert "A resumed run may change it where --schedule is constant." in " ".join(capsys.readouterr().out.split())
+    assert main(["train", "--lr", "3", "--help", "stpes"]) == 2
+    assert "did you mean --steps?" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_list_of_commands_fits_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_a_flag_does_not_take_a_files_name() -> None:
     assert parse("train", ["--dry-run", "--data", "my-file.json"]).data == "my-file.json"
 
 

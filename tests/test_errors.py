@@ -487,7 +487,7 @@ OPTIONS = [
     Case("config not YAML", lambda p: p.train("--config", p.text("c.yaml", "a: [1\nb: }")), ("config", "line 2")),
     Case("config not UTF-8", lambda p: p.train("--config", p.bytes("c.yaml", b"\xff\xfe")), ("--config", "UTF-8")),
     Case("config is a list", lambda p: p.train("--config", p.text("c.yaml", "- 1")), ("--config", "name: value")),
-    Case("unknown key in config", lambda p: p.train("--config", p.text("c.yaml", "batch: 4")), ("'batch'",)),
+    Case("unknown key in config", lambda p: p.train("--config", p.text("c.yaml", "batch: 4")), ("got batch,",)),
     Case("bad value in config", lambda p: p.train("--config", p.text("c.yaml", "lr: x")), ("--lr x", "a number")),
     Case("inspect: batch size 0", lambda _: ["inspect", "--data", "sample", "--batch_size", "0"], ("at least 1",)),
     Case("inspect: length 0", lambda _: ["inspect", "--data", "sample", "--max_length", "0"], ("at least 1",)),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import re
 import textwrap
 import types
@@ -81,7 +82,8 @@ class Option:
         text: what it is for.
         at_least: the least value; at_most: the largest.
         needs: without which it has no effect.
-        may_change: whether a resumed run may change it: how far and how it runs, never what it computes.
+        may_change: whether a resumed run may change it: how far and how it runs, never what it computes; or when, in
+            words.
         is_place: whether it is given by its place, and not by its name.
     """
 
@@ -93,7 +95,7 @@ class Option:
     at_least: float | None
     at_most: float | None
     needs: tuple[Condition, ...]
-    may_change: bool
+    may_change: bool | str
     is_place: bool
 
     @property
@@ -132,7 +134,7 @@ def option(
     at_least: float | None = None,
     at_most: float | None = None,
     needs: Condition | tuple[Condition, ...] = (),
-    may_change: bool = False,
+    may_change: bool | str = False,
 ) -> Any:
     """A field of a class of options, with what its annotation does not say: see `Option`.
 
@@ -211,6 +213,7 @@ def check_values(options: Any) -> None:
     for one in table(type(options)):
         value = getattr(options, one.name)
         if value is None:
+            check_given(one, value)
             continue
         choices = [choice for kind in _kinds(one.hint) for choice in _choices(kind)]
         if choices and value not in choices:
@@ -219,6 +222,38 @@ def check_values(options: Any) -> None:
             raise UserError(f"got {one.flag} {value}, expected at least {one.at_least:,}")
         if one.at_most is not None and not value <= one.at_most:
             raise UserError(f"got {one.flag} {value}, expected at most {one.at_most:,}")
+
+
+def check_given(one: Option, value: Any) -> None:
+    """Holds a value that was read from a file, or is None, against an option's type as far as the parser does not.
+
+    Raises:
+        UserError: null where none is taken, no list for a list, anything but text for a path.
+    """
+    kinds = _kinds(one.hint)
+    if value is None and type(None) not in kinds:
+        raise UserError(f"got {one.flag} null, expected {one.type_in_words}")
+    if one.is_list and not isinstance(value, list):
+        raise UserError(f"got {one.flag} {value}, expected a list: [{value}]")
+    if Path in kinds and str not in kinds and not isinstance(value, str | Path | None):
+        raise UserError(f"got {one.flag} {value}, expected {one.type_in_words}")
+
+
+def check_config(options: type[Any], values: Mapping[Any, Any], *, prog: str, path: str) -> None:
+    """Holds what a file of options has against the table.
+
+    Raises:
+        UserError: a name that is no option's, or what `check_given` refuses.
+    """
+    rows = {one.name: one for one in table(options)}
+    for name, value in values.items():
+        if name not in rows:
+            near = did_you_mean(str(name).replace("-", "_"), list(rows))
+            raise UserError(f"{prog}: --config {path}: got {name}, which is no option of it{near}")
+        try:
+            check_given(rows[name], value)
+        except UserError as error:
+            raise UserError(f"{prog}: --config {path}: {error}") from None
 
 
 def without_effect(
@@ -263,7 +298,8 @@ def options_parser(options: type[Any], *, prog: str) -> jsonargparse.ArgumentPar
 
 
 def spelt_out(options: type[Any], arguments: Sequence[str], *, prog: str) -> list[str]:
-    """A command line as the parser takes it: `--batch-size` as `--batch_size`, and `--resume` alone as `--resume true`.
+    """A command line as the parser takes it: `--batch-size` as `--batch_size`, `--resume` alone as `--resume true`, and
+    files of options in front, as the parser lets what comes later count.
 
     Raises:
         UserError: an option that there is not; the nearest one is named.
@@ -281,7 +317,19 @@ def spelt_out(options: type[Any], arguments: Sequence[str], *, prog: str) -> lis
         is_value = following in ("true", "false") if has_places else not following.startswith("-")
         if not equals and name in rows and rows[name].is_flag and not is_value:
             spelt.append("true")
-    return spelt
+    return _files_first(spelt)
+
+
+def _files_first(arguments: list[str]) -> list[str]:
+    files: list[str] = []
+    others: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--config":
+            files += [argument, *itertools.islice(rest, 1)]
+        else:
+            (files if argument.startswith("--config=") else others).append(argument)
+    return files + others
 
 
 def _known(name: str, names: Sequence[str], prog: str) -> str:
@@ -323,7 +371,7 @@ def help_of(options: type[Any], *, prog: str, text: str, names: Sequence[str] = 
             if one.group == group:
                 lines += _line(one.name.upper() if one.is_place else f"{one.flag} {one.value}", _in_short(one))
     lines += ["", "More"]
-    lines += _line("--config FILE", "A YAML file of options; those on the command line go first.")
+    lines += _line("--config FILE", "A YAML file of options. What is given here counts more than what it says.")
     lines += _line("--help OPTION ...", "All about these options.")
     return "\n".join(lines)
 
@@ -358,7 +406,8 @@ def _all_of(one: Option) -> str:
         for word, limit in (("At least", one.at_least), ("At most", one.at_most))
         if limit is not None
     ]
-    resumed = ["A resumed run may change it."] if one.may_change else []
+    when = f" {one.may_change}" if isinstance(one.may_change, str) else ""
+    resumed = [f"A resumed run may change it{when}."] if one.may_change else []
     lines = [f"Expected: {one.type_in_words}{_default(one)}.", *limits, *needs, *resumed]
     body = [wrapped for line in (one.text, *lines) for wrapped in textwrap.wrap(line, _WIDTH - 2)]
     return "\n".join([one.flag, *(f"  {line}" for line in body)])

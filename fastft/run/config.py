@@ -27,6 +27,7 @@ Schedule = Literal["constant", "cosine", "linear"]
 _LARGEST_SEED = (1 << 63) - 1
 _MOST_THREADS = 4096
 _LONGEST_S = 30 * 86400
+_IF_CONSTANT = "where --schedule is constant"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +88,9 @@ class StepOptions:
     """Examples in one optimizer step."""
     accumulate: int = option(1, at_least=1, needs=needs.AN_EXAMPLE_A_PASS)
     """The least number of forward and backward passes that one optimizer step is cut into, on each rank."""
-    epochs: int = option(2, at_least=1, needs=needs.NO_STEPS, may_change=True)
+    epochs: int = option(2, at_least=1, needs=needs.NO_STEPS, may_change=_IF_CONSTANT)
     """Passes over the training examples."""
-    steps: int | None = option(None, at_least=1, may_change=True)
+    steps: int | None = option(None, at_least=1, may_change=_IF_CONSTANT)
     """Optimizer steps in all; overrides --epochs."""
     drop_last: bool = False
     """Leave the last incomplete step of an epoch out."""
@@ -202,10 +203,10 @@ class TrainOptions(
     """Everything that determines a training run."""
 
     def __post_init__(self) -> None:
+        check_values(self)
         object.__setattr__(self, "out", Path(self.out))
         if self.deepspeed_config is not None:
             object.__setattr__(self, "deepspeed_config", Path(self.deepspeed_config))
-        check_values(self)
         if not self.token_cache:
             raise UserError("got an empty --token_cache, expected auto, none or a folder")
         for name in ("data", "weights"):

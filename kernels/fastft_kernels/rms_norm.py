@@ -210,11 +210,13 @@ class _InTorch(torch.autograd.Function):
         s, weight, rstd = ctx.saved_tensors
         normed = s * rstd  # at least float32, as rstd is
         dy = grads[0].to(normed.dtype)
-        dw = (dy * normed).flatten(0, -2).sum(dim=0) if s.ndim > 1 else dy * normed
+        dw = None
+        if ctx.needs_input_grad[1]:  # not of a frozen weight
+            dw = ((dy * normed).flatten(0, -2).sum(dim=0) if s.ndim > 1 else dy * normed).to(weight.dtype)
         g = dy * (weight.to(normed.dtype) + ctx.offset)
         mean = (g * normed).mean(dim=-1, keepdim=True)
         ds = g.addcmul_(normed, mean, value=-1).mul_(rstd)
-        return ds.to(s.dtype), dw.to(weight.dtype), None, None, None
+        return ds.to(s.dtype), dw, None, None, None
 
 
 def rms_norm(
