@@ -16,12 +16,16 @@ import fastft_kernels
 import torch
 from fastft_kernels import AttentionPlan, TileGroup
 from fastft_kernels.attention import SMALL_TILES, why_not_heads
-from fastft_kernels.support import choose
+from fastft_kernels.support import INTERPRETED, TRITON_DTYPES, Impl, choose
 from torch import Tensor
 
-OPS = ("attention", "attention_sdpa", "gelu", "loss", "loss_of_logits")
+OPS = ("attention", "attention_sdpa", "gelu", "layer_norm", "loss", "loss_of_logits", "rms_norm", "swiglu")
 """What is counted: what ran here, `attention_sdpa` what was handed on to torch's attention (decoding, a mask that is no
 interval), and `loss_of_logits` a loss of an accelerated model that was computed from logits after all."""
+
+NOT_ON_A_CPU = ("layer_norm", "swiglu")
+"""What torch computes on a CPU as fast or faster: a layer norm is one operation there, and silu(gate), kept for the
+backward pass, costs less than computing it again. `runs` says no there."""
 
 _counters: list[Counter[str]] = []
 _lock = threading.Lock()  # DataParallel calls from several threads
@@ -45,6 +49,19 @@ def counted() -> Iterator[Counter[str]]:
     finally:
         with _lock:
             _counters[:] = [other for other in _counters if other is not counter]
+
+
+def runs(op: str, x: Tensor) -> bool:
+    """Whether an operation on x is computed here, as it pays."""
+    return op not in NOT_ON_A_CPU or x.device.type != "cpu" or _impl(x) == "triton"
+
+
+def _impl(*given: Tensor) -> Impl:
+    """The implementation for these tensors: the kernels wherever they can run, in Triton's interpreter too, which
+    `auto` does not: so what is proven there is what a GPU gets."""
+    if any(x.dtype not in TRITON_DTYPES for x in given):
+        return "torch"
+    return "triton" if INTERPRETED and given[0].device.type == "cpu" else choose("auto", given[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +111,7 @@ def _seen_keys(until: Tensor) -> Tensor:
 
 
 def _by_triton(q: Tensor) -> bool:
-    return choose("auto", q) == "triton" and why_not_heads(q) is None
+    return _impl(q) == "triton" and why_not_heads(q) is None
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> Tensor:
@@ -110,6 +127,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> Tens
         row_length=plan.row_length,
         tiles=parts if isinstance(parts, tuple) else None,
         plan=parts if isinstance(parts, AttentionPlan) else None,
+        impl="triton" if _by_triton(q) else "torch",
     )
     return cast(Tensor, out if plan.blind is None else out.masked_fill(plan.blind, 0))
 
@@ -118,7 +136,28 @@ def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh form, of any shape."""
     note("gelu")
     flat = x.reshape(-1, x.shape[-1])
-    return fastft_kernels.gelu(flat).view(x.shape)
+    return fastft_kernels.gelu(flat, impl=_impl(x)).view(x.shape)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """`silu(gate) * up`, of one shape and dtype."""
+    note("swiglu")
+    return fastft_kernels.swiglu(gate, up, impl=_impl(gate))
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype) -> Tensor:
+    """x `[..., C]`, weight and bias `[C]` -> `[..., C]` in `out_dtype`; computed in float32 (float64 where x is)."""
+    note("layer_norm")
+    impl = _impl(x, weight, bias)
+    return cast(Tensor, fastft_kernels.layer_norm(x, weight, bias, eps=eps, out_dtype=out_dtype, impl=impl))
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float, out_dtype: torch.dtype) -> Tensor:
+    """x `[..., C]`, weight `[C]`, to which offset is added -> `[..., C]` in `out_dtype`; computed in float32 (float64
+    where x is)."""
+    note("rms_norm")
+    impl = _impl(x, weight)
+    return cast(Tensor, fastft_kernels.rms_norm(x, weight, eps=eps, offset=offset, out_dtype=out_dtype, impl=impl))
 
 
 def linear_cross_entropy(
@@ -134,11 +173,12 @@ def linear_cross_entropy(
     wide = torch.promote_types(hidden.dtype, torch.float32)
     share = 1 / torch.as_tensor(count, dtype=wide, device=hidden.device)
     return fastft_kernels.linear_cross_entropy(
-        hidden, weight, targets, row_weights=share.expand(len(targets)), ignore_index=ignore_index, reduction="sum"
-    )
+        hidden, weight, targets, row_weights=share.expand(len(targets)), ignore_index=ignore_index, reduction="sum",
+        impl=_impl(hidden, weight),
+    )  # fmt: skip
 
 
 def losses_of_rows(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """The cross-entropy of each row, `[R]`, hidden `[R, C]`, targets `[R]`."""
     note("loss")
-    return fastft_kernels.linear_cross_entropy(hidden, weight, targets, reduction="none")
+    return fastft_kernels.linear_cross_entropy(hidden, weight, targets, reduction="none", impl=_impl(hidden, weight))
