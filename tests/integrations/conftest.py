@@ -19,6 +19,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama": ROTARY,
     "qwen3": {**ROTARY, "head_dim": 16},
     "mistral": {**ROTARY, "sliding_window": 64},
+    "gemma": {**ROTARY, "head_dim": 8},
+    "phi3": {**ROTARY, "pad_token_id": 0},
     "granite": {**ROTARY, "logits_scaling": 3.0},
     "gemma2": {**ROTARY, "head_dim": 8, "attn_logit_softcapping": 50.0, "final_logit_softcapping": None},
 }

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastft.common.errors import UserError
-from fastft.integrations.transformers import Report, accelerate, accelerated, counted, restore, zero_dropout
+from fastft.integrations.transformers import Report, accelerate, accelerated, counted, ops, restore, zero_dropout
 
 Make = Callable[..., Any]
 ROTARY = {"attention": 2, "loss": 1, "rms_norm": 5}
@@ -318,6 +318,216 @@ def test_the_report_is_a_table(make_model: Make) -> None:
     assert first == "GPT2LMHeadModel"
     assert [line.split()[0] for line in lines] == ["attention", "layer_norm", "gelu", "loss"]
     assert all(line[head.index("computed by") - 2 :].startswith("  ") for line in lines)
+
+
+@pytest.fixture
+def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch computes as fast on a CPU is computed here all the same."""
+    monkeypatch.setattr(ops, "NOT_ON_A_CPU", ())
+
+
+WHOLE = {
+    "gpt2": {"attention": 2, "gelu": 2, "layer_norm": 5, "loss": 1},
+    **{name: {**OPS[name], "swiglu": 2} for name in MODELS[1:]},
+    "gemma": {"attention": 2, "gelu": 2, "loss": 1, "rms_norm": 5},  # the weight is added to 1
+    "phi3": {**ROTARY, "swiglu": 2},  # gate and up are halves of one product
+}
+
+
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("name", WHOLE)
+def test_all_at_once_as_on_a_gpu(make_model: Make, name: str) -> None:
+    model = make_model(name).train()
+    expected, before = step(model, batch()), state(model)
+    accelerate(model)
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    for one in (model, twin):
+        with counted() as ran:
+            assert error(step(one, batch()), expected) < 1e-5
+        assert ran == WHOLE[name]
+    restore(model)
+    assert state(model) == before
+    assert error(step(model, batch()), expected) == 0
+    twin.enable_input_require_grads()
+    for reentrant in (False, True):
+        twin.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        assert error(step(twin, batch()), expected) < 1e-5
+
+
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("first", ["adapter", "accelerate"])
+def test_an_adapter_of_the_gate_goes_on_working(make_model: Make, first: str) -> None:
+    peft = pytest.importorskip("peft")
+    model = make_model("llama").train()
+    if first == "accelerate":
+        accelerate(model)
+    config = peft.LoraConfig(r=4, target_modules=["gate_proj", "down_proj", "q_proj"], init_lora_weights=False)
+    torch.manual_seed(0)
+    model = peft.get_peft_model(model, config)
+    if first == "adapter":
+        accelerate(model)
+    with counted() as ran:
+        found = step(model, batch())
+    assert ran == WHOLE["llama"]
+    assert found["base_model.model.model.layers.0.mlp.gate_proj.lora_A.default.weight"].abs().max() > 0
+    restore(model)
+    expected = step(model, batch())
+    assert error(found, expected) < 1e-5
+    with model.disable_adapter():
+        assert abs(model(**batch()).loss - expected["loss"]) > 1e-3 * expected["loss"]  # the adapter counts
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.usefixtures("everywhere")
+def test_values_and_dtypes_of_each_module(
+    make_model: Make, dtype: torch.dtype, weights: torch.dtype, autocast: bool
+) -> None:
+    mixed = weights == torch.bfloat16 != dtype
+    for name in ("gpt2", "llama", "gemma"):
+        model = make_model(name)
+        x = torch.randn(5, 32).to(dtype)
+        kinds = ("RMSNorm", "GELUActivation", "GELUTanh") + ("LayerNorm",) * (not mixed)  # torch's own refuses that
+        modules = {key: module for key, module in model.named_modules() if type(module).__name__.endswith(kinds)}
+        model.to(weights)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            expected = {key: module(x) for key, module in modules.items()}
+            accelerate(model)
+            for key, own in expected.items():
+                with counted() as ran:
+                    found = modules[key](x)
+                assert sum(ran.values()) == 1, key
+                assert found.dtype == own.dtype, key
+                limit = 1e-5 if dtype == weights == torch.float32 else 2e-2
+                assert (found - own).abs().max() <= limit * own.abs().max(), key
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_autocast_around_every_model(make_model: Make, name: str) -> None:
+    """Rotary embeddings leave queries and keys in float32, next to values in bf16."""
+    model = make_model(name).train()
+    exact = step(model, batch())
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = step(model, batch())
+        accelerate(model)
+        with counted() as ran:
+            found = step(model, batch())
+    assert ran == OPS[name]
+    assert error(found, exact) < 2 * error(expected, exact)
+    assert error(found, exact) > 1e-4  # it was in 16 bits
+
+
+class CentredRMSNorm(nn.Module):
+    """An RMS norm by its name, which takes the mean away."""
+
+    def __init__(self, other: Any, how: str) -> None:
+        super().__init__()
+        self.weight, self.eps, self.how = nn.Parameter(torch.ones_like(other.weight)), 1e-6, how
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = x.float()
+        s = s - s.mean(-1, keepdim=True) if self.how == "mean" else s
+        scale = torch.rsqrt(s.square().mean(-1, keepdim=True) + (1e-5 if self.how == "eps" else self.eps))
+        scale = scale.detach() if self.how == "gradient" else scale
+        weight = self.weight.square() if self.how == "weight" else self.weight
+        return (weight * (s * scale)).to(x.dtype)
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("mean", "its output would have other values"),
+        ("eps", "its output would have other values"),
+        ("weight", "its output would have other values"),
+        ("gradient", "its gradient of input would have other values"),
+        ("forward", "its forward is replaced already"),
+        ("none", ""),
+    ],
+)
+def test_a_norm_is_known_by_what_it_computes(make_model: Make, how: str, why: str) -> None:
+    """Of ones, as its weights are, squares are not told from them: they are tried with others."""
+    model = make_model("llama").train()
+    model.model.norm = CentredRMSNorm(model.model.norm, how)
+    if how == "forward":
+        model.model.norm.forward = lambda x: 2 * x
+    expected = step(model, batch())
+    line = next(line for line in accelerate(model).lines if "CentredRMSNorm" in line.of)
+    assert why in line.why
+    assert bool(line.by) == (not why)
+    with counted() as ran:
+        assert error(step(model, batch()), expected) < 1e-5
+    assert ran["rms_norm"] == (4 if why else 5)
+
+
+@pytest.mark.parametrize("changes", [{"bias": False}, {"elementwise_affine": False}])
+def test_layer_norms_without_weights_are_left_alone(make_model: Make, changes: dict[str, Any]) -> None:
+    model = make_model().train()
+    model.transformer.ln_f = nn.LayerNorm(32, **changes)
+    expected = step(model, batch())
+    lines = [line for line in accelerate(model).lines if "LayerNorm" in line.of]
+    assert [(line.of, bool(line.by)) for line in lines] == [("4 LayerNorm", True), ("1 LayerNorm", False)]
+    assert error(step(model, batch()), expected) < 1e-5
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_what_listens_to_a_gate_hears_it(make_model: Make) -> None:
+    """Before, it is left alone; after, it is given what it would have been given."""
+    model = make_model("llama").train()
+    expected, heard = step(model, batch()), []
+    first, second = (layer.mlp.act_fn for layer in model.model.layers)
+    first.register_forward_hook(lambda _module, args, out: heard.append((args[0], out)))
+    line = next(line for line in accelerate(model).lines if line.why == "something listens to its SiLU")
+    assert line.of == "1 LlamaMLP"
+    second.register_forward_hook(lambda _module, args, out: heard.append((args[0], out)))
+    heard.clear()
+    with counted() as ran:
+        assert error(step(model, batch()), expected) < 1e-5
+    assert ran["swiglu"] == 0
+    assert len(heard) == 2
+    assert all(torch.equal(nn.functional.silu(given), out) for given, out in heard)
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_a_silu_that_is_no_gate_is_left_alone(make_model: Make) -> None:
+    model = make_model("llama").train()
+
+    class Plain(type(model.model.layers[0].mlp)):  # type: ignore[misc]
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down_proj(self.act_fn(self.gate_proj(x)))
+
+    model.model.layers[0].mlp.__class__ = Plain
+    expected = step(model, batch())
+    report = accelerate(model)
+    assert "Gate" in next(line for line in report.lines if line.of == "1 Plain").why
+    with counted() as ran:
+        assert error(step(model, batch()), expected) < 1e-5
+    assert ran["swiglu"] == 1
+
+
+def test_frozen_and_tied_weights(make_model: Make) -> None:
+    model = make_model("llama").train()
+    layers = model.model.layers
+    layers[0].input_layernorm.weight = layers[1].input_layernorm.weight
+    layers[0].post_attention_layernorm.weight.requires_grad_(False)
+    expected = step(model, batch())
+    accelerate(model)
+    found = step(model, batch())
+    assert "model.layers.0.post_attention_layernorm.weight" not in found
+    assert error(found, expected) < 1e-5
+
+
+def test_the_compiler_gets_the_models_own_operations(make_model: Make) -> None:
+    """Which it fuses, and nothing breaks its graph."""
+    model = make_model("llama").eval()
+    x = torch.randn(4, 32)
+    parts = (model.model.norm, model.model.layers[0].mlp)
+    expected = [part(x) for part in parts]
+    accelerate(model)
+    torch.compiler.reset()
+    for part, own in zip(parts, expected, strict=True):
+        found = torch.compile(part, backend="eager", fullgraph=True)(x)
+        assert torch.equal(found, own)
 
 
 @pytest.mark.long

@@ -73,12 +73,17 @@ class Plan:
         row_length: where each row of that many tokens is causal by itself, and nothing else is asked for.
         parts: the tiles of the torch path or of the kernels; None with a `row_length`, which needs none.
         blind: `[N, 1, 1]` boolean, True for queries that see nothing, whose output is 0; None where there is none.
+        unseen: `[U]` int64, queries that see others and not themselves, as padding behind a row does: the kernels take
+            none, and torch computes them; None where there is none, or all are torch's.
+        unseen_parts: the tiles of those.
     """
 
     visible_until: Tensor
     row_length: int | None = None
     parts: tuple[TileGroup, ...] | AttentionPlan | None = None
     blind: Tensor | None = None
+    unseen: Tensor | None = None
+    unseen_parts: tuple[TileGroup, ...] = ()
 
 
 def plan_rows_of(q: Tensor, B: int, T: int) -> Plan:
@@ -89,18 +94,25 @@ def plan_rows_of(q: Tensor, B: int, T: int) -> Plan:
 
 def plan(q: Tensor, visible_until: Tensor) -> Plan:
     """The plan for queries like `q` `[N, H, D]` under `visible_until` `[N]`. On a GPU it waits for the device, once."""
+    (q,) = _as_autocast(q)
     until = visible_until.to(device="cpu", dtype=torch.int32)
     place = torch.arange(len(until), dtype=torch.int32)
     blind = _seen_keys(until) == 0
     until = torch.where(blind, place + 1, until)  # that their softmax is defined: before, nobody saw them
-    parts: tuple[TileGroup, ...] | AttentionPlan
-    if _by_triton(q):
-        small = q.dtype == torch.float32 and q.shape[-1] > 64
-        sizes = SMALL_TILES if small else {}
-        parts = fastft_kernels.plan_attention(until, round_sizes=True, **sizes).to(q.device)
-    else:
-        parts = tuple(group.to(q.device) for group in fastft_kernels.plan_tiles(until))
-    return Plan(until.to(q.device), None, parts, blind.to(q.device)[:, None, None] if blind.any() else None)
+    masked = blind.to(q.device)[:, None, None] if blind.any() else None
+    if not _by_triton(q):
+        return Plan(until.to(q.device), None, _tiles(until, None, q), masked)
+    unseen = (until <= place).nonzero().flatten()
+    sizes = SMALL_TILES if q.dtype == torch.float32 and q.shape[-1] > 64 else {}
+    seen = torch.maximum(until, place + 1)  # they are seen by nobody else
+    parts = fastft_kernels.plan_attention(seen, round_sizes=True, **sizes).to(q.device)
+    if not len(unseen):
+        return Plan(seen.to(q.device), None, parts, masked)
+    return Plan(seen.to(q.device), None, parts, masked, unseen.to(q.device), _tiles(until, unseen, q))
+
+
+def _tiles(until: Tensor, rows: Tensor | None, q: Tensor) -> tuple[TileGroup, ...]:
+    return tuple(group.to(q.device) for group in fastft_kernels.plan_tiles(until, rows))
 
 
 def _seen_keys(until: Tensor) -> Tensor:
@@ -110,6 +122,16 @@ def _seen_keys(until: Tensor) -> Tensor:
     return torch.arange(1, len(until) + 1) - ends.cumsum(0)[: len(until)]
 
 
+def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """In the dtype of autocast where that is on, as torch's own attention takes them: rotary embeddings leave queries
+    and keys in float32, next to values in 16 bits."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
+
+
 def _by_triton(q: Tensor) -> bool:
     return _impl(q) == "triton" and why_not_heads(q) is None
 
@@ -117,6 +139,7 @@ def _by_triton(q: Tensor) -> bool:
 def attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> Tensor:
     """q `[N, H, D]`, k and v `[N, G, D]` -> `[N, H, D]`; each head of k and v serves `H / G` heads of q."""
     note("attention")
+    q, k, v = _as_autocast(q, k, v)
     parts = plan.parts
     out: Any = fastft_kernels.attention(  # a tensor alone, as no log-sum-exp is asked for
         q,
@@ -129,6 +152,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> Tens
         plan=parts if isinstance(parts, AttentionPlan) else None,
         impl="triton" if _by_triton(q) else "torch",
     )
+    if plan.unseen is not None:
+        own: Any = fastft_kernels.attention(
+            q[plan.unseen], k, v, plan.visible_until, q_rows=plan.unseen, scale=scale, tiles=plan.unseen_parts,
+            impl="torch",
+        )  # fmt: skip
+        out = out.index_copy(0, plan.unseen, own)
     return cast(Tensor, out if plan.blind is None else out.masked_fill(plan.blind, 0))
 
 
