@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -321,9 +321,10 @@ def test_the_report_is_a_table(make_model: Make) -> None:
 
 
 @pytest.fixture
-def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def everywhere() -> Iterator[None]:
     """What torch computes as fast on a CPU is computed here all the same."""
-    monkeypatch.setattr(ops, "NOT_ON_A_CPU", ())
+    with ops.everywhere():
+        yield
 
 
 WHOLE = {
@@ -503,6 +504,19 @@ def test_a_silu_that_is_no_gate_is_left_alone(make_model: Make) -> None:
     with counted() as ran:
         assert error(step(model, batch()), expected) < 1e-5
     assert ran["swiglu"] == 1
+
+
+def test_on_a_cpu_torchs_own_runs_where_it_is_no_slower(make_model: Make) -> None:
+    """Bit for bit."""
+    for name, dtype in (("llama", torch.float32), ("llama", torch.bfloat16), ("gpt2", torch.float32)):
+        model = make_model(name, dtype).eval()
+        report = accelerate(model, attention=False, activations=False, loss=False)
+        assert "on a CPU torch's own" in str(report)
+        with counted() as ran, torch.set_grad_enabled(dtype == torch.bfloat16):
+            found = model(**batch()).logits
+        assert not {"rms_norm", "layer_norm"} & set(ran)
+        restore(model)
+        assert torch.equal(found, model(**batch()).logits)
 
 
 def test_frozen_and_tied_weights(make_model: Make) -> None:

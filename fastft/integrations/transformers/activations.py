@@ -37,6 +37,12 @@ class Gelu(Replaced):
         return ops.gelu(x.to(self.out_dtype(x)))
 
 
+class TorchGelu(Gelu):
+    """The same where the original calls torch's."""
+
+    on_a_cpu = "on a CPU torch's own, which is no slower"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Gate:
     """In place of `silu(gate)` `[N, F]`: what is to be multiplied."""
@@ -54,13 +60,15 @@ class Gate:
 
 
 class Silu(Swapped, nn.Module):
-    """The SiLU of a gated product. Its `facts`: `everywhere`, whether where that does not pay too, as in a trial."""
+    """The SiLU of a gated product."""
+
+    on_a_cpu = "on a CPU torch's own, which is faster, as it keeps silu(gate)"
 
     def forward(self, input: Tensor) -> Any:
         """`silu(input)`, or the `Gate` that waits for the other factor."""
         if torch.compiler.is_compiling() or not is_plain(input) or _is_listened_to(self):
             return super().forward(input)
-        return Gate(input) if self.facts["everywhere"] or ops.runs("swiglu", input) else super().forward(input)
+        return Gate(input) if ops.runs(input, on_a_cpu=False) else super().forward(input)
 
 
 def _is_listened_to(module: nn.Module) -> bool:
@@ -86,6 +94,8 @@ def _is_erf(module: nn.Module) -> bool:
 
 def swap_gelus(model: nn.Module, device: torch.device) -> Iterator[Tried]:
     """Replaces each GELU of a model on a device that has the tanh form."""
+    from transformers.activations import GELUTanh
+
     known: dict[Any, str] = {}
     for module in gelus_of(model):
         reason = why_not_in_place(module) or "its form is the error function's" * _is_erf(module)
@@ -94,9 +104,12 @@ def swap_gelus(model: nn.Module, device: torch.device) -> Iterator[Tried]:
             if kind not in known:
                 known[kind] = why_not(module, Gelu, 64, device) or ""
             reason = known[kind]
-        if not reason:
-            swap(module, Gelu, dtypes={})
-        yield Tried(module, Gelu.op, () if reason else (module,), reason)
+        if reason:
+            yield Tried(module, Gelu.op, why_not=reason)
+        else:
+            mixin = TorchGelu if type(module) in (GELUTanh, nn.GELU) else Gelu
+            swap(module, mixin, dtypes={})
+            yield Tried(module, mixin.op, (module,), on_a_cpu=mixin.on_a_cpu)
 
 
 def silus_of(model: nn.Module) -> dict[nn.Module, list[nn.Module]]:
@@ -140,7 +153,7 @@ def swap_silus(model: nn.Module, calls: dict[nn.Module, Call]) -> Iterator[Tried
         reason = next((why for silu in silus if (why := _why_not_silu(silu, times[silu])) is not None), None)
         if reason is None:
             reason = _try(module, silus, calls[module]) if module in calls else "it is not called for a few tokens"
-        yield Tried(module, "swiglu", () if reason else tuple(silus), reason or "")
+        yield Tried(module, "swiglu", () if reason else tuple(silus), reason or "", Silu.on_a_cpu)
 
 
 def _why_not_silu(silu: nn.Module, times: int) -> str | None:
@@ -167,7 +180,7 @@ def _try(module: nn.Module, silus: list[nn.Module], call: Call) -> str | None:
         if reason is not None:
             return reason
     for silu in silus:
-        swap(silu, Silu, everywhere=False)
+        swap(silu, Silu)
     return None
 
 
@@ -176,8 +189,8 @@ def _compare(module: nn.Module, silus: list[nn.Module], call: Call, x: Tensor) -
     try:
         expected = _outcome(module, call, x)
         for silu in silus:
-            swap(silu, Silu, everywhere=True)
-        with ops.counted() as ran:
+            swap(silu, Silu)
+        with ops.everywhere(), ops.counted() as ran:
             found = _outcome(module, call, x)
     except (RuntimeError, TypeError, AttributeError, ValueError) as error:
         return str(error).partition("\n")[0]

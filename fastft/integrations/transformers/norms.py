@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fastft.integrations.transformers import ops
@@ -27,6 +28,7 @@ class LayerNorm(Replaced):
     """A layer norm with weight and bias. Its `facts`: `eps`, the name of that number."""
 
     op = "layer_norm"
+    on_a_cpu = "on a CPU torch's own, which is no slower"
 
     def learnt(self) -> tuple[Any, ...]:
         """Weight and bias, `[C]` each."""
@@ -43,10 +45,17 @@ class RMSNorm(Replaced):
     to."""
 
     op = "rms_norm"
+    on_a_cpu = "on a CPU torch's own without gradients and in 16 bits, which is no slower"
 
     def learnt(self) -> tuple[Any, ...]:
         """The weight `[C]`."""
         return (self.weight,)
+
+    def pays(self, x: Tensor) -> bool:
+        """On a CPU it does where there is a backward pass, whose gradients it makes from less."""
+        (weight,) = self.learnt()
+        backward = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+        return ops.runs(x, on_a_cpu=backward and not x.element_size() == weight.element_size() == 2)
 
     def compute(self, x: Tensor) -> Tensor:
         """`[..., C]` -> `[..., C]`."""
@@ -75,7 +84,7 @@ def swap_norms(model: nn.Module) -> Iterator[Tried]:
         else:
             mixin, facts = form
             swap(module, mixin, dtypes={}, **facts)
-            yield Tried(module, mixin.op, (module,))
+            yield Tried(module, mixin.op, (module,), on_a_cpu=mixin.on_a_cpu)
 
 
 def _why_not_weights(module: nn.Module) -> str | None:

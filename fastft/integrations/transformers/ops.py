@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -23,10 +24,7 @@ OPS = ("attention", "attention_sdpa", "gelu", "layer_norm", "loss", "loss_of_log
 """What is counted: what ran here, `attention_sdpa` what was handed on to torch's attention (decoding, a mask that is no
 interval), and `loss_of_logits` a loss of an accelerated model that was computed from logits after all."""
 
-NOT_ON_A_CPU = ("layer_norm", "swiglu")
-"""What torch computes on a CPU as fast or faster: a layer norm is one operation there, and silu(gate), kept for the
-backward pass, costs less than computing it again. `runs` says no there."""
-
+_everywhere: ContextVar[bool] = ContextVar("_everywhere", default=False)
 _counters: list[Counter[str]] = []
 _lock = threading.Lock()  # DataParallel calls from several threads
 
@@ -51,9 +49,19 @@ def counted() -> Iterator[Counter[str]]:
             _counters[:] = [other for other in _counters if other is not counter]
 
 
-def runs(op: str, x: Tensor) -> bool:
-    """Whether an operation on x is computed here, as it pays."""
-    return op not in NOT_ON_A_CPU or x.device.type != "cpu" or _impl(x) == "triton"
+@contextmanager
+def everywhere() -> Iterator[None]:
+    """While it is open, all runs here, where torch's own is as fast too: what is tried out on a CPU may go to a GPU."""
+    token = _everywhere.set(True)
+    try:
+        yield
+    finally:
+        _everywhere.reset(token)
+
+
+def runs(x: Tensor, on_a_cpu: bool) -> bool:
+    """Whether an operation on x is computed here: on a CPU where it pays there."""
+    return on_a_cpu or _everywhere.get() or x.device.type != "cpu" or _impl(x) == "triton"
 
 
 def _impl(*given: Tensor) -> Impl:

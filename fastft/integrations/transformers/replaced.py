@@ -23,6 +23,8 @@ class Replaced(Swapped, nn.Module):
 
     op: str
     """What `compute` is counted as."""
+    on_a_cpu = ""
+    """What is to be known of it on a CPU; where torch's own is as fast there, that runs."""
 
     @classmethod
     def members(cls, original: type) -> dict[str, Any]:
@@ -36,6 +38,10 @@ class Replaced(Swapped, nn.Module):
     def learnt(self) -> tuple[Any, ...]:
         """The weights that `compute` reads."""
         return ()
+
+    def pays(self, x: Tensor) -> bool:
+        """Whether `compute` is to run."""
+        return ops.runs(x, on_a_cpu=not self.on_a_cpu)
 
     def out_dtype(self, x: Tensor) -> torch.dtype:
         """The dtype of the original's result, which a few of its own rows show: it hangs on those of x and the weights,
@@ -59,7 +65,7 @@ def _forward_of(mixin: type[Replaced], original: Any) -> Callable[..., Any]:
         if torch.compiler.is_compiling() or not isinstance(self, mixin):
             return own(self, *args, **kwargs)
         given = (*args, *kwargs.values())
-        if len(given) == 1 and is_plain(*given, *self.learnt()) and ops.runs(self.op, given[0]):
+        if len(given) == 1 and is_plain(*given, *self.learnt()) and self.pays(given[0]):
             return self.compute(given[0])
         return own(self, *args, **kwargs)
 

@@ -203,23 +203,17 @@ def _activations(base: Any, own_loss: float, calls: dict[nn.Module, Call]) -> li
 def _lines(base: Any, own_loss: float, tried: Iterable[Tried]) -> list[Line]:
     """A line for each class of modules, and for each reason why some of them were left alone."""
     found = list(tried)
-    ops_now = {one.op for one in found if one.parts}
-    here = [op for op in ops_now if ops.runs(op, base.get_input_embeddings().weight)]
-    why_not = _why_not_equal(base, own_loss, *here) if ops_now else None
+    with ops.everywhere():
+        why_not = _why_not_equal(base, own_loss, *{one.op for one in found if one.parts})
     if why_not is not None:
         for part in (part for one in found for part in one.parts):
             swap_back(part)
         found = [replace(one, parts=(), why_not=one.why_not or why_not) for one in found]
-    counts = Counter((one.op, own_class(one.module).__name__, one.why_not) for one in found)
-    return [_line(op, f"{n} {name}", why) for (op, name, why), n in counts.items()]
-
-
-def _line(op: str, of: str, why_not: str) -> Line:
-    if why_not:
-        return Line(op, of, why=why_not)
-    if op in ops.NOT_ON_A_CPU:
-        return Line(op, of, "one operation on a GPU", "torch's own on a CPU, where it is no slower")
-    return Line(op, of, "one operation")
+    counts = Counter((one.op, own_class(one.module).__name__, one.why_not, one.on_a_cpu) for one in found)
+    return [
+        Line(op, f"{n} {name}", "" if why else "one operation", why or on_a_cpu)
+        for (op, name, why, on_a_cpu), n in counts.items()
+    ]
 
 
 def _loss(base: Any, own_loss: float) -> Line:

@@ -39,12 +39,14 @@ class Tried:
         op: as `counted` calls what computes it now, or would.
         parts: the modules that have another class now, itself or some of its children.
         why_not: why there are none.
+        on_a_cpu: what is to be known of it there.
     """
 
     module: nn.Module
     op: str
     parts: tuple[nn.Module, ...] = ()
     why_not: str = ""
+    on_a_cpu: str = ""
 
 
 def why_not_in_place(module: nn.Module) -> str | None:
