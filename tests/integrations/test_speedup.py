@@ -287,6 +287,19 @@ def test_a_planted_no_op_is_caught(make_model: Make) -> None:
     assert "attention" in report.accelerated
 
 
+def test_norms_that_are_never_called_are_not_said_to_be_accelerated(make_model: Make) -> None:
+    model = make_model("llama").train()
+    for layer in model.model.layers:
+        layer.input_layernorm, layer.post_attention_layernorm = nn.Identity(), nn.Identity()
+    model.model.unused, model.model.norm = model.model.norm, nn.Identity()
+    before = state(model)
+    report = accelerate(model)
+    assert next(line for line in report.lines if "RMSNorm" in line.of).why == "the model computes it elsewhere"
+    assert "rms_norm" not in report.accelerated
+    restore(model)
+    assert state(model) == before
+
+
 def test_nothing_to_accelerate_is_an_error(make_model: Make) -> None:
     model = make_model()
     before = state(model)

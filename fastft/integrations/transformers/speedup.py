@@ -203,8 +203,9 @@ def _activations(base: Any, own_loss: float, calls: dict[nn.Module, Call]) -> li
 def _lines(base: Any, own_loss: float, tried: Iterable[Tried]) -> list[Line]:
     """A line for each class of modules, and for each reason why some of them were left alone."""
     found = list(tried)
+    replaced = {one.op for one in found if one.parts}
     with ops.everywhere():
-        why_not = _why_not_equal(base, own_loss, *{one.op for one in found if one.parts})
+        why_not = _why_not_equal(base, own_loss, *replaced) if replaced else None
     if why_not is not None:
         for part in (part for one in found for part in one.parts):
             swap_back(part)
