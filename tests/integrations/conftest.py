@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from exact_norms import in_its_own_dtype
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 transformers = pytest.importorskip("transformers", minversion="5.0", reason="pip install 'fastft[transformers]'")
@@ -19,18 +20,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "llama": ROTARY,
     "qwen3": {**ROTARY, "head_dim": 16},
     "mistral": {**ROTARY, "sliding_window": 64},
+    "gemma": {**ROTARY, "head_dim": 8},
+    "phi3": {**ROTARY, "pad_token_id": 0},
     "granite": {**ROTARY, "logits_scaling": 3.0},
     "gemma2": {**ROTARY, "head_dim": 8, "attn_logit_softcapping": 50.0, "final_logit_softcapping": None},
 }
-
-
-def in_its_own_dtype(norm: Any) -> None:
-    """transformers' RMS norms compute in float32 always, which rounds away what float64 is to show."""
-
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        return norm.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon))
-
-    norm.forward = forward
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,11 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from fastft.common.errors import UserError
-from fastft.integrations.transformers import Report, accelerate, accelerated, counted, restore, zero_dropout
+from fastft.integrations.transformers import Report, accelerate, accelerated, counted, ops, restore, zero_dropout
 
 Make = Callable[..., Any]
-OPS = {"gpt2": {"attention": 2, "gelu": 2, "loss": 1}}
-PLAIN = {"attention": 2, "loss": 1}
+ROTARY = {"attention": 2, "loss": 1, "rms_norm": 5}
+OPS = {
+    "gpt2": {"attention": 2, "gelu": 2, "loss": 1},
+    "llama": ROTARY,
+    "mistral": ROTARY,
+    "qwen3": {**ROTARY, "rms_norm": 9},  # of each head's queries and keys too
+}
+"""What runs in a step on a CPU; layer norm and SwiGLU are torch's there."""
+ON_A_GPU = {name: {"layer_norm"} if name == "gpt2" else {"swiglu"} for name in OPS}
 MODELS = ("gpt2", "llama", "qwen3", "mistral")
 
 
@@ -65,11 +72,11 @@ def test_loss_and_gradients_are_the_models_own(make_model: Make, name: str) -> N
     cases = ({}, {"num_items_in_batch": 40}, {"num_items_in_batch": torch.tensor(7)}, shifted)
     expected = [step(model, {**batch(), **case}) for case in cases]
     report = accelerate(model)
-    assert set(report.accelerated) == set(OPS.get(name, PLAIN))
+    assert set(report.accelerated) == set(OPS[name]) | ON_A_GPU[name]
     for case, wanted in zip(cases, expected, strict=True):
         with counted() as ran:
             assert error(step(model, {**batch(), **case}), wanted) < 1e-5
-        assert ran == OPS.get(name, PLAIN)
+        assert ran == OPS[name]
     assert error(step(model, {**batch(), "num_items_in_batch": 41}), expected[1]) > 1e-3  # what the limit rejects
 
 
@@ -280,11 +287,24 @@ def test_a_planted_no_op_is_caught(make_model: Make) -> None:
     assert "attention" in report.accelerated
 
 
+def test_norms_that_are_never_called_are_not_said_to_be_accelerated(make_model: Make) -> None:
+    model = make_model("llama").train()
+    for layer in model.model.layers:
+        layer.input_layernorm, layer.post_attention_layernorm = nn.Identity(), nn.Identity()
+    model.model.unused, model.model.norm = model.model.norm, nn.Identity()
+    before = state(model)
+    report = accelerate(model)
+    assert next(line for line in report.lines if "RMSNorm" in line.of).why == "the model computes it elsewhere"
+    assert "rms_norm" not in report.accelerated
+    restore(model)
+    assert state(model) == before
+
+
 def test_nothing_to_accelerate_is_an_error(make_model: Make) -> None:
     model = make_model()
     before = state(model)
     with pytest.raises(UserError, match="nothing can be accelerated"):
-        accelerate(model, attention=False, activations=False, loss=False)
+        accelerate(model, attention=False, norms=False, activations=False, loss=False)
     assert state(model) == before
     with pytest.raises(UserError, match="got Linear, expected a causal language model"):
         accelerate(nn.Linear(2, 2))
@@ -309,8 +329,232 @@ def test_the_report_is_a_table(make_model: Make) -> None:
     assert isinstance(report, Report)
     first, head, *lines = str(report).splitlines()
     assert first == "GPT2LMHeadModel"
-    assert [line.split()[0] for line in lines] == ["attention", "gelu", "loss", "norm"]
-    assert {line.index("left alone") for line in lines if "left alone" in line} == {head.index("computed by")}
+    assert [line.split()[0] for line in lines] == ["attention", "layer_norm", "gelu", "loss"]
+    assert all(line[head.index("computed by") - 2 :].startswith("  ") for line in lines)
+
+
+@pytest.fixture
+def everywhere() -> Iterator[None]:
+    """What torch computes as fast on a CPU is computed here all the same."""
+    with ops.everywhere():
+        yield
+
+
+WHOLE = {
+    "gpt2": {"attention": 2, "gelu": 2, "layer_norm": 5, "loss": 1},
+    **{name: {**OPS[name], "swiglu": 2} for name in MODELS[1:]},
+    "gemma": {"attention": 2, "gelu": 2, "loss": 1, "rms_norm": 5},  # the weight is added to 1
+    "phi3": {**ROTARY, "swiglu": 2},  # gate and up are halves of one product
+}
+
+
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("name", WHOLE)
+def test_all_at_once_as_on_a_gpu(make_model: Make, name: str) -> None:
+    model = make_model(name).train()
+    expected, before = step(model, batch()), state(model)
+    accelerate(model)
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(model)))
+    for one in (model, twin):
+        with counted() as ran:
+            assert error(step(one, batch()), expected) < 1e-5
+        assert ran == WHOLE[name]
+    restore(model)
+    assert state(model) == before
+    assert error(step(model, batch()), expected) == 0
+    twin.enable_input_require_grads()
+    for reentrant in (False, True):
+        twin.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        assert error(step(twin, batch()), expected) < 1e-5
+
+
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("first", ["adapter", "accelerate"])
+def test_an_adapter_of_the_gate_goes_on_working(make_model: Make, first: str) -> None:
+    peft = pytest.importorskip("peft")
+    model = make_model("llama").train()
+    if first == "accelerate":
+        accelerate(model)
+    config = peft.LoraConfig(r=4, target_modules=["gate_proj", "down_proj", "q_proj"], init_lora_weights=False)
+    torch.manual_seed(0)
+    model = peft.get_peft_model(model, config)
+    if first == "adapter":
+        accelerate(model)
+    with counted() as ran:
+        found = step(model, batch())
+    assert ran == WHOLE["llama"]
+    assert found["base_model.model.model.layers.0.mlp.gate_proj.lora_A.default.weight"].abs().max() > 0
+    restore(model)
+    expected = step(model, batch())
+    assert error(found, expected) < 1e-5
+    with model.disable_adapter():
+        assert abs(model(**batch()).loss - expected["loss"]) > 1e-3 * expected["loss"]  # the adapter counts
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.usefixtures("everywhere")
+def test_values_and_dtypes_of_each_module(
+    make_model: Make, dtype: torch.dtype, weights: torch.dtype, autocast: bool
+) -> None:
+    mixed = weights == torch.bfloat16 != dtype
+    for name in ("gpt2", "llama", "gemma"):
+        model = make_model(name)
+        x = torch.randn(5, 32).to(dtype)
+        kinds = ("RMSNorm", "GELUActivation", "GELUTanh") + ("LayerNorm",) * (not mixed)  # torch's own refuses that
+        modules = {key: module for key, module in model.named_modules() if type(module).__name__.endswith(kinds)}
+        model.to(weights)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            expected = {key: module(x) for key, module in modules.items()}
+            accelerate(model)
+            for key, own in expected.items():
+                with counted() as ran:
+                    found = modules[key](x)
+                assert sum(ran.values()) == 1, key
+                assert found.dtype == own.dtype, key
+                limit = 1e-5 if dtype == weights == torch.float32 else 2e-2
+                assert (found - own).abs().max() <= limit * own.abs().max(), key
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_autocast_around_every_model(make_model: Make, name: str) -> None:
+    """Rotary embeddings leave queries and keys in float32, next to values in bf16."""
+    model = make_model(name).train()
+    exact = step(model, batch())
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = step(model, batch())
+        accelerate(model)
+        with counted() as ran:
+            found = step(model, batch())
+    assert ran == OPS[name]
+    assert error(found, exact) < 2 * error(expected, exact)
+    assert error(found, exact) > 1e-4  # it was in 16 bits
+
+
+class CentredRMSNorm(nn.Module):
+    """An RMS norm by its name, which takes the mean away."""
+
+    def __init__(self, other: Any, how: str) -> None:
+        super().__init__()
+        self.weight, self.eps, self.how = nn.Parameter(torch.ones_like(other.weight)), 1e-6, how
+
+    def forward(self, x: Tensor) -> Tensor:
+        s = x.float()
+        s = s - s.mean(-1, keepdim=True) if self.how == "mean" else s
+        scale = torch.rsqrt(s.square().mean(-1, keepdim=True) + (1e-5 if self.how == "eps" else self.eps))
+        scale = scale.detach() if self.how == "gradient" else scale
+        weight = self.weight.square() if self.how == "weight" else self.weight
+        return (weight * (s * scale)).to(x.dtype)
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("mean", "its output would have other values"),
+        ("eps", "its output would have other values"),
+        ("weight", "its output would have other values"),
+        ("gradient", "its gradient of input would have other values"),
+        ("forward", "its forward is replaced already"),
+        ("none", ""),
+    ],
+)
+def test_a_norm_is_known_by_what_it_computes(make_model: Make, how: str, why: str) -> None:
+    """Of ones, as its weights are, squares are not told from them: they are tried with others."""
+    model = make_model("llama").train()
+    model.model.norm = CentredRMSNorm(model.model.norm, how)
+    if how == "forward":
+        model.model.norm.forward = lambda x: 2 * x
+    expected = step(model, batch())
+    line = next(line for line in accelerate(model).lines if "CentredRMSNorm" in line.of)
+    assert why in line.why
+    assert bool(line.by) == (not why)
+    with counted() as ran:
+        assert error(step(model, batch()), expected) < 1e-5
+    assert ran["rms_norm"] == (4 if why else 5)
+
+
+@pytest.mark.parametrize("changes", [{"bias": False}, {"elementwise_affine": False}])
+def test_layer_norms_without_weights_are_left_alone(make_model: Make, changes: dict[str, Any]) -> None:
+    model = make_model().train()
+    model.transformer.ln_f = nn.LayerNorm(32, **changes)
+    expected = step(model, batch())
+    lines = [line for line in accelerate(model).lines if "LayerNorm" in line.of]
+    assert [(line.of, bool(line.by)) for line in lines] == [("4 LayerNorm", True), ("1 LayerNorm", False)]
+    assert error(step(model, batch()), expected) < 1e-5
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_what_listens_to_a_gate_hears_it(make_model: Make) -> None:
+    """Before, it is left alone; after, it is given what it would have been given."""
+    model = make_model("llama").train()
+    expected, heard = step(model, batch()), []
+    first, second = (layer.mlp.act_fn for layer in model.model.layers)
+    first.register_forward_hook(lambda _module, args, out: heard.append((args[0], out)))
+    line = next(line for line in accelerate(model).lines if line.why == "something listens to its SiLU")
+    assert line.of == "1 LlamaMLP"
+    second.register_forward_hook(lambda _module, args, out: heard.append((args[0], out)))
+    heard.clear()
+    with counted() as ran:
+        assert error(step(model, batch()), expected) < 1e-5
+    assert ran["swiglu"] == 0
+    assert len(heard) == 2
+    assert all(torch.equal(nn.functional.silu(given), out) for given, out in heard)
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_a_silu_that_is_no_gate_is_left_alone(make_model: Make) -> None:
+    model = make_model("llama").train()
+
+    class Plain(type(model.model.layers[0].mlp)):  # type: ignore[misc]
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down_proj(self.act_fn(self.gate_proj(x)))
+
+    model.model.layers[0].mlp.__class__ = Plain
+    expected = step(model, batch())
+    report = accelerate(model)
+    assert "Gate" in next(line for line in report.lines if line.of == "1 Plain").why
+    with counted() as ran:
+        assert error(step(model, batch()), expected) < 1e-5
+    assert ran["swiglu"] == 1
+
+
+def test_on_a_cpu_torchs_own_runs_where_it_is_no_slower(make_model: Make) -> None:
+    """Bit for bit."""
+    for name, dtype in (("llama", torch.float32), ("llama", torch.bfloat16), ("gpt2", torch.float32)):
+        model = make_model(name, dtype).eval()
+        report = accelerate(model, attention=False, activations=False, loss=False)
+        assert "on a CPU torch's own" in str(report)
+        with counted() as ran, torch.set_grad_enabled(dtype == torch.bfloat16):
+            found = model(**batch()).logits
+        assert not {"rms_norm", "layer_norm"} & set(ran)
+        restore(model)
+        assert torch.equal(found, model(**batch()).logits)
+
+
+def test_frozen_and_tied_weights(make_model: Make) -> None:
+    model = make_model("llama").train()
+    layers = model.model.layers
+    layers[0].input_layernorm.weight = layers[1].input_layernorm.weight
+    layers[0].post_attention_layernorm.weight.requires_grad_(False)
+    expected = step(model, batch())
+    accelerate(model)
+    found = step(model, batch())
+    assert "model.layers.0.post_attention_layernorm.weight" not in found
+    assert error(found, expected) < 1e-5
+
+
+def test_the_compiler_gets_the_models_own_operations(make_model: Make) -> None:
+    """Which it fuses, and nothing breaks its graph."""
+    model = make_model("llama").eval()
+    x = torch.randn(4, 32)
+    parts = (model.model.norm, model.model.layers[0].mlp)
+    expected = [part(x) for part in parts]
+    accelerate(model)
+    torch.compiler.reset()
+    for part, own in zip(parts, expected, strict=True):
+        found = torch.compile(part, backend="eager", fullgraph=True)(x)
+        assert torch.equal(found, own)
 
 
 @pytest.mark.long

@@ -7,6 +7,10 @@ To be read in this order:
     attention.py  the attention implementation `fastft`: `register`
     loss.py       a loss that never makes the logits of rows without a label
     swap.py       an object given another class and its own back
+    replaced.py   a module of one tensor computed another way, where that is right
+    trial.py      a copy of it tried out, in each dtype, forward and backward
+    norms.py      layer norms and RMS norms, whoever wrote them
+    activations.py  GELU, and the SiLU of gated products
     report.py     what was accelerated, and what was left alone: `Report`
     speedup.py    all of it on one model: `accelerate`, `restore`, `accelerated`, `zero_dropout`
     collator.py   batches that hold a shared beginning once: `TreeCollator`, `features_of`

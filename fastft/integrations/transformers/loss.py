@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from fastft.common.errors import UserError
 from fastft.integrations.transformers import ops
+from fastft.integrations.transformers.replaced import is_plain
 from fastft.integrations.transformers.swap import Swapped, own_class
 
 IGNORE_INDEX = -100
@@ -139,7 +140,7 @@ def why_not(model: Any, head: Any) -> str | None:
         return "its head has a bias"
     if head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head):
         return "something listens to its head"
-    if hasattr(head.weight, "ds_id") or type(head.weight) not in (nn.Parameter, Tensor):
+    if not is_plain(head.weight):
         return "its head is cut into parts"
     return None
 

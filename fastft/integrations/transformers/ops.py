@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -16,13 +17,14 @@ import fastft_kernels
 import torch
 from fastft_kernels import AttentionPlan, TileGroup
 from fastft_kernels.attention import SMALL_TILES, why_not_heads
-from fastft_kernels.support import choose
+from fastft_kernels.support import INTERPRETED, TRITON_DTYPES, Impl, choose
 from torch import Tensor
 
-OPS = ("attention", "attention_sdpa", "gelu", "loss", "loss_of_logits")
+OPS = ("attention", "attention_sdpa", "gelu", "layer_norm", "loss", "loss_of_logits", "rms_norm", "swiglu")
 """What is counted: what ran here, `attention_sdpa` what was handed on to torch's attention (decoding, a mask that is no
 interval), and `loss_of_logits` a loss of an accelerated model that was computed from logits after all."""
 
+_everywhere: ContextVar[bool] = ContextVar("_everywhere", default=False)
 _counters: list[Counter[str]] = []
 _lock = threading.Lock()  # DataParallel calls from several threads
 
@@ -47,6 +49,29 @@ def counted() -> Iterator[Counter[str]]:
             _counters[:] = [other for other in _counters if other is not counter]
 
 
+@contextmanager
+def everywhere() -> Iterator[None]:
+    """While it is open, all runs here, where torch's own is as fast too: what is tried out on a CPU may go to a GPU."""
+    token = _everywhere.set(True)
+    try:
+        yield
+    finally:
+        _everywhere.reset(token)
+
+
+def runs(x: Tensor, on_a_cpu: bool) -> bool:
+    """Whether an operation on x is computed here: on a CPU where it pays there."""
+    return on_a_cpu or _everywhere.get() or x.device.type != "cpu" or _impl(x) == "triton"
+
+
+def _impl(*given: Tensor) -> Impl:
+    """The implementation for these tensors: the kernels wherever they can run, in Triton's interpreter too, which
+    `auto` does not: so what is proven there is what a GPU gets."""
+    if any(x.dtype not in TRITON_DTYPES for x in given):
+        return "torch"
+    return "triton" if INTERPRETED and given[0].device.type == "cpu" else choose("auto", given[0])
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What attention needs to know of its N tokens, found once for all layers.
@@ -56,12 +81,17 @@ class Plan:
         row_length: where each row of that many tokens is causal by itself, and nothing else is asked for.
         parts: the tiles of the torch path or of the kernels; None with a `row_length`, which needs none.
         blind: `[N, 1, 1]` boolean, True for queries that see nothing, whose output is 0; None where there is none.
+        unseen: `[U]` int64, queries that see others and not themselves, as padding behind a row does: the kernels take
+            none, and torch computes them; None where there is none, or all are torch's.
+        unseen_parts: the tiles of those.
     """
 
     visible_until: Tensor
     row_length: int | None = None
     parts: tuple[TileGroup, ...] | AttentionPlan | None = None
     blind: Tensor | None = None
+    unseen: Tensor | None = None
+    unseen_parts: tuple[TileGroup, ...] = ()
 
 
 def plan_rows_of(q: Tensor, B: int, T: int) -> Plan:
@@ -72,18 +102,25 @@ def plan_rows_of(q: Tensor, B: int, T: int) -> Plan:
 
 def plan(q: Tensor, visible_until: Tensor) -> Plan:
     """The plan for queries like `q` `[N, H, D]` under `visible_until` `[N]`. On a GPU it waits for the device, once."""
+    (q,) = _as_autocast(q)
     until = visible_until.to(device="cpu", dtype=torch.int32)
     place = torch.arange(len(until), dtype=torch.int32)
     blind = _seen_keys(until) == 0
     until = torch.where(blind, place + 1, until)  # that their softmax is defined: before, nobody saw them
-    parts: tuple[TileGroup, ...] | AttentionPlan
-    if _by_triton(q):
-        small = q.dtype == torch.float32 and q.shape[-1] > 64
-        sizes = SMALL_TILES if small else {}
-        parts = fastft_kernels.plan_attention(until, round_sizes=True, **sizes).to(q.device)
-    else:
-        parts = tuple(group.to(q.device) for group in fastft_kernels.plan_tiles(until))
-    return Plan(until.to(q.device), None, parts, blind.to(q.device)[:, None, None] if blind.any() else None)
+    masked = blind.to(q.device)[:, None, None] if blind.any() else None
+    if not _by_triton(q):
+        return Plan(until.to(q.device), None, _tiles(until, None, q), masked)
+    unseen = (until <= place).nonzero().flatten()
+    sizes = SMALL_TILES if q.dtype == torch.float32 and q.shape[-1] > 64 else {}
+    seen = torch.maximum(until, place + 1)  # they are seen by nobody else
+    parts = fastft_kernels.plan_attention(seen, round_sizes=True, **sizes).to(q.device)
+    if not len(unseen):
+        return Plan(seen.to(q.device), None, parts, masked)
+    return Plan(seen.to(q.device), None, parts, masked, unseen.to(q.device), _tiles(until, unseen, q))
+
+
+def _tiles(until: Tensor, rows: Tensor | None, q: Tensor) -> tuple[TileGroup, ...]:
+    return tuple(group.to(q.device) for group in fastft_kernels.plan_tiles(until, rows))
 
 
 def _seen_keys(until: Tensor) -> Tensor:
@@ -93,13 +130,24 @@ def _seen_keys(until: Tensor) -> Tensor:
     return torch.arange(1, len(until) + 1) - ends.cumsum(0)[: len(until)]
 
 
+def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """In the dtype of autocast where that is on, as torch's own attention takes them: rotary embeddings leave queries
+    and keys in float32, next to values in 16 bits."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
+
+
 def _by_triton(q: Tensor) -> bool:
-    return choose("auto", q) == "triton" and why_not_heads(q) is None
+    return _impl(q) == "triton" and why_not_heads(q) is None
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> Tensor:
     """q `[N, H, D]`, k and v `[N, G, D]` -> `[N, H, D]`; each head of k and v serves `H / G` heads of q."""
     note("attention")
+    q, k, v = _as_autocast(q, k, v)
     parts = plan.parts
     out: Any = fastft_kernels.attention(  # a tensor alone, as no log-sum-exp is asked for
         q,
@@ -110,7 +158,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> Tens
         row_length=plan.row_length,
         tiles=parts if isinstance(parts, tuple) else None,
         plan=parts if isinstance(parts, AttentionPlan) else None,
+        impl="triton" if _by_triton(q) else "torch",
     )
+    if plan.unseen is not None:
+        own: Any = fastft_kernels.attention(
+            q[plan.unseen], k, v, plan.visible_until, q_rows=plan.unseen, scale=scale, tiles=plan.unseen_parts,
+            impl="torch",
+        )  # fmt: skip
+        out = out.index_copy(0, plan.unseen, own)
     return cast(Tensor, out if plan.blind is None else out.masked_fill(plan.blind, 0))
 
 
@@ -118,7 +173,28 @@ def gelu(x: Tensor) -> Tensor:
     """GELU in its tanh form, of any shape."""
     note("gelu")
     flat = x.reshape(-1, x.shape[-1])
-    return fastft_kernels.gelu(flat).view(x.shape)
+    return fastft_kernels.gelu(flat, impl=_impl(x)).view(x.shape)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """`silu(gate) * up`, of one shape and dtype."""
+    note("swiglu")
+    return fastft_kernels.swiglu(gate, up, impl=_impl(gate))
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out_dtype: torch.dtype) -> Tensor:
+    """x `[..., C]`, weight and bias `[C]` -> `[..., C]` in `out_dtype`; computed in float32 (float64 where x is)."""
+    note("layer_norm")
+    impl = _impl(x, weight, bias)
+    return cast(Tensor, fastft_kernels.layer_norm(x, weight, bias, eps=eps, out_dtype=out_dtype, impl=impl))
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float, out_dtype: torch.dtype) -> Tensor:
+    """x `[..., C]`, weight `[C]`, to which offset is added -> `[..., C]` in `out_dtype`; computed in float32 (float64
+    where x is)."""
+    note("rms_norm")
+    impl = _impl(x, weight)
+    return cast(Tensor, fastft_kernels.rms_norm(x, weight, eps=eps, offset=offset, out_dtype=out_dtype, impl=impl))
 
 
 def linear_cross_entropy(
@@ -134,11 +210,12 @@ def linear_cross_entropy(
     wide = torch.promote_types(hidden.dtype, torch.float32)
     share = 1 / torch.as_tensor(count, dtype=wide, device=hidden.device)
     return fastft_kernels.linear_cross_entropy(
-        hidden, weight, targets, row_weights=share.expand(len(targets)), ignore_index=ignore_index, reduction="sum"
-    )
+        hidden, weight, targets, row_weights=share.expand(len(targets)), ignore_index=ignore_index, reduction="sum",
+        impl=_impl(hidden, weight),
+    )  # fmt: skip
 
 
 def losses_of_rows(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """The cross-entropy of each row, `[R]`, hidden `[R, C]`, targets `[R]`."""
     note("loss")
-    return fastft_kernels.linear_cross_entropy(hidden, weight, targets, reduction="none")
+    return fastft_kernels.linear_cross_entropy(hidden, weight, targets, reduction="none", impl=_impl(hidden, weight))

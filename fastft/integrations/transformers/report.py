@@ -31,8 +31,8 @@ class Report:
 
     @property
     def accelerated(self) -> tuple[str, ...]:
-        """The operations that fastft computes now."""
-        return tuple(line.op for line in self.lines if line.by)
+        """The operations that fastft computes now, each once; what it computes on a GPU alone is among them."""
+        return tuple(dict.fromkeys(line.op for line in self.lines if line.by))
 
     def __str__(self) -> str:
         head = ("", "in the model", "computed by", "")

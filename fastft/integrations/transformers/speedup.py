@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastft.common.errors import UserError
 from fastft.integrations.optional import need
 from fastft.integrations.transformers import ops
+from fastft.integrations.transformers.activations import Call, calls_of, silus_of, swap_gelus, swap_silus
 from fastft.integrations.transformers.attention import NAME, register
 from fastft.integrations.transformers.loss import CausalLM, Head, why_not
+from fastft.integrations.transformers.norms import swap_norms
 from fastft.integrations.transformers.report import Line, Report
-from fastft.integrations.transformers.swap import Swapped, swap, swap_back
+from fastft.integrations.transformers.swap import own_class, swap, swap_back
+from fastft.integrations.transformers.trial import Tried
 
 PROBE_TOLERANCE = 1e-4
 """How far a probe's loss may be from the model's own, relative; 0.02 where the model computes in 16 bits."""
 
 
-class Gelu(Swapped, nn.Module):
-    """GELU in its tanh form, which transformers puts together of eight operations."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Of any shape."""
-        return ops.gelu(input)
-
-
 def accelerate(
-    model: nn.Module, *, attention: bool = True, activations: bool = True, loss: bool = True, skip_logits: bool = False
-) -> Report:
+    model: nn.Module, *, attention: bool = True, norms: bool = True, activations: bool = True, loss: bool = True,
+    skip_logits: bool = False,
+) -> Report:  # fmt: skip
     """Makes a causal language model faster, with its own outputs, losses and gradients.
 
     The model stays the object that it is, before or after PEFT and accelerate have wrapped it; no other model in the
@@ -41,7 +39,8 @@ def accelerate(
     Args:
         model: of transformers, or what PEFT made of one.
         attention: set its attention implementation to `fastft`.
-        activations: compute GELU's tanh form in one operation.
+        norms: compute layer norms and RMS norms in one operation.
+        activations: compute GELU's tanh form in one operation, and gated products (SwiGLU) in one.
         loss: compute the loss without the logits of rows that have no label.
         skip_logits: in evaluation, too, where labels are given. Logits are real there else.
 
@@ -54,13 +53,14 @@ def accelerate(
     base = base_of(model)
     restore(base)
     with evaluating(base):
-        own_loss = _own_loss(base)
+        with calls_of(silus_of(base)) as calls:
+            own_loss = _own_loss(base)
         swap(base, CausalLM, attention=(), loss=False, skip_logits=True)  # a probe evaluates
         lines = (
             _attention(base, own_loss) if attention else Line("attention", "", why="attention=False"),
-            _activations(base) if activations else Line("gelu", "", why="activations=False"),
+            *(_norms(base, own_loss) if norms else [Line("norm", "", why="norms=False")]),
+            *(_activations(base, own_loss, calls) if activations else [Line("gelu", "", why="activations=False")]),
             _loss(base, own_loss) if loss else Line("loss", "", why="loss=False"),
-            *_left_alone(base),
         )
         base.facts["skip_logits"] = skip_logits
     report = Report(type(base).__name__, lines)
@@ -146,16 +146,19 @@ def _own_loss(base: Any) -> float:
     return float(base(input_ids=ids, labels=ids, use_cache=False, return_dict=True).loss)
 
 
-def _why_not_equal(base: Any, own_loss: float, op: str) -> str | None:
-    """Tries the model out with an operation in place: why it cannot stay, None where it can."""
+def _why_not_equal(base: Any, own_loss: float, *needed: str) -> str | None:
+    """Tries the model out with operations in place, all of which are to run: why they cannot stay, None where they
+    can."""
     try:
         with ops.counted() as ran:
             found = _own_loss(base)
-    except (UserError, TypeError, AttributeError, RuntimeError) as error:
+    except (UserError, TypeError, AttributeError, RuntimeError, ValueError) as error:
         return str(error).partition("\n")[0]
-    if not ran[op]:
+    if not all(ran[op] for op in needed):
         return "the model computes it elsewhere"
-    tolerance = 0.02 if base.get_input_embeddings().weight.element_size() == 2 else PROBE_TOLERANCE
+    weight = base.get_input_embeddings().weight
+    narrow = weight.element_size() == 2 or torch.is_autocast_enabled(weight.device.type)
+    tolerance = 0.02 if narrow else PROBE_TOLERANCE
     if not math.isclose(found, own_loss, rel_tol=tolerance):
         return f"its loss would be {found:.6g} in place of {own_loss:.6g}"
     return None
@@ -186,15 +189,32 @@ def _set_attention(base: Any, implementations: tuple[tuple[str, str], ...]) -> N
         base.get_submodule(name).config._attn_implementation = implementation
 
 
-def _activations(base: Any) -> Line:
-    from transformers.activations import NewGELUActivation
+def _norms(base: Any, own_loss: float) -> list[Line]:
+    return _lines(base, own_loss, swap_norms(base)) or [Line("norm", "", why="no module that is called a norm")]
 
-    found = [module for module in base.modules() if type(module) is NewGELUActivation]
-    for module in found:
-        swap(module, Gelu)
-    if found:
-        return Line("gelu", f"{len(found)} NewGELUActivation", "one operation")
-    return Line("gelu", "", why="no GELU that is put together of several operations")
+
+def _activations(base: Any, own_loss: float, calls: dict[nn.Module, Call]) -> list[Line]:
+    device = base.get_input_embeddings().weight.device
+    gelus = _lines(base, own_loss, swap_gelus(base, device))
+    gated = _lines(base, own_loss, swap_silus(base, calls))
+    return gelus + gated or [Line("gelu", "", why="no module that is a GELU or a SiLU")]
+
+
+def _lines(base: Any, own_loss: float, tried: Iterable[Tried]) -> list[Line]:
+    """A line for each class of modules, and for each reason why some of them were left alone."""
+    found = list(tried)
+    replaced = {one.op for one in found if one.parts}
+    with ops.everywhere():
+        why_not = _why_not_equal(base, own_loss, *replaced) if replaced else None
+    if why_not is not None:
+        for part in (part for one in found for part in one.parts):
+            swap_back(part)
+        found = [replace(one, parts=(), why_not=one.why_not or why_not) for one in found]
+    counts = Counter((one.op, own_class(one.module).__name__, one.why_not, one.on_a_cpu) for one in found)
+    return [
+        Line(op, f"{n} {name}", "" if why else "one operation", why or on_a_cpu)
+        for (op, name, why, on_a_cpu), n in counts.items()
+    ]
 
 
 def _loss(base: Any, own_loss: float) -> Line:
@@ -210,10 +230,3 @@ def _loss(base: Any, own_loss: float) -> Line:
     if reason is not None:
         return Line("loss", type(head).__name__, why=reason)
     return Line("loss", f"{head.out_features} x {head.in_features}", "rows with a label alone", "no logits in training")
-
-
-def _left_alone(base: Any) -> Iterator[Line]:
-    """The operations that torch computes as well."""
-    kinds = [type(module).__name__ for module in base.modules()]
-    for kind in sorted({kind for kind in kinds if kind.endswith("Norm")}):
-        yield Line("norm", f"{kinds.count(kind)} {kind}", why="torch's own")
