@@ -278,6 +278,7 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
 def _with_saved_config(parser: jsonargparse.ArgumentParser, arguments: list[str]) -> list[str]:
     """Puts the defaults of a recipe and the saved options of a resumed run in front of the options given."""
     from fastft.run.config import RECIPES, TrainOptions
+    from fastft.run.folder import CONFIG
 
     config: dict[str, Any] = {}
     for path in _values_of("config", arguments):  # the parser takes several, of which the last one counts
@@ -292,7 +293,7 @@ def _with_saved_config(parser: jsonargparse.ArgumentParser, arguments: list[str]
         parser.set_defaults(RECIPES[recipe])
     if not _means_true(given("resume")):
         return arguments
-    saved = Path(given("out") or TrainOptions().out) / "config.yaml"
+    saved = Path(given("out") or TrainOptions().out) / CONFIG
     return ["--config", str(saved), *_length_anew(given), *arguments] if saved.is_file() else arguments
 
 

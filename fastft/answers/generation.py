@@ -182,7 +182,7 @@ def _made_from(
     asked = hashlib.sha256()
     for record, prompt in zip(records, prompts, strict=True):
         asked.update(json.dumps([prompt, record.as_entry()], sort_keys=True).encode())
-    with (run.model / "model.safetensors").open("rb") as weights:
+    with (run.weights).open("rb") as weights:
         digest = hashlib.file_digest(weights, "sha256").hexdigest()
     return {
         "weights_sha256": digest,
@@ -195,7 +195,7 @@ def _made_from(
 
 
 def _check_model(run: Run) -> None:
-    if not (run.model / "model.safetensors").is_file():
+    if not (run.weights).is_file():
         raise UserError(
             f"no model in {run.folder}: expected {run.model / 'model.safetensors'}; "
             f"finish the run with `fastft train --resume --out {run.folder}`"

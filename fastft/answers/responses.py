@@ -18,6 +18,7 @@ from fastft.common.errors import UserError
 from fastft.common.jsonl import JsonLines
 from fastft.data.records import Record
 from fastft.decoding.answers import Answer
+from fastft.run.folder import made_from
 
 _SECONDS_BETWEEN_WRITES = 2.0
 
@@ -50,7 +51,7 @@ class Responses:
     @property
     def made_from(self) -> Path:
         """The file that says what the responses are made from."""
-        return self._path.with_suffix(".made-from.json")
+        return made_from(self._path)
 
     def missing(self, most: int) -> list[int]:
         """Which of the first `most` records, from 0, have no answer yet."""

@@ -107,3 +107,13 @@ def is_lfs_pointer(path: Path) -> bool:
     with contextlib.suppress(OSError), path.open("rb") as file:
         return file.read(len(LFS_POINTER)) == LFS_POINTER
     return False
+
+
+def fsync(path: Path) -> None:
+    """Waits until a file's bytes, or a folder's entries, are on the disk."""
+    if os.name == "posix":  # elsewhere folders cannot be opened, nor read-only files flushed
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

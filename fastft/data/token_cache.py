@@ -147,7 +147,7 @@ class TokenCache:
                 warn(f"{path} is made again: {fault}")
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
             beside.replace(path)
-            _fsync(self.folder)
+            files.fsync(self.folder)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
         return facts
@@ -616,10 +616,10 @@ def _write_done(folder: Path, written_key: str, facts: Facts) -> None:
     """Makes a folder whole: all its bytes on the disk, then the DONE file with what they must be."""
     manifest = {path.name: _identity(path) for path in sorted(folder.iterdir())}
     for name in manifest:
-        _fsync(folder / name)
+        files.fsync(folder / name)
     content = json.dumps({"key": written_key, "facts": facts, "files": manifest}, sort_keys=True)
     files.write_text(folder / _DONE, f"{hashlib.sha256(content.encode()).hexdigest()}\n{content}\n")
-    _fsync(folder)
+    files.fsync(folder)
 
 
 def _read_whole(path: Path, written_key: str) -> tuple[Facts | None, str]:
@@ -657,15 +657,6 @@ def _feed(path: Path, update: Callable[[bytes], None]) -> None:
     with path.open("rb") as file:
         for block in iter(functools.partial(file.read, _MIB), b""):
             update(block)
-
-
-def _fsync(path: Path) -> None:
-    if os.name == "posix":  # elsewhere folders cannot be opened, nor read-only files flushed
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 @contextlib.contextmanager

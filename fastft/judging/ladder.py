@@ -23,7 +23,7 @@ _SHOWN_CHARACTERS = 200
 _LONGEST = 1 << 16
 """Characters of an answer in which a score is looked for."""
 _DEEPEST = 4
-_MOST_OBJECTS = 100
+MOST_OBJECTS = 100
 _MOST_NAMED = 6
 _LONGEST_WORD = 200
 
@@ -263,7 +263,7 @@ def _json_scores(text: str) -> Iterator[int | None]:
     """The scores of the JSON objects in the text, also in a fence or between other words; None: one without sense."""
     decoder = json.JSONDecoder(object_pairs_hook=_Pairs)
     place = 0
-    for start in itertools.islice((found.start() for found in re.finditer(r"\{", text)), _MOST_OBJECTS):
+    for start in itertools.islice((found.start() for found in re.finditer(r"\{", text)), MOST_OBJECTS):
         if start < place:
             continue
         try:

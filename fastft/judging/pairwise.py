@@ -18,6 +18,8 @@ from typing import Any, Literal, Protocol
 from fastft.common.errors import FastftError
 from fastft.data.prompts import ALPACA
 from fastft.data.records import choices_of
+from fastft.judging.judgement import EMPTY_RESPONSE
+from fastft.judging.ladder import MOST_OBJECTS
 from fastft.judging.thoughts import spoken
 from fastft.metrics.statistics import WinTieLoss, wilson
 from fastft.metrics.text_metrics import bounds
@@ -28,7 +30,6 @@ Winner = Literal["a", "b", "tie"]
 """Of the runs: the first, the second, or neither."""
 
 SAME_TEXT = "the same text"
-EMPTY_RESPONSE = "empty response"
 NOT_ASKED = "not asked"
 
 ORDERS = ("ab", "ba")
@@ -51,7 +52,6 @@ _SENTENCE = re.compile(
 )
 _SENTENCE_LENGTH = 60
 _NEGATED = re.compile(r"(?:\b(?:not|never|neither|nor|hardly|cannot)\b|n['’]t\b)[^.;\n]*\Z", re.IGNORECASE)
-_MOST_OBJECTS = 100
 _A_TIE = re.compile(r"\b[Aa]\s+(?=(?i:tie|draw)\b)")
 
 
@@ -144,7 +144,7 @@ def _from_json(raw: str) -> list[str]:
     """What the JSON objects of a reply say, also in fences or between other words."""
     decoder = json.JSONDecoder()
     found, place = [], 0
-    for start in itertools.islice((brace.start() for brace in re.finditer(r"\{", raw)), _MOST_OBJECTS):
+    for start in itertools.islice((brace.start() for brace in re.finditer(r"\{", raw)), MOST_OBJECTS):
         if start < place:
             continue
         with contextlib.suppress(ValueError, RecursionError):

@@ -2,7 +2,7 @@
 
 To be read in this order:
 
-    names.py          what devices and dtypes are called: `Device`, `DType`
+    names.py          what devices, dtypes and the file of weights are called: `Device`, `DType`, `WEIGHTS`
     gpt2.py           GPT-2 from scratch: `GPT2`, `GPT2Config`, `Block`, `SIZES`, `config_for`, `number_of_parameters`
     ops.py            the choice of kernels, the one file that runs them
     loss.py           cross-entropy behind a head, for a loop of one's own: `linear_cross_entropy`

@@ -1,4 +1,4 @@
-"""What devices and dtypes are called in options; `fastft.model.precision` chooses them."""
+"""What devices and dtypes are called in options, which `fastft.model.precision` chooses; and the file of weights."""
 
 from __future__ import annotations
 
@@ -6,3 +6,5 @@ from typing import Literal
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 DType = Literal["auto", "bf16", "fp16", "fp32", "fp64"]
+WEIGHTS = "model.safetensors"
+"""The file of a folder of weights, as transformers has it."""

@@ -34,9 +34,10 @@ from fastft.data.folder_tokenizer import NAMES as TOKENIZER_FILES
 from fastft.data.folder_tokenizer import UNREAD, tokenizer_of
 from fastft.data.tokenizer import VOCAB_SIZE, Tokenizer, gpt2_tokenizer
 from fastft.model.gpt2 import GPT2, SIZES, GPT2Config
+from fastft.model.names import WEIGHTS
 
 _HEAD, _EMBEDDING = "lm_head.weight", "wte.weight"
-_SAFETENSORS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_INDEX = f"{WEIGHTS}.index.json"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _WHOLE_VOCABULARIES = ("tokenizer.json", "vocab.json")
@@ -207,7 +208,7 @@ def save_hf(model: GPT2, folder: Path) -> None:
     for name, parameter in model.named_parameters():
         recipe = _hf_recipe(name, prefix="transformer.")
         tensors[recipe.names[0]] = parameter.detach().t() if recipe.transposed else parameter.detach()
-    _write_safetensors(folder / _SAFETENSORS, tensors, dtype=torch.float32)
+    _write_safetensors(folder / WEIGHTS, tensors, dtype=torch.float32)
     files.write_json(folder / "config.json", _hf_config(config))
     files.write_json(folder / "generation_config.json", config.tokenizer.special_ids())
     write_tokenizer(config, folder)
@@ -356,14 +357,14 @@ def _opened_safetensors(paths: Iterable[Path]) -> Iterator[dict[str, _Stored]]:
 
 def _safetensors_of(folder: Path) -> list[Path]:
     """The one file, or the shards that the index names."""
-    if (folder / _SAFETENSORS).is_file():
+    if (folder / WEIGHTS).is_file():
         if (folder / _INDEX).is_file():
-            warn(f"{folder} holds {_SAFETENSORS} and shards by {_INDEX}: {_SAFETENSORS} is taken")
-        return [folder / _SAFETENSORS]
+            warn(f"{folder} holds {WEIGHTS} and shards by {_INDEX}: {WEIGHTS} is taken")
+        return [folder / WEIGHTS]
     if not (folder / _INDEX).is_file():
         found = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".h5", ".msgpack")))
         raise UserError(
-            f"{folder} holds no {_SAFETENSORS}{f' but {found}' if found else ''}; only safetensors is read, as no "
+            f"{folder} holds no {WEIGHTS}{f' but {found}' if found else ''}; only safetensors is read, as no "
             "pickle is ever executed: convert with transformers, "
             "`AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)`"
         )

@@ -20,7 +20,7 @@ from fastft.common.nearest import did_you_mean_path
 from fastft.data.records import left_out
 from fastft.metrics.statistics import bootstrap_mean, sign_flip, wilson
 from fastft.metrics.text_metrics import is_exact, rouge_scores
-from fastft.run.folder import AB_NUMBERS, CONFIG, DEMO, METRICS, RESPONSES, SCORES, Run
+from fastft.run.folder import AB_NUMBERS, CONFIG, DEMO, METRICS, RESPONSES, SCORES, Run, made_from
 from fastft.run.ledger import read_ledger
 from fastft.run.metrics_file import read_metrics
 from fastft.scores.score import OTHER_JUDGES, judge_identity, read_responses, responses_sha256
@@ -424,12 +424,12 @@ def _time(
     validation: Sequence[Mapping[str, Any]],
     scores: Mapping[str, Any] | None,
 ) -> dict[str, float | None]:
-    made_from = run.responses.with_suffix(".made-from.json")
+    origin = made_from(run.responses)
     return {
         "data": _finite(object_or_empty(run.data).get("seconds")),
         "train": _sum(steps, "seconds") or None,
         "eval": _sum(validation, "eval_seconds") or None,
-        "generate": _finite(object_or_empty(made_from).get("seconds")),
+        "generate": _finite(object_or_empty(origin).get("seconds")),
         "judge": _finite((scores or {}).get("summary", {}).get("judge_seconds")),
     }
 

@@ -14,14 +14,16 @@ from fastft.common.nearest import did_you_mean_path
 from fastft.data.folder_tokenizer import NAMES as TOKENIZER_FILES
 from fastft.data.folder_tokenizer import tokenizer_of
 from fastft.data.tokenizer import Tokenizer, gpt2_tokenizer
+from fastft.model.names import WEIGHTS
 from fastft.run.config import CONFIG_BEGINS, TrainOptions, from_yaml
 
 CONFIG, DATA, METRICS, LEDGER = "config.yaml", "data.json", "metrics.jsonl", "ledger.jsonl"
 RESPONSES, SCORES, JUDGE_REPLIES = "responses.json", "scores.json", "judge-replies.jsonl"
 REPORT, REPORT_NUMBERS = "report.html", "report.json"
 AB_PAGE, AB_NUMBERS = "ab.html", "ab.json"
-COMPARISON = "compare-{}.json"
-"""With the name of the run that it is compared to."""
+COMPARISON, COMPARISON_ELSEWHERE = "compare-{}.json", "compare.json"
+"""With the name of the run that it is compared to; in a folder of one's own without."""
+_MADE_FROM = ".made-from.json"
 DEMO = "demo.json"
 """The names of what a run's folder holds, which stages give to each other."""
 
@@ -39,11 +41,16 @@ _IN_FOLDERS = {
         for file in _IN_CHECKPOINTS
     ),
     "hangs": ("rank-*.txt",),
-    "model": ("model.safetensors", "config.json", "generation_config.json", *TOKENIZER_FILES, ".*.tmp"),
+    "model": (WEIGHTS, "config.json", "generation_config.json", *TOKENIZER_FILES, ".*.tmp"),
     "tokenizer": (*TOKENIZER_FILES, ".*.tmp"),
     "tensorboard": ("events.out.tfevents.*",),
 }
 """What fastft writes into the folders of a run's folder."""
+
+
+def made_from(responses: Path) -> Path:
+    """The file beside responses that says what they were made from."""
+    return responses.with_suffix(_MADE_FROM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +95,11 @@ class Run:
         return self.folder / "tokenizer"
 
     @property
+    def weights(self) -> Path:
+        """The trained model's weights."""
+        return self.model / WEIGHTS
+
+    @property
     def model(self) -> Path:
         """The Hugging Face folder of the result."""
         return self.folder / "model"
@@ -104,7 +116,7 @@ class Run:
     def written(self) -> list[Path]:
         """The files that fastft has written into the folder, what tells that it holds a run last. What is a link stands
         for itself: nothing behind it is named."""
-        names = [DEMO, *_RESULTS, "responses*.made-from.json", "responses*.journal.jsonl", LEDGER]
+        names = [DEMO, *_RESULTS, f"responses*{_MADE_FROM}", "responses*.journal.jsonl", LEDGER]
         found = [path for name in names for path in sorted(self.folder.glob(name))]
         for name, patterns in _IN_FOLDERS.items():
             if (folder := self.folder / name).is_symlink():
@@ -171,7 +183,7 @@ class Run:
         left = (
             self.config,
             self.metrics,
-            self.model / "model.safetensors",
+            self.weights,
             self.responses,
             *self.checkpoints.glob("*-*/DONE"),
         )

@@ -128,9 +128,7 @@ class _Step:
         """Block after block, from the last: what was saved goes, gradients come, and are reduced by buckets."""
         setup, tensors, state = self.setup, self.tensors, self.state
         here = self.before + self.saved.all + self.head + self.hidden + (0 if state.early else state.buckets)
-        # DeepSpeed's mean over the ranks is made a sum by a factor, with which the head's gradient is multiplied.
-        again = self.head + self.hidden if setup.stage and setup.ranks > 1 else 0
-        peak = here + self.live + (again if self.head_comes_early else sum(self.logits))
+        peak = here + self.live + (0 if self.head_comes_early else sum(self.logits))
         waiting, part = 0, state.part
         for layer, there in zip(reversed(range(tensors.layers)), self.fetches.backward, strict=True):
             gathered, within = setup.element * there, self._within(layer)
@@ -140,7 +138,15 @@ class _Step:
                 peak = max(peak, here + gathered + part + max(within, self._copy(waiting)))
                 here, part, waiting = here + part, 0, 0
             here += state.grows * tensors.of_block - self.saved.of(layer)
-        return max(peak, here + part + self._behind_blocks(waiting + sum(tensors.root)))
+        # Gradients that are kept take the head's in before the first reduction makes this rank's part.
+        taken_in = self.head if part and state.grows < 0 and self.is_one else 0
+        return max(peak, here + part - taken_in + self._behind_blocks(waiting + sum(tensors.root)))
+
+    @property
+    def is_one(self) -> bool:
+        """Whether the head's gradient and the embedding's are one (`fastft.model.tied`); elsewhere the lookup has its
+        own."""
+        return self.head_comes_early and self.config.tie_head
 
     def _within(self, layer: int) -> int:
         """What the backward pass of a block makes."""
@@ -157,8 +163,7 @@ class _Step:
         element, root = self.setup.element, sum(self.tensors.root)
         rest = root - self.config.vocab_size * self.config.n_embd
         here = self.state.grows * rest - self.hidden + element * min(self.fetches.loss, root)
-        is_one = self.head_comes_early and self.config.tie_head  # `fastft.model.tied`; elsewhere the lookup has its own
-        return here + max(0 if is_one else self.head, self._copy(waiting) + self.state.at_end)
+        return here + max(0 if self.is_one else self.head, self._copy(waiting) + self.state.at_end)
 
     def _copy(self, waiting: int) -> int:
         """Of the gradients that wait for a reduction, put together. One beyond the bucket's size is reduced by itself:

@@ -51,7 +51,7 @@ from fastft.metrics.statistics import (
 )
 from fastft.metrics.text_metrics import NAMES, Measure, bounds, measures, multiple_choice_measure, words_of
 from fastft.pages.render import chance
-from fastft.run.folder import COMPARISON, JUDGE_REPLIES, SCORES
+from fastft.run.folder import COMPARISON, COMPARISON_ELSEWHERE, JUDGE_REPLIES, SCORES
 from fastft.scores.score import judge_identity, left_out_rows, read_responses, responses_sha256
 
 _TITLES = {
@@ -102,7 +102,7 @@ class CompareOptions(JudgeOptions, _PairOptions):
         """Where the figures go."""
         if self.out is None:
             return self.run_a / COMPARISON.format(self.run_b.resolve().name)
-        return self.out / "compare.json" if self.out.is_dir() else self.out
+        return self.out / COMPARISON_ELSEWHERE if self.out.is_dir() else self.out
 
 
 def compare(options: CompareOptions) -> dict[str, Any]:

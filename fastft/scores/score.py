@@ -31,7 +31,7 @@ from fastft.judging.openai import OpenAIServer
 from fastft.judging.options import JudgeOptions, asking, server_of
 from fastft.judging.questions import Style
 from fastft.metrics import text_metrics as metrics
-from fastft.run.folder import JUDGE_REPLIES, RESPONSES, SCORES
+from fastft.run.folder import JUDGE_REPLIES, RESPONSES, SCORES, Run, made_from
 
 _RUNGS = {
     "integer": "a bare integer",
@@ -296,12 +296,12 @@ def left_out_rows(entries: Sequence[Mapping[str, Any]]) -> list[int]:
 
 def _are_stale(run: Path) -> bool:
     """Whether the run's weights have changed since its responses were generated."""
-    origin, weights = run / "responses.made-from.json", run / "model" / "model.safetensors"
+    origin, weights = made_from(run / RESPONSES), Run(run).weights
     if not (origin.is_file() and weights.is_file()):
         return False
-    made_from = object_or_empty(origin)
+    noted = object_or_empty(origin)
     with weights.open("rb") as file:
-        return bool(made_from.get("weights_sha256") != hashlib.file_digest(file, "sha256").hexdigest())
+        return bool(noted.get("weights_sha256") != hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def _check_entry(entry: Any, where: str, remedy: str) -> None:

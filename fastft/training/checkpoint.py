@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -38,11 +37,12 @@ from fastft.common.errors import UserError
 from fastft.engines.engine import AnyEngine
 from fastft.engines.zero import ZeroEngine
 from fastft.model.gpt2 import GPT2Config
+from fastft.model.names import WEIGHTS
 from fastft.model.weights import save_weights
 from fastft.ranks.world import World
 
 _DONE = "DONE"
-MODEL, MOMENTS = "model.safetensors", "optimizer.safetensors"
+MODEL, MOMENTS = WEIGHTS, "optimizer.safetensors"
 """The files of a whole checkpoint that hold weights and moments."""
 _RNG, _STATE = "rng.safetensors", "state.json"
 _WHOLE, _BEST, _SHARDS = "step", "best", "shards"
@@ -347,13 +347,13 @@ def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
 def _seal(beside: Path, path: Path, manifest: Mapping[str, dict[str, str | int]]) -> None:
     """Marks a written folder as whole, and renames it into its place."""
     for name in manifest:
-        _fsync(beside / name)
+        files.fsync(beside / name)
     files.write_json(beside / _DONE, manifest)
     for folder in {beside, *(parent for name in manifest if (parent := (beside / name).parent) != beside)}:
-        _fsync(folder)
+        files.fsync(folder)
     shutil.rmtree(path, ignore_errors=True)
     beside.replace(path)
-    _fsync(path.parent)
+    files.fsync(path.parent)
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:
@@ -434,16 +434,6 @@ def _remove(path: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         (path / _DONE).unlink()  # first: a half-removed checkpoint must not look whole
     shutil.rmtree(path, ignore_errors=True)
-
-
-def _fsync(path: Path) -> None:
-    """Waits until a file's bytes, or a folder's entries, are on the disk."""
-    if os.name == "posix":  # elsewhere folders cannot be opened, nor read-only files flushed
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:

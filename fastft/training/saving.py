@@ -98,7 +98,7 @@ def resume(job: Job) -> None:
 def _check_unfinished(job: Job) -> None:
     """Refuses to begin again where a run has come to its end, and has left no checkpoint to go on from."""
     with job.world.together():
-        if job.world.is_first and (model := job.run.model / "model.safetensors").exists():
+        if job.world.is_first and (model := job.run.weights).exists():
             raise UserError(
                 f"{job.run.folder} holds a finished run, {model}, and no checkpoint to go on from; --overwrite "
                 "trains it again, and another run takes its model by --weights"
