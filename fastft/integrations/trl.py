@@ -125,8 +125,8 @@ def _trainer_class() -> Any:
         Its arguments are SFTTrainer's. A `data_collator` of one's own is kept.
 
         Raises:
-            UserError: `packing`, `eval_packing` or `padding_free` is asked for, which the collator makes needless, or the
-                model cannot be accelerated, or has dropout.
+            UserError: `packing`, `eval_packing` or `padding_free` is asked for, which the collator makes needless, or
+                the model cannot be accelerated, or has dropout.
         """
 
         def __init__(self, model: Any, args: Any = None, data_collator: Any = None, **others: Any) -> None:

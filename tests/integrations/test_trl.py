@@ -100,8 +100,8 @@ def test_resuming_within_an_epoch_goes_on_as_if_nothing_had_been(make_model: Mak
 
 
 TEMPLATE = (
-    "{% for message in messages %}{% if message['role'] == 'assistant' %}w5 {% generation %}{{ message['content'] }} w2 "
-    "{% endgeneration %}{% else %}w4 {{ message['content'] }} {% endif %}{% endfor %}"
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}w5 {% generation %}{{ message['content'] }} "
+    "w2 {% endgeneration %}{% else %}w4 {{ message['content'] }} {% endif %}{% endfor %}"
 )
 """Of words that the tests' tokenizer knows."""
 
