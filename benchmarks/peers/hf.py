@@ -54,7 +54,7 @@ def collate(kind: str, examples: list[tuple[list[int], int]]) -> dict[str, Tenso
     return laid_out(kind, [{"input_ids": ids, "labels": [-100] * start + ids[start:]} for ids, start in examples])
 
 
-def laid_out(kind: str, labelled: list[dict[str, list[int]]]) -> dict[str, Tensor]:
+def laid_out(kind: str, labelled: list[dict[str, list[int]]], pad: int = PAD) -> dict[str, Tensor]:
     """The same of examples that have their `labels`."""
     if kind == "flat":
         flat: dict[str, Tensor] = DataCollatorWithFlattening()(labelled)
@@ -63,7 +63,7 @@ def laid_out(kind: str, labelled: list[dict[str, list[int]]]) -> dict[str, Tenso
     width = int(lengths.max())
     batch = {
         key: torch.tensor([each[key] + [filler] * (width - len(each[key])) for each in labelled])
-        for key, filler in (("input_ids", PAD), ("labels", -100))
+        for key, filler in (("input_ids", pad), ("labels", -100))
     }
     if kind == "masked":
         batch["attention_mask"] = (torch.arange(width) < lengths[:, None]).long()

@@ -11,6 +11,7 @@ its vocabulary: what a step costs does not depend on what the ids mean.
 from __future__ import annotations
 
 import argparse
+import functools
 import tempfile
 import time
 from typing import Any
@@ -100,7 +101,7 @@ def new_trainer(options: argparse.Namespace, folder: str) -> Trainer:
         accelerate(model)
         collate: Any = TreeCollator(model)
     else:
-        collate = lambda examples: hf.laid_out(options.kind, examples)  # noqa: E731 # one line beside the other
+        collate = functools.partial(hf.laid_out, options.kind, pad=hf.PAD % model.config.vocab_size)
     trainer = Trainer(
         model=model,
         args=TrainingArguments(**arguments_of(options, folder)),

@@ -109,11 +109,13 @@ def test_metrics_of_evaluation_get_their_logits(make_model: Make, tmp_path: Path
     assert said[0]["eval_right"] == said[1]["eval_right"]
 
 
-def test_bf16_wraps_the_forward_and_stays_close(make_model: Make, tmp_path: Path) -> None:
-    expected = trained(make_model(), tmp_path, fast=False, max_steps=5)
-    found = trained(make_model(), tmp_path, fast=True, bf16=True, max_steps=5)
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_bf16_wraps_the_forward_and_stays_close(make_model: Make, tmp_path: Path, name: str) -> None:
+    """Rotary positions make queries and keys float32 under autocast, beside values in bf16."""
+    expected = trained(make_model(name), tmp_path, fast=False, max_steps=5)
+    found = trained(make_model(name), tmp_path, fast=True, bf16=True, max_steps=5)
     assert 0 < max(differences(found.losses, expected.losses)) < 2e-2
-    assert found.ran == {op: count // 4 for op, count in ONCE_A_STEP.items()}
+    assert found.ran == {op: count // 4 for op, count in ONCE_A_STEP.items() if op != "gelu" or name == "gpt2"}
 
 
 @pytest.mark.parametrize("order", ["accelerate first", "PEFT first"])
