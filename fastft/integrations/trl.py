@@ -129,6 +129,8 @@ def _trainer_class() -> Any:
                 the model cannot be accelerated, or has dropout.
         """
 
+        _total_train_tokens: int
+
         def __init__(self, model: Any, args: Any = None, data_collator: Any = None, **others: Any) -> None:
             asked = [name for name in ("packing", "eval_packing", "padding_free") if getattr(args, name, False)]
             if asked:

@@ -225,8 +225,8 @@ def _refuse(module: nn.Module, is_causal: bool | None, kwargs: dict[str, Any]) -
 
 
 def _in_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """In the dtype of autocast where it is on, as it casts for torch's attention: rotary positions make queries and keys
-    float32, and values stay narrow."""
+    """In the dtype of autocast where it is on, as torch casts for its own: rotary positions make queries and
+    keys float32, and values stay narrow."""
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64:
         return tensors
