@@ -42,6 +42,7 @@ class Logged:
         evaluations: each `eval_loss`.
         metrics: SFTTrainer's, of each step.
         ran: what `counted` counted.
+        micro_batches: of all steps; an epoch's last step may have fewer than the others.
     """
 
     losses: list[float]
@@ -49,6 +50,7 @@ class Logged:
     evaluations: list[float]
     metrics: dict[str, list[float]]
     ran: Counter[str]
+    micro_batches: int
 
 
 class _Losses(TrainerCallback):
@@ -56,12 +58,14 @@ class _Losses(TrainerCallback):
 
     def __init__(self, trainer: Trainer) -> None:
         self.steps: list[torch.Tensor] = []
+        self.micro_batches = 0
         self._parts: list[torch.Tensor] = []
         self._own = trainer.training_step
         trainer.training_step = self._step
         trainer.add_callback(self)
 
     def _step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.micro_batches += 1
         self._parts.append(self._own(*args, **kwargs))
         return self._parts[-1]
 
@@ -82,7 +86,8 @@ def trained(model: Any, folder: Path, *, resume: str | None = None, **which: Any
     steps = [entry for entry in history if "grad_norm" in entry and entry["step"] > since]
     metrics = {name: [entry[name] for entry in steps] for name in METRICS if name in steps[0]}
     evaluations = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
-    return Logged(ranks.mean(0).tolist(), [entry["grad_norm"] for entry in steps], evaluations, metrics, ran)
+    norms = [entry["grad_norm"] for entry in steps]
+    return Logged(ranks.mean(0).tolist(), norms, evaluations, metrics, ran, losses.micro_batches)
 
 
 def trainer_of(
