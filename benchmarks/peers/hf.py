@@ -51,17 +51,21 @@ def new_model(config: GPT2Config) -> GPT2LMHeadModel:
 
 def collate(kind: str, examples: list[tuple[list[int], int]]) -> dict[str, Tensor]:
     """What the model is given: ids and labels, -100 where nothing is asked for."""
-    labelled = [{"input_ids": ids, "labels": [-100] * start + ids[start:]} for ids, start in examples]
+    return laid_out(kind, [{"input_ids": ids, "labels": [-100] * start + ids[start:]} for ids, start in examples])
+
+
+def laid_out(kind: str, labelled: list[dict[str, list[int]]], pad: int = PAD) -> dict[str, Tensor]:
+    """The same of examples that have their `labels`."""
     if kind == "flat":
         flat: dict[str, Tensor] = DataCollatorWithFlattening()(labelled)
         return flat
-    width = max(len(ids) for ids, _ in examples)
+    lengths = torch.tensor([len(each["input_ids"]) for each in labelled])
+    width = int(lengths.max())
     batch = {
         key: torch.tensor([each[key] + [filler] * (width - len(each[key])) for each in labelled])
-        for key, filler in (("input_ids", PAD), ("labels", -100))
+        for key, filler in (("input_ids", pad), ("labels", -100))
     }
     if kind == "masked":
-        lengths = torch.tensor([len(ids) for ids, _ in examples])
         batch["attention_mask"] = (torch.arange(width) < lengths[:, None]).long()
     return batch
 

@@ -13,47 +13,23 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import time
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import GPT2Tokenizer, PrinterCallback, TrainerCallback
+from transformers import GPT2Tokenizer, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
 from benchmarks import common
 from benchmarks.peers import shared
 from benchmarks.peers.hf import new_model
+from benchmarks.peers.trainer import Clock, arguments_of
 from fastft.data.prompts import ALPACA
 from fastft.data.tokenizer import carried_files
 from fastft.model.gpt2 import config_for
 
 KINDS = ("padded", "flat", "packed")
 PACKED_LENGTH = 512
-
-
-class Clock(TrainerCallback):
-    """Seconds of each step, from the end of the one before it, so that loading its data counts."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.losses: list[float] = []
-        self._last = 0.0
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Starts the clock."""
-        self._last = time.perf_counter()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Notes a step."""
-        now = time.perf_counter()
-        self.seconds.append(now - self._last)
-        self._last = now
-
-    def on_log(self, *_: Any, logs: dict[str, float] | None = None, **__: Any) -> None:
-        """Notes a loss."""
-        if logs and "loss" in logs:
-            self.losses.append(float(logs["loss"]))
 
 
 def tokenizer() -> GPT2Tokenizer:
@@ -74,26 +50,12 @@ def settings(options: argparse.Namespace, folder: str) -> SFTConfig:
     packed, flat = options.kind == "packed", options.kind == "flat"
     n_ctx = config_for(options.size).n_ctx
     return SFTConfig(
-        output_dir=folder,
-        max_steps=options.steps + common.WARMUP,
-        per_device_train_batch_size=1 if packed else options.batch_size,
-        train_sampling_strategy="sequential",
+        **{**arguments_of(options, folder), "per_device_train_batch_size": 1 if packed else options.batch_size},
         completion_only_loss=True,
         packing=packed,
         padding_free=flat,
         # Nothing is cut: the examples are shorter. TRL takes no limit beside `padding_free`.
         max_length=None if flat else min(PACKED_LENGTH, n_ctx) if packed else n_ctx,
-        bf16=options.dtype == "bf16",
-        use_cpu=common.chosen_device(options.device) == "cpu",
-        gradient_checkpointing=False,
-        optim="adamw_torch_fused",
-        learning_rate=shared.RATE,
-        lr_scheduler_type="constant",
-        weight_decay=shared.WEIGHT_DECAY,
-        logging_steps=1,
-        disable_tqdm=True,
-        report_to="none",
-        save_strategy="no",
     )
 
 

@@ -6,5 +6,6 @@ To be read in this order:
               `Packing`, `Cost`, `Indices`
     asked.py  token ids with labels of any source, checked: what is asked of each example: `Asked`, `asked_rows`
     batch.py  `Batch`: a prefix tree of packed examples, which share the tokens they begin with alike, or padded rows:
-              `pack`, `pack_asked`, `padded_batch`, `from_padded`, `Batcher`, `Planner`, `RowPlanner`, `with_tensors`
+              `pack`, `pack_asked`, `padded_batch`, `from_padded`, `Batcher`, `Planner`, `RowPlanner`, `with_tensors`,
+              `visible_until_of`
 """

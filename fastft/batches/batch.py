@@ -386,7 +386,7 @@ def _laid_out(asked: Sequence[Asked], least_shared: int | None) -> _Laid:
     wanted = [asked[index].targets for index in order]
     rows, targets, counts, pair_rows = _rows(np.concatenate(wanted_by), np.concatenate(wanted))
     pair_examples = np.repeat(np.array(order, dtype=np.int64), [len(ids) for ids in wanted])
-    visible_until = _visible_until(lengths, shared, begins)
+    visible_until = visible_until_of(lengths, shared, begins)
     return _Laid(tokens, positions, visible_until, rows, targets, counts, pair_rows, pair_examples, lengths)
 
 
@@ -418,12 +418,17 @@ def _as_they_are(asked: Sequence[Asked]) -> tuple[list[int], npt.NDArray[np.int6
     return list(range(len(asked))), np.zeros(len(asked), dtype=np.int64)
 
 
-def _visible_until(
+def visible_until_of(
     lengths: npt.NDArray[np.int64], shared: npt.NDArray[np.int64], begins: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int32]:
     """`[T]` int32: where the group ends that shares each token.
 
     Going backwards, `until[p]` is the beginning of the next example that does not share position p.
+
+    Args:
+        lengths: `[examples]`, the tokens of each.
+        shared: `[examples]`, how many of them are the example's before it.
+        begins: `[examples + 1]`, where each one's own tokens begin, and T.
     """
     T = int(begins[-1])
     visible_until = np.empty(T, dtype=np.int32)

@@ -125,14 +125,18 @@ def _trainer_class() -> Any:
         Its arguments are SFTTrainer's. A `data_collator` of one's own is kept.
 
         Raises:
-            UserError: `packing` or `padding_free` is asked for, which the collator makes needless, or the model cannot
-                be accelerated, or has dropout.
+            UserError: `packing`, `eval_packing` or `padding_free` is asked for, which the collator makes needless, or
+                the model cannot be accelerated, or has dropout.
         """
 
+        _total_train_tokens: int
+
         def __init__(self, model: Any, args: Any = None, data_collator: Any = None, **others: Any) -> None:
-            if args is not None and (getattr(args, "packing", False) or getattr(args, "padding_free", False)):
+            asked = [name for name in ("packing", "eval_packing", "padding_free") if getattr(args, name, False)]
+            if asked:
                 raise UserError(
-                    "got packing or padding_free, expected neither: the collator packs each micro-batch without padding"
+                    f"got {' and '.join(asked)}, expected neither packing nor padding_free: the collator packs each "
+                    "micro-batch without padding"
                 )
             super().__init__(model=model, args=args, data_collator=data_collator, **others)
             base = base_of(self.model)
@@ -144,5 +148,15 @@ def _trainer_class() -> Any:
             use_fused_head(base)
             if data_collator is None:
                 self.data_collator = TreeCollator(self.model)
+
+        def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            """SFTTrainer's; its `num_tokens` counts a shared token for each example that has it, as in padded rows."""
+            before = self._total_train_tokens
+            result = super().compute_loss(model, inputs, *args, **kwargs)
+            if self.model.training and "example_lengths" in inputs:
+                of_ranks = self.accelerator.gather_for_metrics(inputs["example_lengths"].sum())
+                self._total_train_tokens = before + int(of_ranks.sum()) // self._tp_size
+                self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+            return result
 
     return FastftSFTTrainer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch.nn import functional as F
 
 import fastft
 from fastft.integrations import book
+from fastft.integrations.book import training
+from fastft.model import ops
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -22,21 +25,37 @@ def example(name: str) -> dict[str, Any]:
     return runpy.run_path(str(EXAMPLES / name))
 
 
+def count(monkeypatch: pytest.MonkeyPatch, *functions: tuple[Any, str]) -> Counter[str]:
+    """How often each function of a module is called from now on."""
+    calls: Counter[str] = Counter({name: 0 for _, name in functions})
+    for module, name in functions:
+        real = getattr(module, name)
+
+        def counted(*args: Any, name: str = name, real: Any = real, **kwargs: Any) -> Any:
+            calls[name] += 1
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, counted, raising=False)
+    return calls
+
+
+BOOKS_OPS = (
+    (training, "pack_asked"),
+    (ops, "attention"),
+    (ops, "attention_of_rows"),
+    (training, "linear_cross_entropy"),
+)
+PACKS = 3 + 6 + 2 * (3 + 1)
+"""The chapter's first look at 3 batches, two epochs of them, and two evaluations of those and one of validation."""
+
+
 class TestOwnLoop:
     def test_it_learns(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """By fastft's operations, each as often as it should run."""
-        calls = {"attention": 0, "pack": 0}
-        own = example("own_loop.py")
-        for module, name in ((fastft_kernels, "attention"), (fastft, "pack")):
-            real = getattr(module, name)
-
-            def counted(*args: Any, name: str = name, real: Any = real, **kwargs: Any) -> Any:
-                calls[name] += 1
-                return real(*args, **kwargs)
-
-            monkeypatch.setattr(module, name, counted, raising=False)
-        losses = own["train"](steps=40)
-        assert calls == {"attention": 2 * 40, "pack": 40}
+        ops = ((fastft_kernels, "attention"), (fastft, "pack"), (fastft, "linear_cross_entropy"))
+        calls = count(monkeypatch, *ops)
+        losses = example("own_loop.py")["train"](steps=40)
+        assert calls == {"attention": 2 * 40, "pack": 40, "linear_cross_entropy": 40}
         assert losses[0] > 5
         assert losses[-1] < 0.5 * losses[0]
 
@@ -68,12 +87,17 @@ class TestChapter7:
         pytest.importorskip("llms_from_scratch")
         from llms_from_scratch import ch04, ch05, ch07
 
+        calls = count(monkeypatch, *BOOKS_OPS)
         ours = example("book_chapter7.py")["main"](folder=tmp_path)
+        assert calls == dict.fromkeys(calls, PACKS)  # of two layers, the last one's attention is of the loss rows
         for chapter in (ch04, ch05, ch07):
             for name in book.__all__:
                 if hasattr(chapter, name):
                     monkeypatch.setattr(book, name, getattr(chapter, name))
         theirs = example("book_chapter7.py")["main"](folder=tmp_path)
+        assert calls == dict.fromkeys(
+            calls, PACKS
+        )  # nothing of ours ran, as it would not if the import changed nothing
         for name in ("initial", "train", "val"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-5)
         assert ours["train"][-1] < 0.9 * ours["initial"]

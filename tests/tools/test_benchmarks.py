@@ -87,11 +87,12 @@ class TestRunners:
 
     def test_peers(self, tmp_path: Path) -> None:
         pytest.importorskip("llms_from_scratch")
-        peers = ["fastft", "fastft-fp32", "book", "hf", "hf-masked", "hf-flat"]
+        pytest.importorskip("accelerate")
+        peers = ["fastft", "fastft-fp32", "book", "hf", "hf-masked", "hf-flat", "trainer", "trainer-flat"]
         compare.main([*SMALL, "--rounds", "1", "--steps", "2", "--peers", *peers, "--results", str(tmp_path)])
         result = result_of(tmp_path, "peers")
         assert list(result["peers"]) == peers
-        assert len(result["headline"]) == 4
+        assert len(result["headline"]) == 6
         losses = {name: peer["losses"] for name, peer in result["peers"].items()}
         assert len(losses["book"]) == common.WARMUP + 2
         # Clipping, weight decay and the untied head make later steps differ; the first one is the same arithmetic.
@@ -108,7 +109,16 @@ def test_a_worker_in_a_process_of_its_own() -> None:
         common.run_worker("benchmarks.peers.ours", "--steps", "none", threads=1)
 
 
+def test_the_drop_in_is_compared_with_the_fastest_of_each() -> None:
+    rates = {"trainer": 9.0, "fastft": 10.0, "fastft-fp32": 20.0, "hf": 4.0, "trainer-flat": 6.0, "trl": 3.0}
+    rates |= {"smollm2": 3.0, "smollm2-padded": 1.0, "smollm2-flat": 2.0}
+    said = compare.drop_in({name: [{"examples_per_second": [rate]}] for name, rate in rates.items()})
+    assert [ratio["median"] for ratio in said.values()] == [0.9, 1.5, 3.0, 1.5]
+
+
 def test_other_examples_are_noticed() -> None:
+    other_model = {"smollm2": [{"losses": [10.9]}]}
+    compare.check_losses({"fastft": [{"losses": [10.76]}], **other_model})
     turns = {name: [{"losses": [loss]}] for name, loss in (("fastft", 10.76), ("book", 10.81))}
     with pytest.raises(ValueError, match="do not compute the same"):
         compare.check_losses(turns)

@@ -189,6 +189,7 @@ def attend(
         mask = None if until is None else intervals.visible(until)
         return _by_sdpa(module, query, key, value, mask, dropout, scaling)
     B, H, T, D = query.shape
+    query, key, value = _in_autocast(query, key, value)
     q, k, v = (x.transpose(1, 2).reshape(B * T, -1, x.shape[-1]) for x in (query, key, value))
     out = ops.attention(q, k, v, _plan(q, until, B, T), 1 / math.sqrt(D) if scaling is None else scaling)
     return out.view(B, T, H, D), None
@@ -221,6 +222,15 @@ def _refuse(module: nn.Module, is_causal: bool | None, kwargs: dict[str, Any]) -
             f"got {type(module).__name__}, which is not causal self-attention, expected a causal language model: "
             'model.set_attn_implementation("sdpa")'
         )
+
+
+def _in_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """In the dtype of autocast where it is on, as torch casts for its own: rotary positions make queries and
+    keys float32, and values stay narrow."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64:
+        return tensors
+    return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
 
 
 def _by_sdpa(

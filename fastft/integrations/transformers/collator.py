@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastft.batches.batch import visible_until_of
 from fastft.common.errors import UserError
 from fastft.data.encode import EncodedSet
 from fastft.integrations.transformers.attention import NAME
@@ -90,7 +91,7 @@ class TreeCollator:
         """One micro-batch.
 
         Raises:
-            UserError: an example without labels, or without tokens.
+            UserError: an example without labels or tokens, or that several are packed in already.
         """
         self._check_attention()
         examples = [_example(feature) for feature in features]
@@ -106,6 +107,12 @@ def _example(feature: Mapping[str, Any]) -> _Example:
         raise UserError(
             f"got an example with {', '.join(feature) or 'nothing'}, expected input_ids and labels (-100 where no "
             "prediction is asked for)"
+        )
+    packed = [name for name in ("seq_lengths", "position_ids") if feature.get(name) is not None]
+    if packed:
+        raise UserError(
+            f"got an example with {' and '.join(packed)}, as of several that are packed already, expected one example "
+            "by itself: the collator packs them"
         )
     ids, labels = (np.asarray(feature[name], dtype=np.int64) for name in ("input_ids", "labels"))
     if ids.ndim != 1 or ids.shape != labels.shape or not len(ids):
@@ -138,20 +145,9 @@ def _laid_out(examples: Sequence[_Example], shared: Ids) -> dict[str, Tensor]:
         "input_ids": np.concatenate([example.ids[at] for example, at in zip(examples, own, strict=True)]),
         "labels": np.concatenate(labels),
         "position_ids": np.concatenate([np.arange(at.start, at.stop) for at in own]),
-        "visible_until": _visible_until(lengths, shared, begins),
+        "visible_until": visible_until_of(lengths, shared, begins),
     }
     return {"example_lengths": torch.from_numpy(lengths), **{k: torch.from_numpy(v)[None] for k, v in row.items()}}
-
-
-def _visible_until(lengths: Ids, shared: Ids, begins: Ids) -> Ids:
-    """`[T]`: where the group ends that shares each token. Going backwards, `until[p]` is where the next example begins
-    that does not share position p."""
-    visible_until = np.empty(begins[-1], dtype=np.int64)
-    until = np.full(lengths.max(), begins[-1], dtype=np.int64)
-    for at in range(len(lengths) - 1, -1, -1):
-        visible_until[begins[at] : begins[at + 1]] = until[shared[at] : lengths[at]]
-        until[shared[at] :] = begins[at]
-    return visible_until
 
 
 def _check_dropout(base: Any, share: bool) -> None:
