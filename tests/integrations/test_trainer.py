@@ -51,7 +51,7 @@ def test_twenty_steps_are_the_stock_trainers(make_model: Make, tmp_path: Path, n
     if accumulation > 1:
         steps = found.micro_batches
         once = {"attention": 2 * steps, "loss": steps}
-        assert found.ran == ({**once, "gelu": 2 * steps} if name == "gpt2" else once)
+        assert found.ran == {**once, **({"gelu": 2 * steps} if name == "gpt2" else {"rms_norm": 5 * steps})}
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,8 @@ def test_bf16_wraps_the_forward_and_stays_close(make_model: Make, tmp_path: Path
     expected = trained(make_model(name), tmp_path, fast=False, max_steps=5)
     found = trained(make_model(name), tmp_path, fast=True, bf16=True, max_steps=5)
     assert 0 < max(differences(found.losses, expected.losses)) < 2e-2
-    assert found.ran == {op: count // 4 for op, count in ONCE_A_STEP.items() if op != "gelu" or name == "gpt2"}
+    own = {"gelu": 2 * 5} if name == "gpt2" else {"rms_norm": 5 * 5}
+    assert found.ran == {"attention": 2 * 5, "loss": 5, **own}
 
 
 @pytest.mark.parametrize("order", ["accelerate first", "PEFT first"])
@@ -154,7 +155,8 @@ def test_an_adapter_of_the_head_is_not_left_out(make_model: Make, tmp_path: Path
     accelerate(model)
     found = trained(headed(model), tmp_path, fast=True, max_steps=5)
     assert difference(found, expected) < LIMIT
-    assert found.ran == {"attention": 2 * 5, "loss_of_logits": 5}
+    norms = 4  # the first one is given, and has, nothing that is trained: on a CPU torch's is as fast forward
+    assert found.ran == {"attention": 2 * 5, "loss_of_logits": 5, "rms_norm": norms * 5}
 
 
 KINDS = ("Trainer", "SFTTrainer")

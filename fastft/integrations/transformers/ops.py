@@ -102,7 +102,6 @@ def plan_rows_of(q: Tensor, B: int, T: int) -> Plan:
 
 def plan(q: Tensor, visible_until: Tensor) -> Plan:
     """The plan for queries like `q` `[N, H, D]` under `visible_until` `[N]`. On a GPU it waits for the device, once."""
-    (q,) = _as_autocast(q)
     until = visible_until.to(device="cpu", dtype=torch.int32)
     place = torch.arange(len(until), dtype=torch.int32)
     blind = _seen_keys(until) == 0
@@ -130,16 +129,6 @@ def _seen_keys(until: Tensor) -> Tensor:
     return torch.arange(1, len(until) + 1) - ends.cumsum(0)[: len(until)]
 
 
-def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """In the dtype of autocast where that is on, as torch's own attention takes them: rotary embeddings leave queries
-    and keys in float32, next to values in 16 bits."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
-
-
 def _by_triton(q: Tensor) -> bool:
     return _impl(q) == "triton" and why_not_heads(q) is None
 
@@ -147,7 +136,6 @@ def _by_triton(q: Tensor) -> bool:
 def attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> Tensor:
     """q `[N, H, D]`, k and v `[N, G, D]` -> `[N, H, D]`; each head of k and v serves `H / G` heads of q."""
     note("attention")
-    q, k, v = _as_autocast(q, k, v)
     parts = plan.parts
     out: Any = fastft_kernels.attention(  # a tensor alone, as no log-sum-exp is asked for
         q,
