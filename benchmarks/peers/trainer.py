@@ -1,7 +1,8 @@
 """transformers' own Trainer, its options as fast as they go on this device: mixed precision, fused AdamW, torch's fused
 attention, neither evaluation nor saving. It clips the gradient, as fastft does.
 
-`fastft` is the stock Trainer on a model that `accelerate` was given, with `TreeCollator`. `padded` pads each batch to
+`fastft` is the stock Trainer on a model that `accelerate` was given, with `TreeCollator`, in a process that keeps the
+memory that it frees. `padded` pads each batch to
 its longest example and leaves the attention mask out, as `hf` does; `flat` is transformers' padding-free collator.
 
 `--smollm2` takes a model of SmolLM2-135M's shape with random weights in place of GPT-2, and GPT-2's token ids modulo
@@ -21,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer
 
 from benchmarks import common
 from benchmarks.peers import hf, shared
+from fastft.common.memory import keep_freed_memory
 from fastft.integrations.transformers import TreeCollator, accelerate
 from fastft.model.gpt2 import config_for
 
@@ -98,6 +100,7 @@ def new_trainer(options: argparse.Namespace, folder: str) -> Trainer:
     model = smollm2() if options.smollm2 else hf.new_model(config_for(options.size))
     model.config.use_cache = False
     if options.kind == "fastft":
+        keep_freed_memory()  # as fastft's own trainer does; without it a fifth of a step is faulting pages in again
         accelerate(model)
         collate: Any = TreeCollator(model)
     else:

@@ -130,7 +130,7 @@ def test_bf16_wraps_the_forward_and_stays_close(make_model: Make, tmp_path: Path
     assert found.ran == {"attention": 2 * 5, "loss": 5, **own}
 
 
-@pytest.mark.parametrize("order", ["accelerate first", "PEFT first"])
+@pytest.mark.parametrize("order", [pytest.param("accelerate first", marks=pytest.mark.long), "PEFT first"])
 def test_lora_is_the_stock_trainers(make_model: Make, tmp_path: Path, order: str) -> None:
     pytest.importorskip("peft", reason="pip install 'fastft[peft]'")
     expected = trained(make_model(), tmp_path, fast=False, lora=True)
