@@ -22,7 +22,6 @@ from transformers import LlamaConfig, LlamaForCausalLM, PrinterCallback, Trainer
 
 from benchmarks import common
 from benchmarks.peers import hf, shared
-from fastft.common.memory import keep_freed_memory
 from fastft.integrations.transformers import TreeCollator, accelerate
 from fastft.model.gpt2 import config_for
 
@@ -100,7 +99,6 @@ def new_trainer(options: argparse.Namespace, folder: str) -> Trainer:
     model = smollm2() if options.smollm2 else hf.new_model(config_for(options.size))
     model.config.use_cache = False
     if options.kind == "fastft":
-        keep_freed_memory()  # as fastft's own trainer does; without it a fifth of a step is faulting pages in again
         accelerate(model)
         collate: Any = TreeCollator(model)
     else:

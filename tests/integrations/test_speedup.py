@@ -13,7 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from fastft.common.errors import UserError
-from fastft.integrations.transformers import Report, accelerate, accelerated, counted, ops, restore, zero_dropout
+from fastft.integrations.transformers import (
+    Report,
+    accelerate,
+    accelerated,
+    counted,
+    ops,
+    restore,
+    speedup,
+    zero_dropout,
+)
 
 Make = Callable[..., Any]
 ROTARY = {"attention": 2, "loss": 1, "rms_norm": 5}
@@ -327,10 +336,22 @@ def test_zero_dropout(make_model: Make) -> None:
 def test_the_report_is_a_table(make_model: Make) -> None:
     report = accelerate(make_model())
     assert isinstance(report, Report)
-    first, head, *lines = str(report).splitlines()
+    first, head, *lines, memory = str(report).splitlines()
+    assert "keep_memory=False" in memory
     assert first == "GPT2LMHeadModel"
     assert [line.split()[0] for line in lines] == ["attention", "layer_norm", "gelu", "loss"]
     assert all(line[head.index("computed by") - 2 :].startswith("  ") for line in lines)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_freed_memory_is_kept_and_said_so_or_not_touched(
+    make_model: Make, monkeypatch: pytest.MonkeyPatch, keep: bool
+) -> None:
+    asked = []
+    monkeypatch.setattr(speedup, "keep_freed_memory", lambda: asked.append(True))
+    report = accelerate(make_model(), keep_memory=keep)
+    assert asked == [True] * keep
+    assert ("keep_memory=False" in str(report)) is keep
 
 
 @pytest.fixture

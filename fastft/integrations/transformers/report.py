@@ -24,10 +24,11 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All lines, of a model of class `model`."""
+    """All lines, of a model of class `model`, and whether the process keeps the memory that it frees."""
 
     model: str
     lines: tuple[Line, ...]
+    keeps_memory: bool = False
 
     @property
     def accelerated(self) -> tuple[str, ...]:
@@ -39,4 +40,5 @@ class Report:
         rows = [head, *((line.op, line.of, line.by or "left alone", line.why) for line in self.lines)]
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         table = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-        return "\n".join([self.model, *table])
+        memory = ["memory that is freed stays with the process: keep_memory=False"] if self.keeps_memory else []
+        return "\n".join([self.model, *table, *memory])

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fastft.common.errors import UserError
+from fastft.common.memory import keep_freed_memory
 from fastft.integrations.optional import need
 from fastft.integrations.transformers import ops
 from fastft.integrations.transformers.activations import Call, calls_of, silus_of, swap_gelus, swap_silus
@@ -29,7 +30,7 @@ PROBE_TOLERANCE = 1e-4
 
 def accelerate(
     model: nn.Module, *, attention: bool = True, norms: bool = True, activations: bool = True, loss: bool = True,
-    skip_logits: bool = False,
+    skip_logits: bool = False, keep_memory: bool = True,
 ) -> Report:  # fmt: skip
     """Makes a causal language model faster, with its own outputs, losses and gradients.
 
@@ -43,6 +44,10 @@ def accelerate(
         activations: compute GELU's tanh form in one operation, and gated products (SwiGLU) in one.
         loss: compute the loss without the logits of rows that have no label.
         skip_logits: in evaluation, too, where labels are given. Logits are real there else.
+
+        keep_memory: on a CPU under Linux, tell the process's allocator to keep what is freed, as `fastft train` does. A
+            step takes and frees the same hundreds of megabytes, and to fault them in anew is a fifth of it. It is for
+            the whole process, and `restore` does not undo it.
 
     Returns:
         What was accelerated and what was left alone; printed, a table.
@@ -63,10 +68,13 @@ def accelerate(
             _loss(base, own_loss) if loss else Line("loss", "", why="loss=False"),
         )
         base.facts["skip_logits"] = skip_logits
-    report = Report(type(base).__name__, lines)
+    on_cpu = base.get_input_embeddings().weight.device.type == "cpu"
+    report = Report(type(base).__name__, lines, keeps_memory=keep_memory and on_cpu)
     if not report.accelerated:
         restore(base)
         raise UserError(f"got a {report.model} of which nothing can be accelerated:\n{report}")
+    if report.keeps_memory:
+        keep_freed_memory()
     return report
 
 
