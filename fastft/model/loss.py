@@ -12,6 +12,8 @@ Letters: T tokens, R loss rows, C width, V vocab.
 
 from __future__ import annotations
 
+from typing import get_args
+
 import fastft_kernels
 import torch
 from fastft_kernels.linear_cross_entropy import Reduction
@@ -44,7 +46,8 @@ def linear_cross_entropy(
         bias: of the head; only None, as GPT-2's has none.
         targets: int64, the right ids: `[R]` with `rows`, else one for each token.
         rows: `[R]` int64, the token that each row reads; a token may be read by several rows.
-        row_weights: floating, in the shape of `targets`; all 1 where they are not given. They get no gradient.
+        row_weights: floating, 0 or more, in the shape of `targets`; all 1 where they are not given. They get no
+            gradient.
         ignore_index: target of a row that has none.
         reduction: `mean` divides the sum by the weights of the rows that are not ignored, and is 0 where all are (torch
             gives NaN); `sum`; `none`, in the shape of `targets`, 0 where ignored.
@@ -66,6 +69,7 @@ def linear_cross_entropy(
             f"linear_cross_entropy: got label_smoothing = {label_smoothing}, z_loss = {z_loss}; expected 0 to 1, and 0 "
             "or more"
         )
+    _check(hidden, targets, rows, row_weights, reduction)
     shape = targets.shape
     hidden, targets = hidden.flatten(0, -2), targets.flatten()
     row_weights = None if row_weights is None else row_weights.detach().flatten()
@@ -88,6 +92,16 @@ def linear_cross_entropy(
     picked = hidden if rows is None else hidden.index_select(0, rows)
     losses = _with_more(nll, picked, weight, targets, ignore_index, label_smoothing, z_loss)
     return _reduced(losses, targets != ignore_index, row_weights, reduction).view(shape if reduction == "none" else ())
+
+
+def _check(hidden: Tensor, targets: Tensor, rows: Tensor | None, row_weights: Tensor | None, reduction: str) -> None:
+    """What the kernels do not see of what they are given flat."""
+    if reduction not in get_args(Reduction):
+        raise ValueError(f"got reduction={reduction!r}, expected one of {', '.join(get_args(Reduction))}")
+    if rows is None and targets.shape != hidden.shape[:-1]:
+        raise ValueError(f"got targets {tuple(targets.shape)}, expected {tuple(hidden.shape[:-1])}, one a token")
+    if row_weights is not None and row_weights.shape != targets.shape:
+        raise ValueError(f"got row_weights {tuple(row_weights.shape)}, expected {tuple(targets.shape)}, as targets")
 
 
 def _with_more(

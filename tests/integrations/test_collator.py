@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastft.common.errors import UserError
-from fastft.integrations.transformers import TreeCollator, accelerate, intervals
+from fastft.integrations.transformers import TreeCollator, accelerate, intervals, restore, speedup
 from fastft.integrations.transformers.collator import check_isolation
 
 Make = Callable[..., Any]
@@ -186,3 +187,111 @@ def shared_features() -> list[Feature]:
     made = [{"input_ids": p + r, "labels": [-100] * len(p) + r} for p, r in rows]
     made[1]["labels"][3] = made[1]["input_ids"][3]  # two turns: a label within what others share
     return made
+
+
+class TestWhatABreakerFound:
+    """Each was wrong in silence."""
+
+    def test_a_convolution_that_reaches_a_little_way_is_refused(self) -> None:
+        from transformers import Lfm2Config, Lfm2ForCausalLM
+
+        torch.manual_seed(0)
+        config = Lfm2Config(
+            vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+            num_key_value_heads=1, layer_types=["conv", "full_attention"], conv_L_cache=3,
+        )  # fmt: skip
+        model = Lfm2ForCausalLM(config).eval()
+        accelerate(model)
+        with pytest.raises(UserError, match="see its neighbour"):
+            TreeCollator(model)
+
+    def test_dropout_that_comes_after_the_collator_is_refused(self, make_model: Make) -> None:
+        model = make_model("llama")
+        accelerate(model)
+        collator = TreeCollator(model, least_shared=1)
+        examples = [{"input_ids": [1, 2, 3, 4, last], "labels": [-100] * 4 + [last]} for last in (5, 6)]
+        batch = {key: value for key, value in collator(examples).items() if key != "example_lengths"}
+        model.train()
+        assert torch.isfinite(model(**batch).loss)
+        model.model.layers[0].mlp.dropout = nn.Dropout(0.5)
+        with pytest.raises(UserError, match=r"got a model with dropout 0\.5"):
+            model(**batch)
+        apart = TreeCollator(model, share=False)(examples)
+        assert torch.isfinite(model(**{key: value for key, value in apart.items() if key != "example_lengths"}).loss)
+
+    def test_noise_of_a_name_that_nobody_knows_is_refused(self, make_model: Make) -> None:
+        class Noisy(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                return x + torch.randn_like(x) if self.training else x
+
+        model = make_model("llama")
+        accelerate(model)
+        model.model.norm = nn.Sequential(model.model.norm, Noisy())
+        state = torch.get_rng_state()
+        with pytest.raises(UserError, match="answers at random in training"):
+            TreeCollator(model)
+        assert torch.equal(torch.get_rng_state(), state)
+        TreeCollator(model, share=False)
+
+    @pytest.mark.parametrize(
+        ("feature", "said"),
+        [
+            ({"input_ids": [1, -2], "labels": [1, 2]}, "negative id"),
+            ({"input_ids": [1.0, 5.7], "labels": [1, 5]}, "input_ids of float64, expected integers"),
+            ({"input_ids": [1, 2], "labels": [1, 2], "attention_mask": [0, 0]}, "of padding alone"),
+        ],
+    )
+    def test_what_is_no_token_is_refused(self, make_model: Make, feature: dict[str, Any], said: str) -> None:
+        model = make_model("llama")
+        accelerate(model)
+        with pytest.raises(UserError, match=said):
+            TreeCollator(model)([feature])
+
+    def test_padding_beside_visible_until_is_refused(self, make_model: Make) -> None:
+        model = make_model("llama")
+        accelerate(model)
+        ids = torch.tensor([[1, 2, 3, 4]])
+        until = torch.full((1, 4), 4)
+        model(ids, attention_mask=torch.ones(1, 4), visible_until=until, use_cache=False)
+        with pytest.raises(UserError, match="visible_until beside an attention_mask with padding"):
+            model(ids, attention_mask=torch.tensor([[0, 1, 1, 1]]), visible_until=until, use_cache=False)
+
+
+def test_what_raises_midway_leaves_the_model_as_it_was(make_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("llama")
+    before = (type(model), model.config._attn_implementation, {name: type(m) for name, m in model.named_modules()})
+    monkeypatch.setattr(speedup, "_loss", lambda *_: (_ for _ in ()).throw(ValueError("of its own")))
+    with pytest.raises(ValueError, match="of its own"):
+        accelerate(model)
+    assert before == (
+        type(model), model.config._attn_implementation, {name: type(m) for name, m in model.named_modules()}
+    )  # fmt: skip
+
+
+def test_an_implementation_that_was_set_meanwhile_stays(make_model: Make) -> None:
+    model = make_model("llama")
+    accelerate(model)
+    model.set_attn_implementation("eager")
+    restore(model)
+    assert model.config._attn_implementation == "eager"
+
+
+def test_a_loss_of_ones_own_gets_what_the_model_gives_and_no_more(make_model: Make) -> None:
+    def own(logits: Tensor, labels: Tensor, vocab_size: int, ignore_index: int = 0, **_: Any) -> Tensor:
+        return logits.sum() * 0 + ignore_index
+
+    model = make_model("llama")
+    accelerate(model)
+    model.loss_function = own
+    ids = torch.tensor([[1, 2, 3]])
+    assert float(model(ids, labels=ids).loss) == 0
+
+
+def test_a_head_that_is_listened_to_backward_gives_logits(make_model: Make) -> None:
+    model = make_model("llama").train()
+    accelerate(model)
+    heard = []
+    model.lm_head.register_full_backward_hook(lambda *_: heard.append(True))
+    ids = torch.tensor([[1, 2, 3]])
+    model(ids, labels=ids).loss.backward()
+    assert heard == [True]

@@ -119,3 +119,19 @@ def test_under_autocast() -> None:
 def test_what_it_cannot_do_is_refused(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         fastft.linear_cross_entropy(*inputs(), **wrong)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"reduction": "mea"}, "got reduction='mea', expected one of"),
+        ({"row_weights": torch.ones(1)}, r"got row_weights \(1,\), expected"),
+        ({"targets": torch.zeros(1, dtype=torch.int64)}, r"got targets \(1,\), expected"),
+    ],
+)
+def test_what_would_broadcast_or_fall_through_is_refused(wrong: dict[str, Any], message: str, smoothing: float) -> None:
+    hidden, weight, targets = inputs()
+    given = {"targets": targets, **wrong}
+    with pytest.raises(ValueError, match=message):
+        fastft.linear_cross_entropy(hidden, weight, **given, label_smoothing=smoothing)

@@ -19,10 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules import module as torch_modules
 
 from fastft.integrations.transformers import ops
-from fastft.integrations.transformers.replaced import Replaced, is_plain
+from fastft.integrations.transformers.replaced import Replaced, is_listened_to, is_plain
 from fastft.integrations.transformers.swap import Swapped, swap, swap_back
 from fastft.integrations.transformers.trial import Tried, difference, why_not, why_not_in_place
 
@@ -66,15 +65,9 @@ class Silu(Swapped, nn.Module):
 
     def forward(self, input: Tensor) -> Any:
         """`silu(input)`, or the `Gate` that waits for the other factor."""
-        if torch.compiler.is_compiling() or not is_plain(input) or _is_listened_to(self):
+        if torch.compiler.is_compiling() or not is_plain(input) or is_listened_to(self):
             return super().forward(input)
         return Gate(input) if ops.runs(input, on_a_cpu=False) else super().forward(input)
-
-
-def _is_listened_to(module: nn.Module) -> bool:
-    """Whether anything is called with what a module gives."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or torch_modules._has_any_global_hook()
 
 
 def gelus_of(model: nn.Module) -> list[nn.Module]:
@@ -161,7 +154,7 @@ def _why_not_silu(silu: nn.Module, times: int) -> str | None:
         return "its SiLU is another module's too"
     if getattr(silu, "inplace", False):
         return "its SiLU writes in place"
-    if _is_listened_to(silu):
+    if is_listened_to(silu):
         return "something listens to its SiLU"
     return why_not_in_place(silu)
 

@@ -79,7 +79,7 @@ def interval_mask(
     if square and (attention_mask is None or attention_mask.shape[-1] == kv_length):
         parts = _parts(mask_function, q_length)
         if parts == ():
-            return None if attention_mask is None else intervals.of_padding(attention_mask)
+            return None if attention_mask is None else _as_padding(intervals.of_padding(attention_mask))
         if parts is not None and attention_mask is None:
             return intervals.of_sequences(parts[0])
     mask: Tensor | None = sdpa_mask(
@@ -87,6 +87,17 @@ def interval_mask(
         mask_function=mask_function, attention_mask=attention_mask, **kwargs,
     )  # fmt: skip
     return mask
+
+
+def _as_padding(until: Tensor) -> Tensor:
+    """Notes of intervals that they come of an attention mask, which nothing else that says what is seen may hide."""
+    until.is_padding = True  # type: ignore[attr-defined] # a tensor takes attributes
+    return until
+
+
+def _hides(mask: Tensor, T: int) -> bool:
+    """Whether intervals come of an attention mask, and have padding."""
+    return getattr(mask, "is_padding", False) and bool((mask != T).any())
 
 
 def _parts(mask_function: MaskFunction, T: int) -> tuple[Tensor, ...] | None:
@@ -249,6 +260,9 @@ def _until(query: Tensor, mask: Tensor | None, kwargs: dict[str, Any]) -> Tensor
     B, _, T, _ = query.shape
     tree, ends, positions = (kwargs.get(name) for name in ("visible_until", "cu_seq_lens_q", "position_ids"))
     found: Tensor | None = None
+    if (tree is not None or ends is not None) and mask is not None and _hides(mask, T):
+        other = "cu_seq_lens_q" if tree is None else "visible_until"
+        raise UserError(f"got {other} beside an attention_mask with padding, expected one to say what is seen")
     if tree is not None:
         found = _remembered(tree, lambda: _checked(tree, "visible_until", B, T), "visible_until", B, T)
     elif ends is not None:

@@ -25,8 +25,9 @@ from fastft.batches.batch import visible_until_of
 from fastft.common.errors import UserError
 from fastft.data.encode import EncodedSet
 from fastft.integrations.transformers.attention import NAME
+from fastft.integrations.transformers.dropout import check_dropout
 from fastft.integrations.transformers.loss import IGNORE_INDEX
-from fastft.integrations.transformers.speedup import base_of, dropout_of, evaluating
+from fastft.integrations.transformers.speedup import base_of, evaluating
 
 Ids = npt.NDArray[np.int64]
 
@@ -73,11 +74,14 @@ class TreeCollator:
 
     def __init__(self, model: Any, *, share: bool = True, least_shared: int = 8) -> None:
         base = base_of(model)
-        _check_dropout(base, share)
+        if share:
+            check_dropout(base)
         self.config = base.config
         self.least_shared = max(1, least_shared) if share else None
         self._check_attention()
         check_isolation(base)
+        if share:
+            check_certainty(base)
 
     def _check_attention(self) -> None:
         """The model's attention may have been set to another one since."""
@@ -114,13 +118,22 @@ def _example(feature: Mapping[str, Any]) -> _Example:
             f"got an example with {' and '.join(packed)}, as of several that are packed already, expected one example "
             "by itself: the collator packs them"
         )
-    ids, labels = (np.asarray(feature[name], dtype=np.int64) for name in ("input_ids", "labels"))
+    ids, labels = (_integers(name, feature[name]) for name in ("input_ids", "labels"))
     if ids.ndim != 1 or ids.shape != labels.shape or not len(ids):
         raise UserError(f"got input_ids {ids.shape} and labels {labels.shape}, expected one length of at least 1")
     if feature.get("attention_mask") is not None:
         real = np.asarray(feature["attention_mask"]) != 0
         ids, labels = ids[real], labels[real]
+    if not len(ids) or ids.min() < 0:
+        raise UserError("got an example with a negative id, or of padding alone, expected token ids")
     return _Example(ids, labels)
+
+
+def _integers(name: str, given: Any) -> Ids:
+    found = np.asarray(given)
+    if len(found) and not np.issubdtype(found.dtype, np.integer):
+        raise UserError(f"got {name} of {found.dtype}, expected integers")
+    return found.astype(np.int64)
 
 
 def _shared(before: _Example, this: _Example, least: int) -> int:
@@ -150,15 +163,6 @@ def _laid_out(examples: Sequence[_Example], shared: Ids) -> dict[str, Tensor]:
     return {"example_lengths": torch.from_numpy(lengths), **{k: torch.from_numpy(v)[None] for k, v in row.items()}}
 
 
-def _check_dropout(base: Any, share: bool) -> None:
-    dropout = dropout_of(base)
-    if share and dropout:
-        raise UserError(
-            f"got a model with dropout {dropout:g}, expected 0, as a shared token has one mask for all that share it: "
-            "zero_dropout(model), or TreeCollator(model, share=False)"
-        )
-
-
 BEGINNING, FIRST, SECOND = slice(0, 4), slice(4, 7), slice(7, 10)
 """The tokens of the pack that a model is tried out with: two examples that share a beginning."""
 
@@ -169,7 +173,10 @@ def check_isolation(model: Any) -> None:
     Raises:
         UserError: an example of a pack sees its neighbour, or does not see the beginning that they share.
     """
-    neighbour, beginning, itself = (_influence(model, on) for on in (FIRST.start, BEGINNING.start, SECOND.start))
+    neighbour = max(
+        _influence(model, on) for on in range(FIRST.start, FIRST.stop)
+    )  # a convolution reaches a little way
+    beginning, itself = (_influence(model, on) for on in (BEGINNING.start, SECOND.start))
     if beginning and itself and neighbour <= 1e-3 * beginning:
         return
     seen = "see its neighbour" if neighbour > 1e-3 * beginning else "not see the beginning that it shares"
@@ -179,8 +186,27 @@ def check_isolation(model: Any) -> None:
     )
 
 
+def check_certainty(model: Any) -> None:
+    """Tries out whether a model in training answers alike twice: what `check_dropout` does not know by its name.
+
+    Raises:
+        UserError: it does not.
+    """
+    weight = model.get_input_embeddings().weight
+    ids = torch.arange(1, 1 + SECOND.stop, device=weight.device)[None] % weight.shape[0]
+    devices = [weight.device] if weight.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), evaluating(model, training=True):
+        first, second = (model(input_ids=ids, use_cache=False).logits for _ in range(2))
+    if not torch.equal(first, second):
+        raise UserError(
+            f"got a {type(model).__name__} that answers at random in training, expected one without dropout or noise, "
+            "as a shared token has one for all that share it: set what makes it random to 0, or "
+            "TreeCollator(model, share=False)"
+        )
+
+
 def _influence(model: Any, token: int) -> float:
-    """How much the second example's last token changes with another id in place of one of the pack's."""
+    """How much the second example's own tokens change with another id in place of one of the pack's."""
     device = model.get_input_embeddings().weight.device
     vocab = model.get_input_embeddings().weight.shape[0]
     ids = torch.arange(1, 1 + SECOND.stop) % vocab
@@ -192,5 +218,5 @@ def _influence(model: Any, token: int) -> float:
         "use_cache": False,
     }
     with evaluating(model):
-        logits = [model(input_ids=one.to(device)[None], **rest).logits[0, -1] for one in (ids, changed)]
+        logits = [model(input_ids=one.to(device)[None], **rest).logits[0, SECOND] for one in (ids, changed)]
     return float((logits[0] - logits[1]).abs().max())

@@ -24,7 +24,8 @@ from torch.nn import functional as F
 
 from fastft.common.errors import UserError
 from fastft.integrations.transformers import ops
-from fastft.integrations.transformers.replaced import is_plain
+from fastft.integrations.transformers.dropout import check_branches
+from fastft.integrations.transformers.replaced import is_listened_to, is_plain
 from fastft.integrations.transformers.swap import Swapped, own_class
 
 IGNORE_INDEX = -100
@@ -90,6 +91,8 @@ def _forward_of(original: Any) -> Callable[..., Any]:
 
     @functools.wraps(own)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.training and kwargs.get("visible_until") is not None and not torch.compiler.is_compiling():
+            check_branches(self, kwargs.get("position_ids"))
         head = _head_without_logits(self, args, kwargs)
         if head is None:
             return own(self, *args, **kwargs)
@@ -138,7 +141,7 @@ def why_not(model: Any, head: Any) -> str | None:
         return f"its head is a {type(head).__name__}"
     if head.bias is not None:
         return "its head has a bias"
-    if head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head):
+    if is_listened_to(head) or "forward" in vars(head):
         return "something listens to its head"
     if not is_plain(head.weight):
         return "its head is cut into parts"
@@ -150,34 +153,45 @@ def causal_lm_loss(
     logits: Tensor | HeadInput,
     labels: Tensor,
     vocab_size: int,
+    **kwargs: Any,
+) -> Tensor:
+    """A model's loss: its own of logits, or `ForCausalLMLoss` of what they would have been made of.
+
+    Args:
+        own: what computes it from logits; it is given what the model gives, and no more.
+        logits: `[B, T, V]`, or a `HeadInput`.
+        labels, vocab_size, kwargs: see `loss_without_logits`.
+    """
+    if isinstance(logits, HeadInput):
+        return loss_without_logits(logits, labels, vocab_size, **kwargs)
+    ops.note("loss_of_logits")
+    return own(logits=logits, labels=labels, vocab_size=vocab_size, **kwargs)
+
+
+def loss_without_logits(
+    states: HeadInput,
+    labels: Tensor,
+    vocab_size: int,
     num_items_in_batch: Tensor | int | None = None,
     ignore_index: int = IGNORE_INDEX,
     shift_labels: Tensor | None = None,
-    **kwargs: Any,
+    **_: Any,
 ) -> Tensor:
-    """transformers' `ForCausalLMLoss`, of logits or of what they would have been made of.
+    """transformers' `ForCausalLMLoss`, of what the logits would have been made of.
 
     Args:
-        own: what computes it from logits.
-        logits: `[B, T, V]`, or a `HeadInput`.
+        states: in their place.
         labels: `[B, T]`; the loss of a token is that of the next one's label.
         vocab_size: V.
         num_items_in_batch: what the sum is divided by; the targets of this call where it is not given.
         ignore_index: label of a token that is not asked for.
         shift_labels: `[B, T]`, the label of the next token already.
-        kwargs: passed on.
 
     Returns:
         A scalar, float32 (float64 where the hidden states are). Where no token has a label it is 0, and connected to
         the model, where a mean of nothing is NaN.
     """
-    if not isinstance(logits, HeadInput):
-        ops.note("loss_of_logits")
-        return own(
-            logits, labels, vocab_size, num_items_in_batch=num_items_in_batch, ignore_index=ignore_index,
-            shift_labels=shift_labels, **kwargs,
-        )  # fmt: skip
-    hidden, weight = logits.hidden, logits.weight
+    hidden, weight = states.hidden, states.weight
     targets = F.pad(labels, (0, 1), value=ignore_index)[..., 1:] if shift_labels is None else shift_labels
     if weight.shape[0] != vocab_size or targets.shape != hidden.shape[:-1]:
         raise UserError(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_modules
 
 from fastft.integrations.transformers import ops
 from fastft.integrations.transformers.swap import Swapped
@@ -16,6 +17,12 @@ from fastft.integrations.transformers.swap import Swapped
 def is_plain(*tensors: Any) -> bool:
     """Whether these are tensors that lie in this process whole: no part of one, no quantised or traced one."""
     return all(type(x) in (Tensor, nn.Parameter) and not hasattr(x, "ds_id") for x in tensors)
+
+
+def is_listened_to(module: nn.Module) -> bool:
+    """Whether anything is called with what a module gives."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or torch_modules._has_any_global_hook()
 
 
 class Replaced(Swapped, nn.Module):

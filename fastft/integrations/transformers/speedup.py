@@ -18,6 +18,7 @@ from fastft.integrations.optional import need
 from fastft.integrations.transformers import ops
 from fastft.integrations.transformers.activations import Call, calls_of, silus_of, swap_gelus, swap_silus
 from fastft.integrations.transformers.attention import NAME, register
+from fastft.integrations.transformers.dropout import dropout_of
 from fastft.integrations.transformers.loss import CausalLM, Head, why_not
 from fastft.integrations.transformers.norms import swap_norms
 from fastft.integrations.transformers.report import Line, Report
@@ -57,6 +58,20 @@ def accelerate(
     """
     base = base_of(model)
     restore(base)
+    try:
+        report = _accelerated(base, attention=attention, norms=norms, activations=activations, loss=loss)
+    except BaseException:
+        restore(base)
+        raise
+    base.facts["skip_logits"] = skip_logits
+    on_cpu = base.get_input_embeddings().weight.device.type == "cpu"
+    if not (keep_memory and on_cpu):
+        return report
+    keep_freed_memory()
+    return replace(report, keeps_memory=True)
+
+
+def _accelerated(base: Any, *, attention: bool, norms: bool, activations: bool, loss: bool) -> Report:
     with evaluating(base):
         with calls_of(silus_of(base)) as calls:
             own_loss = _own_loss(base)
@@ -67,14 +82,9 @@ def accelerate(
             *(_activations(base, own_loss, calls) if activations else [Line("gelu", "", why="activations=False")]),
             _loss(base, own_loss) if loss else Line("loss", "", why="loss=False"),
         )
-        base.facts["skip_logits"] = skip_logits
-    on_cpu = base.get_input_embeddings().weight.device.type == "cpu"
-    report = Report(type(base).__name__, lines, keeps_memory=keep_memory and on_cpu)
+    report = Report(type(base).__name__, lines)
     if not report.accelerated:
-        restore(base)
         raise UserError(f"got a {report.model} of which nothing can be accelerated:\n{report}")
-    if report.keeps_memory:
-        keep_freed_memory()
     return report
 
 
@@ -82,7 +92,8 @@ def restore(model: nn.Module) -> None:
     """Gives an accelerated model back as it was; one that is not accelerated is left alone."""
     base = base_of(model)
     if isinstance(base, CausalLM):
-        _set_attention(base, base.facts["attention"])
+        own = [(name, before) for name, before in base.facts["attention"] if _implementation(base, name) == NAME]
+        _set_attention(base, tuple(own))  # where another one was set meanwhile, that stays
     for module in base.modules():
         swap_back(module)
 
@@ -95,26 +106,6 @@ def accelerated(model: nn.Module, **options: bool) -> Iterator[Report]:
         yield report
     finally:
         restore(model)
-
-
-def zero_dropout(model: nn.Module) -> None:
-    """Sets every dropout of a model to 0. GPT-2's configuration has 0.1 where it is not told otherwise.
-
-    A shared beginning has one dropout mask for all that share it, so sharing is exact without dropout alone.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "dropout"):  # read by the attention of most models in place of a module
-            if isinstance(vars(module).get(name), float):
-                setattr(module, name, 0.0)
-
-
-def dropout_of(model: nn.Module) -> float:
-    """The largest dropout of a model."""
-    found = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
-    of_attributes = (vars(module).get(name) for module in model.modules() for name in ("attention_dropout", "dropout"))
-    return max([0.0, *found, *(value for value in of_attributes if isinstance(value, float))])
 
 
 def base_of(model: Any) -> Any:
@@ -133,16 +124,16 @@ def base_of(model: Any) -> Any:
 
 
 @contextmanager
-def evaluating(base: Any) -> Iterator[None]:
-    """The model in evaluation and without gradients; each module as it was afterwards."""
-    training = [module for module in base.modules() if module.training]
-    base.eval()
+def evaluating(base: Any, *, training: bool = False) -> Iterator[None]:
+    """The model in evaluation, or as it trains, and without gradients; each module as it was afterwards."""
+    before = [(module, module.training) for module in base.modules()]
+    base.train(training)
     try:
         with torch.no_grad():
             yield
     finally:
-        for module in training:
-            module.training = True
+        for module, was in before:
+            module.training = was
 
 
 def _own_loss(base: Any) -> float:
@@ -189,6 +180,10 @@ def _attention(base: Any, own_loss: float) -> Line:
     dropout = dropout_of(base)
     why = "" if not dropout else f"by torch in training, where dropout is {dropout:g}: zero_dropout(model)"
     return Line("attention", f"{base.config.get_text_config().num_hidden_layers} layers", NAME, why)
+
+
+def _implementation(base: Any, name: str) -> str:
+    return str(base.get_submodule(name).config._attn_implementation)
 
 
 def _set_attention(base: Any, implementations: tuple[tuple[str, str], ...]) -> None:
