@@ -185,7 +185,7 @@ def run_gate(*arguments: str, **environment: str) -> "subprocess.CompletedProces
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("arch", [pytest.param("sm_80", marks=pytest.mark.long), "sm_90"])
 def test_the_gate_is_green(arch: str) -> None:
     done = run_gate("--arch", arch)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
