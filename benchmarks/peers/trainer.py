@@ -1,9 +1,9 @@
 """transformers' own Trainer, its options as fast as they go on this device: mixed precision, fused AdamW, torch's fused
 attention, neither evaluation nor saving. It clips the gradient, as fastft does.
 
-`fastft` is the stock Trainer on a model that `accelerate` was given, with `TreeCollator`, in a process that keeps the
-memory that it frees. `padded` pads each batch to
-its longest example and leaves the attention mask out, as `hf` does; `flat` is transformers' padding-free collator.
+`fastft` is the stock Trainer on a model that `accelerate` was given, whose process then keeps the memory that it frees,
+with `TreeCollator`. `padded` pads each batch to its longest example and leaves the attention mask out, as `hf` does;
+`flat` is transformers' padding-free collator.
 
 `--smollm2` takes a model of SmolLM2-135M's shape with random weights in place of GPT-2, and GPT-2's token ids modulo
 its vocabulary: what a step costs does not depend on what the ids mean.

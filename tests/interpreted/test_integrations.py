@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from triton.runtime import interpreter
 
+from fastft.integrations.transformers import TreeCollator, accelerate, counted, restore
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 transformers = pytest.importorskip("transformers", minversion="5.0", reason="pip install 'fastft[transformers]'")
-
-from fastft.integrations.transformers import TreeCollator, accelerate, counted, restore  # noqa: E402
 
 LIMIT = 1e-5
 VOCAB = 97

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pretended import without_cudnn
 
 from tools.pretended_gpu.build import LIBRARY, BuildError, build, find_torch
 from tools.pretended_gpu.running import environment
@@ -783,9 +784,7 @@ def test_training_goes_to_its_end(folder: Path, tmp_path: Path, chosen: tuple[st
     command = ("-m", "fastft", "train", "--device", "cuda", "--model", "pico", "--data", "sample", "--out", str(run))
     # Nothing is computed: a loss may be any number, or none.
     limits = ("--steps", "4", "--eval_every", "2", "--max_skipped", "100")
-    without_cudnn = "import torch\ntorch.backends.cudnn.enabled = False\ntorch.backends.cuda.enable_cudnn_sdp(False)\n"
-    (tmp_path / "sitecustomize.py").write_text(without_cudnn)
-    done = started(folder, *command, *limits, *chosen, PYTHONPATH=with_first(tmp_path, folder))
+    done = started(folder, *command, *limits, *chosen, PYTHONPATH=with_first(without_cudnn(tmp_path), folder))
     assert done.returncode == 0, done.stderr
     assert (run / "model" / "model.safetensors").is_file()
 

@@ -91,7 +91,7 @@ def interval_mask(
 
 def _as_padding(until: Tensor) -> Tensor:
     """Notes of intervals that they come of an attention mask, which nothing else that says what is seen may hide."""
-    until.is_padding = True  # type: ignore[attr-defined] # a tensor takes attributes
+    until.is_padding = True  # type: ignore[attr-defined] # tensors take attributes of one's own
     return until
 
 

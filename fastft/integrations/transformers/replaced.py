@@ -40,7 +40,7 @@ class Replaced(Swapped, nn.Module):
 
     def compute(self, x: Tensor) -> Tensor:
         """What the original's forward gives, made by `ops`."""
-        raise NotImplementedError
+        raise NotImplementedError  # each kind of module has its own: `Gelu`, `LayerNorm`, `RMSNorm`
 
     def learnt(self) -> tuple[Any, ...]:
         """The weights that `compute` reads."""
@@ -58,7 +58,8 @@ class Replaced(Swapped, nn.Module):
         known: dict[Any, torch.dtype] = self.facts["dtypes"]
         if key not in known:
             with torch.no_grad():
-                known[key] = self.original.forward(self, x.reshape(-1, x.shape[-1])[:1]).dtype  # type: ignore[attr-defined]
+                own: Any = self.original  # a class of modules, which `type` does not say
+                known[key] = own.forward(self, x.reshape(-1, x.shape[-1])[:1]).dtype
         return known[key]
 
 
