@@ -586,3 +586,11 @@ def test_compiled_models_give_the_same(make_model: Make) -> None:
     torch.compiler.reset()
     model.compile(backend="aot_eager")
     assert error(step(model, batch()), expected) < 1e-5
+
+
+def test_a_model_that_is_accelerated_already_is_not_given_back_plain(make_model: Make) -> None:
+    model = make_model()
+    accelerate(model)
+    with pytest.raises(UserError, match="accelerated already"), accelerated(model):
+        pass
+    assert isinstance(model, CausalLM)

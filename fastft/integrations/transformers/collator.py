@@ -131,7 +131,7 @@ def _example(feature: Mapping[str, Any]) -> _Example:
 
 def _integers(name: str, given: Any) -> Ids:
     found = np.asarray(given)
-    if len(found) and not np.issubdtype(found.dtype, np.integer):
+    if found.size and not np.issubdtype(found.dtype, np.integer):
         raise UserError(f"got {name} of {found.dtype}, expected integers")
     return found.astype(np.int64)
 
@@ -173,9 +173,8 @@ def check_isolation(model: Any) -> None:
     Raises:
         UserError: an example of a pack sees its neighbour, or does not see the beginning that they share.
     """
-    neighbour = max(
-        _influence(model, on) for on in range(FIRST.start, FIRST.stop)
-    )  # a convolution reaches a little way
+    # Each token of the neighbour: a convolution reaches a little way, attention any.
+    neighbour = max(_influence(model, on) for on in range(FIRST.start, FIRST.stop))
     beginning, itself = (_influence(model, on) for on in (BEGINNING.start, SECOND.start))
     if beginning and itself and neighbour <= 1e-3 * beginning:
         return

@@ -45,7 +45,6 @@ def accelerate(
         activations: compute GELU's tanh form in one operation, and gated products (SwiGLU) in one.
         loss: compute the loss without the logits of rows that have no label.
         skip_logits: in evaluation, too, where labels are given. Logits are real there else.
-
         keep_memory: on a CPU under Linux, tell the process's allocator to keep what is freed, as `fastft train` does. A
             step takes and frees the same hundreds of megabytes, and to fault them in anew is a fifth of it. It is for
             the whole process, and `restore` does not undo it.
@@ -100,7 +99,13 @@ def restore(model: nn.Module) -> None:
 
 @contextmanager
 def accelerated(model: nn.Module, **options: bool) -> Iterator[Report]:
-    """`accelerate` for as long as it is open, then `restore`."""
+    """`accelerate` for as long as it is open, then `restore`.
+
+    Raises:
+        UserError: as `accelerate` does, or the model is accelerated already, which it would not be afterwards.
+    """
+    if isinstance(base_of(model), CausalLM):
+        raise UserError("got a model that is accelerated already, expected a plain one: restore(model) before")
     report = accelerate(model, **options)
     try:
         yield report
