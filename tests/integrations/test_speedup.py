@@ -23,6 +23,7 @@ from fastft.integrations.transformers import (
     speedup,
     zero_dropout,
 )
+from fastft.integrations.transformers.loss import CausalLM
 
 Make = Callable[..., Any]
 ROTARY = {"attention": 2, "loss": 1, "rms_norm": 5}
