@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from fastft_kernels.once import differentiable_once
 from fastft_kernels.tiles import TileGroup
 
 KEPT_PAIRS = 1 << 17
@@ -63,7 +63,7 @@ class _Tiled(torch.autograd.Function):
         return out[:R].flatten(1, 2)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *kept = ctx.saved_tensors
         grad = grads[0]

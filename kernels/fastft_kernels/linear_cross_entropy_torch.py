@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+from fastft_kernels.once import differentiable_once
 
 CACHED_BYTES = 4 << 20
 """Bytes of logits that the softmax works on at a time: about what stays in a CPU's caches."""
@@ -60,7 +61,7 @@ class _Sum(torch.autograd.Function):
         return (losses * row_weights).sum(), losses
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         # Given away, not kept: autograd makes a gradient that nobody else holds the parameter's own, without a copy.
         if ctx.gradients is None:
@@ -87,7 +88,7 @@ class _Losses(torch.autograd.Function):
         return losses
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, targets = ctx.saved_tensors
         again = torch.empty_like(grads[0])

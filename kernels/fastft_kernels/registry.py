@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.library import Library, infer_schema, register_fake
+
+from fastft_kernels.once import differentiable_once
 
 NAMESPACE = "fastft_kernels"
 DEVICES = ("CPU", "CUDA")
@@ -95,7 +96,7 @@ def differentiable(made: Any, *, save: Body, gradient: Body) -> None:
         return output
 
     name = made._opname
-    both = {"forward": staticmethod(forward), "backward": staticmethod(once_differentiable(gradient))}
+    both = {"forward": staticmethod(forward), "backward": staticmethod(differentiable_once(gradient))}
     function: Any = type(name, (torch.autograd.Function,), both)
 
     def with_autograd(*inputs: Any) -> Any:

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fastft_kernels import registry, support, tables
 from fastft_kernels.layer_norm import KEPT, WIDEST
+from fastft_kernels.once import differentiable_once
 from fastft_kernels.sums import rows_of_programs, summed
 from fastft_kernels.support import Impl, tl, triton
 
@@ -205,7 +205,7 @@ class _InTorch(torch.autograd.Function):
         return (s * rstd).mul_(weight.to(wide) + offset).to(out_dtype)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         s, weight, rstd = ctx.saved_tensors
         normed = s * rstd  # at least float32, as rstd is

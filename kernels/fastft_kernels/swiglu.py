@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from fastft_kernels import registry, support, tables
 from fastft_kernels.gelu import sigmoid
+from fastft_kernels.once import differentiable_once
 from fastft_kernels.support import Impl, tl, triton
 
 for _direction in ("forward", "backward"):
@@ -124,7 +124,7 @@ class _InTorch(torch.autograd.Function):
         return functional.silu(gate) * up
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
         gate, up = ctx.saved_tensors
         dgate = torch.ops.aten.silu_backward(grads[0] * up, gate)

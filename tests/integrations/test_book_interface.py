@@ -209,7 +209,18 @@ class TestLoss:
         assert len(found[0][1]) == 2 * (6 * 2 + 1)
         assert same(found[0], found[1], FLOAT64)
 
-    @pytest.mark.parametrize("how", ["hooked", "a part hooked", "subclass", "block", "the book's own"])
+    @pytest.mark.parametrize(
+        "how",
+        [
+            "hooked",
+            "a part hooked",
+            "subclass",
+            "block",
+            "a patched forward",
+            "another feed-forward",
+            "the book's own",
+        ],
+    )
     def test_a_model_that_is_more_than_ours_is_called_as_a_whole(self, how: str) -> None:
         inputs, targets = batch_of(ENTRIES[:2])
         model, calls = model_of(OURS), []
@@ -234,11 +245,22 @@ class TestLoss:
 
             real = model.trf_blocks[0]
             model.trf_blocks[0] = Block()
+        elif how == "a patched forward":
+            own = model.forward
+            model.forward = lambda in_idx: (calls.append(1), own(in_idx))[1]
+        elif how == "another feed-forward":  # it may look at a token's neighbours, which a pack's are not
+
+            class Other(book.FeedForward):
+                def forward(self, x: Tensor) -> Tensor:
+                    calls.append(x.shape[:2])
+                    return super().forward(x)
+
+            model.trf_blocks[1].ff.__class__ = Other
         else:
             model = model_of(THEIRS)
             calls.append(1)
         loss = OURS.calc_loss_batch(inputs, targets, model, "cpu")
-        assert calls == [inputs.shape if how == "a part hooked" else 1]
+        assert calls == [inputs.shape if how in ("a part hooked", "another feed-forward") else 1]
         assert abs(loss - THEIRS.calc_loss_batch(inputs, targets, model_of(THEIRS), "cpu")) < FLOAT64
 
 

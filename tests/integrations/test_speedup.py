@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from fastft.common.errors import UserError
 from fastft.integrations.transformers import (
@@ -595,3 +596,61 @@ def test_a_model_that_is_accelerated_already_is_not_given_back_plain(make_model:
     with pytest.raises(UserError, match="accelerated already"), accelerated(model):
         pass
     assert isinstance(model, CausalLM)
+
+
+def test_a_head_that_came_later_makes_no_logits_either(make_model: Make) -> None:
+    model, plain = make_model("llama", tie_word_embeddings=False).train(), make_model("llama").train()
+    accelerate(model)
+    head = nn.Linear(32, 97, bias=False)
+    model.set_output_embeddings(head)
+    plain.load_state_dict(model.state_dict())
+    with counted() as ran:
+        assert error(step(model, batch()), step(plain, batch())) < 1e-5
+    assert ran == OPS["llama"]
+    restore(model)
+    assert type(model.lm_head) is nn.Linear
+    accelerate(model)
+    torch.manual_seed(0)
+    model.resize_token_embeddings(103)
+    torch.manual_seed(0)
+    plain.resize_token_embeddings(103)
+    with counted() as ran:
+        assert error(step(model, batch()), step(plain, batch())) < 1e-5
+    assert ran == OPS["llama"]
+
+
+@pytest.mark.parametrize("accelerated_first", [True, False])
+def test_restore_keeps_parametrizations(make_model: Make, accelerated_first: bool) -> None:
+    class Double(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * x
+
+    model = make_model("llama").train()
+    for change in (accelerate, parametrized) if accelerated_first else (parametrized, accelerate):
+        change(model, Double()) if change is parametrized else change(model)
+    plain = parametrized(make_model("llama").train(), Double())
+    expected = step(plain, batch())
+    assert error(step(model, batch()), expected) < 1e-5
+    restore(model)
+    with counted() as ran:
+        assert error(step(model, batch()), expected) < 1e-6
+    assert not ran
+    assert [type(x).__mro__[1:] for x in model.modules()] == [type(x).__mro__[1:] for x in plain.modules()]
+
+
+def parametrized(model: Any, how: nn.Module) -> Any:
+    for module in (model.lm_head, model.model.norm):
+        parametrize.register_parametrization(module, "weight", how)
+    return model
+
+
+def test_a_number_of_items_keeps_its_shape(make_model: Make) -> None:
+    model = make_model().train()
+    inputs = {**batch(), "num_items_in_batch": torch.tensor([7])}
+    expected = model(**inputs).loss.detach()
+    accelerate(model)
+    found = model(**inputs).loss.detach()
+    assert found.shape == expected.shape == (1,)
+    assert abs(found - expected) < 1e-5
+    with pytest.raises(UserError, match="one number"):
+        model(**{**inputs, "num_items_in_batch": torch.tensor([7, 8])})

@@ -231,14 +231,17 @@ def test_a_model_made_bidirectional_is_refused(make_model: Make) -> None:
         model(input_ids=torch.arange(8)[None])
 
 
-def test_a_mask_that_was_written_to_is_read_again(make_model: Make) -> None:
+@pytest.mark.parametrize(
+    "write", [lambda x: x, lambda x: x.data, lambda x: x.numpy()], ids=["in place", "through data", "through numpy"]
+)
+def test_a_mask_that_was_written_to_is_read_again(make_model: Make, write: Callable[[Tensor], Any]) -> None:
     model = make_model("gpt2").eval()
     model.set_attn_implementation("fastft")
     until = torch.full((1, 8), 8)
     ids = torch.arange(8)[None] + 5
     with torch.no_grad():
         whole = model(input_ids=ids, visible_until=until).logits
-        until[:, :4] = 4
+        write(until)[:, :4] = 4
         cut = model(input_ids=ids, visible_until=until).logits
         again = model(input_ids=ids, visible_until=until.clone()).logits
     assert not torch.equal(whole, cut)

@@ -9,7 +9,7 @@ Letters: B sequences of W tokens, T tokens of a pack, R loss rows, H heads, D he
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeGuard
 
 import torch
@@ -212,15 +212,29 @@ def drops(model: nn.Module) -> bool:
 def is_known(model: nn.Module) -> TypeGuard[GPTModel]:
     """Whether the model is a `GPTModel` whose own forward says all: then parts of it can be computed by themselves.
 
-    Not where it is wrapped or overridden, where a block is another one than the book's, or where something listens to a
-    part of it, which would hear of a pack's tokens in place of rows. Its linear layers may be replaced (LoRA).
+    Not where it is wrapped or overridden, where a part of it is another one than the book's, which might look at a
+    token's neighbours in the rows, or where something listens to one, which would hear of a pack's tokens in place of
+    rows. Its linear layers may be replaced (LoRA).
     """
     return (
         isinstance(model, GPTModel)
         and type(model).forward is GPTModel.forward
-        and all(type(block) is TransformerBlock and type(block.att) is MultiHeadAttention for block in model.trf_blocks)
-        and not any(_has_hooks(module) for module in model.modules())
+        and all(type(module) is kind for module, kind in _parts(model))
+        and not any(_has_hooks(module) or "forward" in vars(module) for module in model.modules())
     )
+
+
+def _parts(model: GPTModel) -> Iterator[tuple[nn.Module, type]]:
+    """What a model is made of, linear layers aside, and what each part of it is in the book."""
+    yield model.trf_blocks, nn.Sequential
+    yield model.final_norm, LayerNorm
+    for block in model.trf_blocks:
+        yield block, TransformerBlock
+        if type(block) is TransformerBlock:
+            yield block.att, MultiHeadAttention
+            yield block.ff, FeedForward
+            yield block.norm1, LayerNorm
+            yield block.norm2, LayerNorm
 
 
 def _has_hooks(module: nn.Module) -> bool:

@@ -74,6 +74,7 @@ def interval_mask(
     """
     from transformers.masking_utils import causal_mask_function, sdpa_mask
 
+    _forget_devices()
     mask_function = causal_mask_function if mask_function is None else mask_function
     square = q_length == kv_length and isinstance(q_offset, int) and q_offset == 0 == kv_offset
     if square and (attention_mask is None or attention_mask.shape[-1] == kv_length):
@@ -301,14 +302,20 @@ REMEMBERED = 16
 
 
 def _remembered(of: Tensor, make: Callable[[], Any], *what: Any) -> Any:
-    """What `make` gives, made once for a tensor as long as nobody writes to it.
+    """What `make` gives, made once for what a tensor says.
 
-    The tensor is held as well, so that its memory cannot become another one's meanwhile. Tensors of inference mode do
-    not say whether they were written to: nothing of them is remembered.
+    On a CPU it is known by its values. Elsewhere a look at them would wait for the device: there it is known by its
+    memory and torch's count of writes, until the next forward pass, as that count misses writes through `.data`. The
+    tensor is held as well, so that its memory cannot become another one's meanwhile.
     """
-    if of.is_inference():
+    known: tuple[Any, ...]
+    if of.device.type == "cpu":
+        known = (of.detach().numpy().tobytes(),)
+    elif of.is_inference():  # such tensors do not count
         return make()
-    key = (of.data_ptr(), of._version, of.dtype, of.device, tuple(of.shape), of.stride(), *what)
+    else:
+        known = (of.data_ptr(), of._version, of.stride())
+    key = (of.device, of.dtype, tuple(of.shape), *known, *what)
     with _lock:
         if key not in _memory:
             _memory[key] = (of, make())
@@ -316,6 +323,13 @@ def _remembered(of: Tensor, make: Callable[[], Any], *what: Any) -> Any:
         while len(_memory) > REMEMBERED:
             _memory.popitem(last=False)
         return _memory[key][1]
+
+
+def _forget_devices() -> None:
+    """At the beginning of a forward pass, which asks for its mask once: what is known by its memory alone."""
+    with _lock:
+        for key in [key for key in _memory if key[0].type != "cpu"]:
+            del _memory[key]
 
 
 def _plan(q: Tensor, until: Tensor | None, B: int, T: int) -> ops.Plan:

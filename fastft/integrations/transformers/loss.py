@@ -26,7 +26,7 @@ from fastft.common.errors import UserError
 from fastft.integrations.transformers import ops
 from fastft.integrations.transformers.dropout import check_branches
 from fastft.integrations.transformers.replaced import is_listened_to, is_plain
-from fastft.integrations.transformers.swap import Swapped, own_class
+from fastft.integrations.transformers.swap import Swapped, own_class, swap
 
 IGNORE_INDEX = -100
 
@@ -120,7 +120,11 @@ def _head_without_logits(model: Any, args: tuple[Any, ...], kwargs: dict[str, An
     if not (model.config.return_dict if whole is None else whole):  # a tuple without logits has other places
         return None
     head = model.get_output_embeddings()
-    return head if why_not(model, head) is None else None
+    if why_not(model, head) is not None:
+        return None
+    if not isinstance(head, Head):  # another one since, as of an embedding that was given more rows
+        swap(head, Head)
+    return cast(nn.Module, head)
 
 
 def head_input(model: Any, head: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -183,13 +187,13 @@ def loss_without_logits(
         states: in their place.
         labels: `[B, T]`; the loss of a token is that of the next one's label.
         vocab_size: V.
-        num_items_in_batch: what the sum is divided by; the targets of this call where it is not given.
+        num_items_in_batch: what the sum is divided by, one number; the targets of this call where it is not given.
         ignore_index: label of a token that is not asked for.
         shift_labels: `[B, T]`, the label of the next token already.
 
     Returns:
-        A scalar, float32 (float64 where the hidden states are). Where no token has a label it is 0, and connected to
-        the model, where a mean of nothing is NaN.
+        A scalar, of the shape of `num_items_in_batch` where that is a tensor; float32 (float64 where the hidden states
+        are). Where no token has a label it is 0, and connected to the model, where a mean of nothing is NaN.
     """
     hidden, weight = states.hidden, states.weight
     targets = F.pad(labels, (0, 1), value=ignore_index)[..., 1:] if shift_labels is None else shift_labels
@@ -198,6 +202,14 @@ def loss_without_logits(
             f"got labels for {tuple(targets.shape)} tokens of {vocab_size} kinds, expected "
             f"{tuple(hidden.shape[:-1])} of {weight.shape[0]}, as the model gives"
         )
+    if isinstance(num_items_in_batch, Tensor) and num_items_in_batch.numel() != 1:
+        raise UserError(f"got num_items_in_batch {tuple(num_items_in_batch.shape)}, expected one number")
     targets = targets.to(hidden.device).flatten()
-    count = (targets != ignore_index).sum().clamp(min=1) if num_items_in_batch is None else num_items_in_batch
-    return ops.linear_cross_entropy(hidden.flatten(0, -2), weight, targets, ignore_index, count)
+    shape: torch.Size | tuple[int, ...] = ()
+    if num_items_in_batch is None:
+        count: Tensor | int = (targets != ignore_index).sum().clamp(min=1)
+    elif isinstance(num_items_in_batch, Tensor):
+        count, shape = num_items_in_batch.reshape(()), num_items_in_batch.shape  # a quotient has the divisor's
+    else:
+        count = num_items_in_batch
+    return ops.linear_cross_entropy(hidden.flatten(0, -2), weight, targets, ignore_index, count).view(shape)

@@ -7,7 +7,7 @@ in all of them), and nothing of any other object changes.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 
 class Swapped:
@@ -47,7 +47,17 @@ def swap(thing: Any, mixin: type[Swapped], **facts: Any) -> None:
 def swap_back(thing: object) -> None:
     """Gives a thing its own class back; nothing where it has it."""
     if isinstance(thing, Swapped):
-        thing.__class__ = thing.original
+        thing.__class__ = _without(type(thing))
+
+
+def _without(cls: Any) -> type:
+    """A swapped class -> the original; what was made on top of it since (torch's parametrizations and FSDP do so) ->
+    the same on top of the original."""
+    if "original" in vars(cls):
+        return cast(type, cls.original)
+    bases = tuple(_without(base) if issubclass(base, Swapped) else base for base in cls.__bases__)
+    own = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    return type(cls.__name__, bases, own)
 
 
 def own_class(thing: object) -> type:
