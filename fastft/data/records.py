@@ -16,7 +16,7 @@ import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +55,9 @@ REPEATED_KEY, NOT_A_NUMBER, END_TAKEN = "repeated key", "not a number", "end tak
 EndOfTextInData = Literal["refuse", "keep"]
 
 
+Format = Literal["auto", "alpaca", "dolly", "prompt_completion", "messages", "sharegpt", "segments", "text", "tokens"]
+
+
 @dataclass(frozen=True, slots=True)
 class ReadingRules:
     """What decides, beside a file's content, which records are read out of it.
@@ -64,20 +67,59 @@ class ReadingRules:
             output it is taken as the end and removed, elsewhere the record is malformed; `keep`: it is text.
         allow_empty_output: whether a record may ask for a response of nothing.
         end_marks: the texts of end-of-texts.
+        format: what a row's keys mean; `auto` tells it by them.
+        fields: (own, theirs): by which other name a key of the format is read, as `("instruction", "question")`.
     """
 
     end_of_text_in_data: EndOfTextInData = "refuse"
     allow_empty_output: bool = False
     end_marks: tuple[str, ...] = (END_OF_TEXT_MARK,)
+    format: Format = "auto"
+    fields: tuple[tuple[str, str], ...] = ()
 
     def with_end(self, text: str) -> ReadingRules:
         """The rules with a model's own end-of-text too, by the text of its token; one that is blank is no mark."""
         return replace(self, end_marks=tuple(dict.fromkeys((*self.end_marks, *([text] if text.strip() else [])))))
 
 
+Role = Literal["system", "user", "assistant", "raw"]
+ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+"""Of a conversation's turns. `raw` is what no template writes around: a segment, a document."""
+
+
+class Turn(NamedTuple):
+    """A part of what an example says."""
+
+    role: Role
+    text: str
+    learned: bool | None = None
+    """What the data says of it (`train`, `weight`, `label`); None where that is left to the run's options."""
+
+
+class Tokens(NamedTuple):
+    """An example that comes as token ids."""
+
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    """As many: each its own id where it is learned, else -100. The first one is never asked for."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One instruction with its reference output. `row` counts from 1 in its file, bad records included."""
+    """An example: something that is asked, and a reference output. `row` counts from 1 in its file, bad records
+    included.
+
+    Attributes:
+        instruction, input: what is asked; of a conversation its last question. Empty where nothing is, as of a
+            document.
+        output: the reference answer; of a conversation its last one, of a document the whole.
+        row: in its file.
+        extra: what else its object holds.
+        notes: what was done to it while it was read.
+        turns: what it is made of where it is no pair of instruction and output: a conversation, which ends with the
+            assistant's turn `output`; segments or a document, all of them `raw`.
+        tokens: what it is made of where it comes as ids; it has no text then.
+    """
 
     instruction: str
     input: str = ""
@@ -85,7 +127,13 @@ class Record:
     row: int = 0
     extra: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    """What was done to it while it was read."""
+    turns: tuple[Turn, ...] = ()
+    tokens: Tokens | None = None
+
+    @property
+    def asks(self) -> bool:
+        """Whether it asks for an answer, which a model can be had to give."""
+        return self.tokens is None and not (self.turns and self.turns[-1].role == "raw" and len(self.turns) == 1)
 
     @property
     def category(self) -> str | None:
@@ -98,8 +146,12 @@ class Record:
         return choices_of(self.extra)
 
     def as_entry(self) -> dict[str, Any]:
-        """The record as the JSON object that it came from, its fields by their own names."""
-        return {"instruction": self.instruction, "input": self.input, "output": self.output, **self.extra}
+        """The record as a JSON object: its fields by their own names, and the turns before a conversation's last
+        answer."""
+        own: dict[str, Any] = {"instruction": self.instruction, "input": self.input, "output": self.output}
+        if self.turns:
+            own["messages"] = [{"role": turn.role, "content": turn.text} for turn in self.turns[:-1]]
+        return {**own, **self.extra}
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +306,9 @@ def digest_of(records: Iterable[Record]) -> str:
     """SHA-256 over records in their order."""
     digest = hashlib.sha256()
     for record in records:
-        digest.update(json.dumps(record.as_entry(), sort_keys=True).encode())
+        more = {"turns": record.turns} if record.turns else {}
+        more |= {"tokens": record.tokens} if record.tokens else {}
+        digest.update(json.dumps({**record.as_entry(), **more}, sort_keys=True).encode())
         digest.update(b"\n")
     return digest.hexdigest()
 

@@ -28,9 +28,13 @@ def _dropouts(module: nn.Module) -> list[str]:
 
 def dropout_of(model: nn.Module) -> float:
     """The largest dropout of a model."""
-    found = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
-    others = [float(vars(module)[name]) for module in model.modules() for name in _dropouts(module)]
-    return max([0.0, *found, *others])
+    largest = 0.0
+    for module in model.modules():  # once, as a training model is asked in each forward pass
+        if isinstance(module, nn.Dropout):
+            largest = max(largest, module.p)
+        for name in _dropouts(module):
+            largest = max(largest, vars(module)[name])
+    return float(largest)
 
 
 def check_dropout(model: nn.Module) -> None:
