@@ -57,7 +57,7 @@ def encoded_records(records: Sequence[Record], max_length: int = 1024) -> Encode
     from fastft.data.prompts import ALPACA
     from fastft.data.tokenizer import gpt2_tokenizer
 
-    return encode(records, ALPACA, gpt2_tokenizer(), mask_prompt=True, max_length=max_length, too_long="drop")
+    return encode(records, ALPACA, gpt2_tokenizer(), max_length=max_length, too_long="drop")
 
 
 def records_in_order(n: int) -> list[Record]:

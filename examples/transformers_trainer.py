@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> Trainer:
     options = parser.parse_args(arguments)
 
     records = load_records(options.data).good
-    examples = features_of(encode(records, ALPACA, gpt2_tokenizer(), mask_prompt=True, max_length=1024))
+    examples = features_of(encode(records, ALPACA, gpt2_tokenizer(), max_length=1024))
     small = GPT2Config(n_layer=2, n_head=2, n_embd=64)
     model = GPT2LMHeadModel.from_pretrained(options.model) if options.model else GPT2LMHeadModel(small)
 

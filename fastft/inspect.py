@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -18,12 +17,14 @@ from fastft.common.errors import UserError
 from fastft.common.keywords import hidden_path, is_keyword
 from fastft.common.options import Condition, check_values, option
 from fastft.data.audit import Findings, audit
+from fastft.data.chat_template import template_named
 from fastft.data.encode import EncodedSet, TooLong, encode, name_rows
-from fastft.data.prompts import TEMPLATES
+from fastft.data.folder_tokenizer import with_special_tokens
 from fastft.data.records import EndOfTextInData, ReadingRules, Record, load_records, split
 from fastft.data.tokenizer import Tokenizer
 from fastft.model.gpt2 import SIZES, GPT2Config, config_for
 from fastft.model.weights import config_of
+from fastft.run.config import LearningOptions
 
 _PARTS = ("train", "test", "val")
 _STYLES = {"prompt": "dim", "supervised": "bold green", "padding": "red"}
@@ -33,7 +34,7 @@ _NO_WEIGHTS = Condition(lambda o, _: o.weights in (None, "none"), "no --weights,
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectOptions:
+class InspectOptions(LearningOptions):
     """What is looked at; options that `fastft train` has too mean the same."""
 
     data: str = "book"
@@ -42,10 +43,6 @@ class InspectOptions:
     """The model whose context limits an example's length."""
     weights: str | None = None
     """Weights as `fastft train` takes them: their tokenizer and their context are the model's."""
-    template: Literal["alpaca", "phi3"] = "alpaca"
-    """The prompt template."""
-    mask_prompt: bool = True
-    """Supervise the response alone."""
     max_length: int | None = option(None, at_least=1)
     """The most input tokens of an example; the model's context where it is not given."""
     too_long: TooLong = "truncate"
@@ -64,6 +61,7 @@ class InspectOptions:
 
     def __post_init__(self) -> None:
         check_values(self)
+        self.check_learning()
         config_for(self.model)  # refuses names that mean nothing
 
     def config(self) -> GPT2Config:
@@ -79,7 +77,8 @@ class InspectOptions:
             own.tokenizer.check_fits(own.vocab_size, self.weights)
         if self.max_length is not None and self.max_length > own.n_ctx:
             raise UserError(f"got --max_length {self.max_length}, expected at most the model's context of {own.n_ctx}")
-        return own
+        template = template_named(self.template)
+        return replace(own, tokenizer=with_special_tokens(own.tokenizer, template.special_tokens, template.end))
 
 
 def padded_positions(lengths: Sequence[int], batch_size: int) -> int:
@@ -117,16 +116,16 @@ def inspect(options: InspectOptions) -> None:
     for name, encoded in sets.items():
         for line in encoded.report.lines(limit):
             out.print(f"{name}: {line}", markup=False)
-    _print_findings(out, audit(records.good, parts, TEMPLATES[options.template], rules.end_marks))
+    _print_findings(out, audit(records.good, parts, template_named(options.template), rules.end_marks))
     _print_example(out, sets, options, tokenizer)
 
 
 def _encoded(records: Sequence[Record], options: InspectOptions, limit: int, tokenizer: Tokenizer) -> EncodedSet:
     return encode(
         records,
-        TEMPLATES[options.template],
+        template_named(options.template),
         tokenizer,
-        mask_prompt=options.mask_prompt,
+        learn=options.learn(),
         max_length=limit,
         too_long=options.too_long,
     )

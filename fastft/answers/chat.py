@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from fastft.answers.generation import AnswerOptions
 from fastft.common.console import printable, say
 from fastft.common.effects import check_effects
-from fastft.data.prompts import TEMPLATES, Template
+from fastft.data.chat_template import AnyTemplate
+from fastft.data.encode import prompts_of
+from fastft.data.records import Record
 from fastft.decoding.answers import Answer
 from fastft.decoding.decode import decode
 from fastft.model.gpt2 import GPT2
@@ -36,7 +38,7 @@ def chat(options: ChatOptions) -> None:
     """
     check_effects(options)
     model = options.model(rows=1)
-    template = TEMPLATES[Run(options.run).options().template]
+    template = Run(options.run).template()
     given = ""
     if sys.stdin.isatty():
         say(f"{options.run}, each line an instruction of its own; {HELP}")
@@ -50,7 +52,7 @@ def chat(options: ChatOptions) -> None:
             say(f"got {command}, expected an instruction; {HELP}")
         elif line:
             with contextlib.suppress(KeyboardInterrupt):
-                _answer(model, options, template, template.prompt(line, given), turn)
+                _answer(model, options, template, Record(instruction=line, input=given, output=""), turn)
             print(flush=True)
             given = ""
 
@@ -69,10 +71,10 @@ def _lines() -> Iterator[str]:
             yield input("> ").strip()
 
 
-def _answer(model: GPT2, options: ChatOptions, template: Template, prompt: str, turn: int) -> None:
-    """Prints the response to a prompt as it is written; a prompt that leaves no room is told, and the chat goes on."""
+def _answer(model: GPT2, options: ChatOptions, template: AnyTemplate, question: Record, turn: int) -> None:
+    """Prints the response to a question as it is written; one that leaves no room is told, and the chat goes on."""
     tokenizer = model.config.tokenizer
-    ids = tokenizer.encode(prompt)
+    (ids,) = prompts_of([question], template, tokenizer)
     if len(ids) >= model.config.n_ctx:
         say(f"the instruction fills the model's context of {model.config.n_ctx} tokens ({len(ids)}); shorten it")
         return
@@ -93,7 +95,7 @@ def _answer(model: GPT2, options: ChatOptions, template: Template, prompt: str, 
         show(tokenizer.decode(answer.ids), True)
 
 
-def _printer(template: Template) -> Callable[[str, bool], None]:
+def _printer(template: AnyTemplate) -> Callable[[str, bool], None]:
     """Prints what is new of a growing text; what may yet turn out otherwise waits for the end."""
     shown = ""
 
@@ -107,7 +109,7 @@ def _printer(template: Template) -> Callable[[str, bool], None]:
     return show
 
 
-def _settled(generated: str, template: Template) -> str:
+def _settled(generated: str, template: AnyTemplate) -> str:
     """The text but for an end that may be half a letter, or a part of the response header."""
     text = generated.rstrip("\ufffd")
     header = template.response_header.strip()

@@ -17,7 +17,7 @@ from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
 from fastft.common.lock import writing
 from fastft.common.options import Condition, check_values, option
-from fastft.data.encode import name_rows
+from fastft.data.encode import name_rows, prompts_of
 from fastft.data.folder_tokenizer import tokenizer_of
 from fastft.data.records import Record
 from fastft.data.tokenizer import Tokenizer, gpt2_tokenizer
@@ -130,6 +130,7 @@ def _generate(run: Run, options: GenerateOptions) -> list[dict[str, Any]]:
         raise UserError(f"the {options.split} split holds no record; its data is too small")
     tokenizer = tokenizer_of(run.model) or gpt2_tokenizer()
     check_same_tokenizer(run, tokenizer)
+    check_questions(records, options.split)
     prompts = [data.template.prompt_of(record) for record in records]
     made_from = _made_from(run, tokenizer, options, records, prompts)
     responses = Responses(run.responses_of(options.split), records, made_from)
@@ -139,7 +140,7 @@ def _generate(run: Run, options: GenerateOptions) -> list[dict[str, Any]]:
         say(f"{asked - len(missing)} of {asked} responses are there already")
     if missing:
         model = options.model(rows=options.batch_size)
-        ids = model.config.tokenizer.encode_many(prompts[:asked])
+        ids = prompts_of(records[:asked], data.template, model.config.tokenizer)
         without_room = _without_room(ids, model.config.n_ctx, records, options)
         missing = [index for index in missing if index not in without_room]
         responses.begin()
@@ -192,6 +193,20 @@ def _made_from(
         "dtype": options.dtype,
         **options.sampling.in_effect(),
     }
+
+
+def check_questions(records: Sequence[Record], split: str) -> None:
+    """Refuses records that ask for nothing: documents, and token ids.
+
+    Raises:
+        UserError: there are some.
+    """
+    mute = [record.row for record in records if not record.asks]
+    if mute:
+        raise UserError(
+            f"{len(mute)} records of the {split} split ask for no answer, as documents and token ids do: "
+            f"{name_rows(mute)}; give questions with --test_data when you train"
+        )
 
 
 def _check_model(run: Run) -> None:

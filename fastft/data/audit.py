@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastft.data.chat_template import AnyTemplate
 from fastft.data.json_rows import in_one_line
-from fastft.data.prompts import Template
 from fastft.data.records import (
     ALIASES,
     END_OF_TEXT_MARK,
@@ -125,7 +125,7 @@ class Findings:
 
 
 def audit(
-    records: Iterable[Record], parts: Split, template: Template, end_marks: Sequence[str] = (END_OF_TEXT_MARK,)
+    records: Iterable[Record], parts: Split, template: AnyTemplate, end_marks: Sequence[str] = (END_OF_TEXT_MARK,)
 ) -> Findings:
     """Looks through records, in one pass and with some 24 bytes held of each.
 

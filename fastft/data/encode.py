@@ -9,7 +9,9 @@ ids, so that the response header, the output and the end-of-text are supervised:
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,34 +21,38 @@ import numpy as np
 import numpy.typing as npt
 
 from fastft.common.errors import UserError
-from fastft.data.prompts import Template
-from fastft.data.records import Record
+from fastft.data.chat_template import AnyTemplate
+from fastft.data.prompts import END, RESPONSES, Learn, Part, Question, Special, text_of
+from fastft.data.records import Record, Tokens
 from fastft.data.tokenizer import Tokenizer
 
 TooLong = Literal["raise", "drop", "truncate"]
 
 
 class Text(NamedTuple):
-    """A record as text.
+    """A record as what is encoded.
 
     Attributes:
         row: its row in the data file.
-        parts: what it is made of, in order, and whether each is learned; no two neighbours alike. The last one has the
-            end-of-text.
+        parts: what it is made of, in order, and whether each is learned.
+        as_transformers: where a token spans the boundary of two parts: see `Template.as_transformers`.
+        tokens: its ids, of a record that comes as such; it has no parts then.
     """
 
     row: int
-    parts: tuple[tuple[str, bool], ...]
+    parts: tuple[Part, ...]
+    as_transformers: bool = False
+    tokens: Tokens | None = None
 
     @classmethod
     def of_pair(cls, row: int, prompt: str, response: str) -> Text:
-        """A prompt, and a response that is learned."""
-        return cls(row, ((prompt, False), (response, True)))
+        """A prompt, and a response that is learned with the end-of-text behind it."""
+        return cls(row, ((prompt, False), (response, True), (END, True)))
 
     @property
     def characters(self) -> int:
         """Its length."""
-        return sum(len(part) for part, _ in self.parts)
+        return sum(len(part) for part, _ in self.parts) + (0 if self.tokens is None else len(self.tokens.ids))
 
 
 _ROWS_SHOWN = 10
@@ -186,12 +192,12 @@ class EncodingRules:
     """What decides, beside text and tokenizer, which ids and targets an example has.
 
     Attributes:
-        mask_prompt: supervise the response (header, output, end-of-text) alone.
+        learn: which parts are learned.
         max_length: the most inputs that an example may have; more is handled as `too_long` says.
         too_long: `raise`, `drop`, or `truncate` (cut at the end, as the book's collate does).
     """
 
-    mask_prompt: bool
+    learn: Learn
     max_length: int
     too_long: TooLong = "raise"
 
@@ -226,8 +232,10 @@ class Happened:
             )
         if self.unsupervised:
             raise UserError(
-                f"{len(self.unsupervised)} examples have no supervised token, as their prompt alone fills {max_length} "
-                f"tokens: {name_rows(sorted(self.unsupervised))}; choose --too_long drop, or a larger --max_length"
+                f"{len(self.unsupervised)} examples have no supervised token within {max_length} tokens, as their "
+                f"prompt alone fills them, or nothing of them is to be learned: "
+                f"{name_rows(sorted(self.unsupervised))}; choose --too_long drop, a larger --max_length, or other "
+                "turns by --train_on and --train_roles"
             )
         report = self.report
         return EncodingReport(sorted(report.dropped), sorted(report.truncated), sorted(report.encoded_apart))
@@ -258,26 +266,27 @@ class Chunk:
 
 def encode(
     records: Iterable[Record],
-    template: Template,
+    template: AnyTemplate,
     tokenizer: Tokenizer,
     *,
-    mask_prompt: bool,
+    learn: Learn = RESPONSES,
     max_length: int,
     too_long: TooLong = "raise",
 ) -> EncodedSet:
-    """Encodes every record as prompt + response + end-of-text.
+    """Encodes every record as prompt + response + end-of-text, or as its turns with what is around them.
 
     Args:
         records: the examples, in order.
-        template: gives the prompt's and the response's text.
+        template: gives the texts.
         tokenizer: text to ids.
-        mask_prompt, max_length, too_long: see `EncodingRules`.
+        learn, max_length, too_long: see `EncodingRules`.
 
     Raises:
         UserError: an example is too long and `too_long` is `raise`, or an example would have no supervised target
             (its prompt alone fills `max_length`); the rows are named.
     """
-    return encoded_set(texts_of(records, template), tokenizer, EncodingRules(mask_prompt, max_length, too_long))
+    rules = EncodingRules(learn, max_length, too_long)
+    return encoded_set(texts_of(records, template, learn), tokenizer, rules)
 
 
 def encoded_set(texts: Iterable[Text], tokenizer: Tokenizer, rules: EncodingRules) -> EncodedSet:
@@ -293,10 +302,40 @@ def encoded_set(texts: Iterable[Text], tokenizer: Tokenizer, rules: EncodingRule
     )
 
 
-def texts_of(records: Iterable[Record], template: Template) -> Iterator[Text]:
+def texts_of(records: Iterable[Record], template: AnyTemplate, learn: Learn) -> Iterator[Text]:
     """The records as the text that a template makes of them."""
     for record in records:
-        yield Text.of_pair(record.row, template.prompt_of(record), template.response(record.output))
+        if record.tokens is not None:
+            yield Text(record.row, (), tokens=record.tokens)
+        else:
+            try:
+                yield Text(record.row, template.parts(record, learn), template.as_transformers)
+            except UserError as error:
+                raise UserError(f"row {record.row}: {error}") from error
+
+
+def prompts_of(questions: Iterable[Question], template: AnyTemplate, tokenizer: Tokenizer) -> list[list[int]]:
+    """The ids of the prompts that a template makes of questions: those that training has before their answers."""
+    made = [template.prompt_parts(question) for question in questions]
+    if template.as_transformers:
+        return [_before_an_answer(parts, template.response_header, tokenizer) for parts in made]
+    if not any(isinstance(text, Special) for parts in made for text, _ in parts):
+        return tokenizer.encode_many([text_of(parts) for parts in made])  # on several threads
+    return [[token for run in _runs(parts) for token in _ids_of_run(run, tokenizer)] for parts in made]
+
+
+def _before_an_answer(parts: Sequence[Part], header: str, tokenizer: Tokenizer) -> list[int]:
+    """The ids of a prompt, of which a last piece of white space may be encoded in another way where a letter follows it
+    than at an end (GPT-2's has one token for two line ends, and cuts them apart before a word)."""
+    *before, last = _runs(parts)
+    ids = [token for run in before for token in _ids_of_run(run, tokenizer)]
+    if isinstance(last[0][0], Special):
+        return [*ids, *_ids_of_run(last, tokenizer)]
+    text = text_of(last)
+    own, starts = tokenizer.encode_with_starts(f"{text}{header}a")
+    end = bisect.bisect_left(starts, len(text))
+    is_cut = end < len(starts) and starts[end] == len(text)
+    return [*ids, *(own[:end] if is_cut else tokenizer.encode(text))]
 
 
 def encode_texts(texts: Iterable[Text], tokenizer: Tokenizer, rules: EncodingRules) -> Chunk:
@@ -305,7 +344,7 @@ def encode_texts(texts: Iterable[Text], tokenizer: Tokenizer, rules: EncodingRul
     lengths, spans, n_spans, rows, kept = array("q"), array("q"), array("q"), array("q"), bytearray()
     happened = Happened()
     for text in texts:
-        ids, learned = _ids_and_spans(text, tokenizer, rules, happened)
+        ids, learned = _ids_and_spans(text, tokenizer, happened)
         learned = _that_fit(text.row, ids, learned, rules, happened)
         kept.append(bool(learned))
         if learned:
@@ -326,29 +365,90 @@ def encode_texts(texts: Iterable[Text], tokenizer: Tokenizer, rules: EncodingRul
     )
 
 
-def _ids_and_spans(
-    text: Text, tokenizer: Tokenizer, rules: EncodingRules, happened: Happened
-) -> tuple[list[int], list[tuple[int, int]]]:
-    """A text's ids with its end-of-text, which belongs to the last part, and the spans that are learned."""
+def _ids_and_spans(text: Text, tokenizer: Tokenizer, happened: Happened) -> tuple[list[int], list[tuple[int, int]]]:
+    """A text's ids, and the spans of them that are learned: none empty, one behind another, from 1 on."""
+    if text.tokens is not None:
+        ids = list(text.tokens.ids)
+        return ids, _joined((at, at + 1) for at, label in enumerate(text.tokens.labels) if label != _IGNORED)
+    ids = []
+    learned: list[tuple[int, int]] = []
+    for run in _runs(text.parts):
+        if isinstance(run[0][0], Special):
+            bounds = [(0, 1)]
+            own = _ids_of_run(run, tokenizer)
+        elif text.as_transformers:
+            own, bounds = _as_transformers(run, tokenizer)
+        else:
+            own, bounds = _apart_where_needed(run, tokenizer, text.row, happened)
+        before = len(ids)
+        ids += own
+        learned += [
+            (before + begin, before + end) for (_, wanted), (begin, end) in zip(run, bounds, strict=True) if wanted
+        ]
+    return ids, _joined(learned)
+
+
+_IGNORED = -100
+Bounds = list[tuple[int, int]]
+
+
+def _runs(parts: Sequence[Part]) -> Iterator[list[Part]]:
+    """Parts that are encoded together: special tokens stand by themselves."""
+    for is_special, some in itertools.groupby(parts, key=lambda part: isinstance(part[0], Special)):
+        if is_special:
+            yield from ([part] for part in some)
+        else:
+            yield list(some)
+
+
+def _ids_of_run(run: Sequence[Part], tokenizer: Tokenizer) -> list[int]:
+    text = run[0][0]
+    return [tokenizer.special(text)] if isinstance(text, Special) else tokenizer.encode(text_of(run))
+
+
+def _apart_where_needed(
+    run: Sequence[Part], tokenizer: Tokenizer, row: int, happened: Happened
+) -> tuple[list[int], Bounds]:
+    """The ids of parts as one text, and the bounds of each; all parts apart where the ids of a beginning of them are no
+    beginning of the ids."""
     # One text a call: tiktoken's batches, a thread pool each, take three times as long on texts of this size.
-    parts = [part for part, _ in text.parts]
+    parts = [part for part, _ in run]
     ids = tokenizer.encode("".join(parts))
     begins = [0]
     for k in range(1, len(parts)):
         before = tokenizer.encode("".join(parts[:k]))
         if ids[: len(before)] != before:
-            happened.report.encoded_apart.append(text.row)
+            happened.report.encoded_apart.append(row)
             apart = [tokenizer.encode(part) for part in parts]
-            ids, begins = [token for one in apart for token in one], [0, *np.cumsum([*map(len, apart)])[:-1].tolist()]
+            ids, begins = [token for one in apart for token in one], [0, *itertools.accumulate(map(len, apart[:-1]))]
             break
         begins.append(len(before))
-    ids.append(tokenizer.end_of_text)
-    if not rules.mask_prompt:
-        return ids, [(1, len(ids))]
-    ends = [*begins[1:], len(ids)]
-    return ids, [
-        (max(1, begin), end) for (_, is_learned), begin, end in zip(text.parts, begins, ends, strict=True) if is_learned
-    ]
+    return ids, list(itertools.pairwise([*begins, len(ids)]))
+
+
+def _as_transformers(run: Sequence[Part], tokenizer: Tokenizer) -> tuple[list[int], Bounds]:
+    """The ids of parts as one text, and the bounds of each: from the token that holds its first character to the one
+    that holds its last."""
+    ids, starts = tokenizer.encode_with_starts(text_of(run))
+    ends = list(itertools.accumulate(len(part) for part, _ in run))
+    bounds = []
+    for begin, end in itertools.pairwise([0, *ends]):
+        first = bisect.bisect_left(starts, begin)
+        holds = first < len(starts) and starts[first] == begin
+        bounds.append((first if holds else max(0, first - 1), bisect.bisect_left(starts, end)))
+    return ids, bounds
+
+
+def _joined(spans: Iterable[tuple[int, int]]) -> Bounds:
+    """Rising spans without those that touch; none begins at 0, as nothing is before an example's first id."""
+    joined: Bounds = []
+    for begin, end in spans:
+        begin = max(1, begin, joined[-1][1] if joined else 1)
+        if joined and begin == joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(end, begin))
+        elif begin < end:
+            joined.append((begin, end))
+    return joined
 
 
 def _that_fit(

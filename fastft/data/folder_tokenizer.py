@@ -23,7 +23,7 @@ import tokenizers
 from fastft.common import files
 from fastft.common.console import warn
 from fastft.common.errors import UserError
-from fastft.data.tokenizer import END_OF_TEXT, Tokenizer, gpt2_tokenizer, sha256_of
+from fastft.data.tokenizer import END_OF_TEXT, Tokenizer, gpt2_tokenizer, no_such_token, sha256_of
 
 NAMES = (
     "tokenizer.json",
@@ -96,6 +96,29 @@ class FolderTokenizer(Tokenizer):
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
+    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
+        """See `Tokenizer`."""
+        if self._gpt2 is not None:
+            return self._gpt2.encode_with_starts(text)
+        made = self._backend.encode(text, add_special_tokens=False)
+        return made.ids, [begin for begin, _ in made.offsets]
+
+    def size(self) -> int:
+        """See `Tokenizer`."""
+        return max(self._vocab.values()) + 1
+
+    def special_tokens(self) -> frozenset[str]:
+        """See `Tokenizer`."""
+        return frozenset(token["content"] for token in self._description["added_tokens"] if token["special"])
+
+    def special(self, token: str) -> int:
+        """See `Tokenizer`."""
+        if not token:
+            return self.end_of_text
+        if token not in self._vocab:
+            raise no_such_token(token)
+        return self._vocab[token]
+
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer`."""
         known = self._ids
@@ -132,7 +155,7 @@ class FolderTokenizer(Tokenizer):
         added = [token for token in self._description["added_tokens"] if token["id"] != self.end_of_text]
         return sha256_of({**self._description, "added_tokens": added, "end_of_text": self.end_of_text})
 
-    def files(self, n_ctx: int) -> dict[str, bytes]:
+    def files(self, n_ctx: int | None = None) -> dict[str, bytes]:
         """See `Tokenizer`: those that it was read from, and its end-of-text among them where `config.json` alone named
         it."""
         del n_ctx  # its own files say it, where they do
@@ -146,7 +169,8 @@ class FolderTokenizer(Tokenizer):
         """See `Tokenizer`."""
         named = {key: self._vocab.get(self._named.get(key, "")) for key in ("bos_token", "pad_token")}
         own = {f"{key}_id": token for key, token in named.items() if token is not None}
-        return {"bos_token_id": self.end_of_text, **own, "eos_token_id": self.end_of_text}
+        ends = {"bos_token_id": self.end_of_text, "pad_token_id": self.end_of_text}
+        return {**ends, **own, "eos_token_id": self.end_of_text}
 
     def __reduce__(self) -> tuple[Callable[..., FolderTokenizer], tuple[Any, ...]]:
         return FolderTokenizer, (self._contents, self._folder, self._config)
@@ -397,6 +421,60 @@ def tokenizer_of(folder: Path) -> Tokenizer | None:
     config = files.object_or_empty(folder / "config.json")  # it is checked where the weights are read
     made = FolderTokenizer(contents, str(folder), config)
     return gpt2_tokenizer() if made.is_gpt2s else made
+
+
+def with_special_tokens(tokenizer: Tokenizer, tokens: Sequence[str], end: str) -> Tokenizer:
+    """A tokenizer with the special tokens that a template writes, and the template's end as its end-of-text.
+
+    Tokens that it has already keep their ids, and become special; the others get the next ones.
+
+    Args:
+        tokenizer: the model's.
+        tokens: by their text.
+        end: the one of them that ends an answer; empty: the tokenizer's own end-of-text stays.
+
+    Returns:
+        The tokenizer itself, where it has all that.
+
+    Raises:
+        UserError: its files are not installed.
+    """
+    known = tokenizer.special_tokens()
+    if known >= set(tokens) and (not end or tokenizer.special(end) == tokenizer.end_of_text):
+        return tokenizer
+    contents = _with_tokens(tokenizer.files(), [token for token in tokens if token not in known], end)
+    return FolderTokenizer(contents, "the tokenizer with a template's tokens", {} if end else tokenizer.special_ids())
+
+
+def _with_tokens(contents: Mapping[str, bytes], tokens: Sequence[str], end: str) -> dict[str, bytes]:
+    """A tokenizer's files with further special tokens in them, in each file that holds such."""
+    read = _Reader(contents, "the model's tokenizer")
+    description = read.description()
+    vocab = _vocab_of(description["model"]) | {one["content"]: one["id"] for one in description["added_tokens"]}
+    following = max(vocab.values()) + 1
+    added: dict[str, int] = {}
+    for token in tokens:
+        added[token] = vocab.get(token, following + sum(number >= following for number in added.values()))
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    changed = dict(contents)
+    config = json.loads(contents.get("tokenizer_config.json", b"{}"))
+    decoder = {**config.get("added_tokens_decoder", {})}
+    decoder |= {str(number): {"content": token, **flags} for token, number in added.items()}
+    config["added_tokens_decoder"] = decoder
+    if end:
+        config["eos_token"] = end
+        config.setdefault("pad_token", _END_OF_TEXT if _END_OF_TEXT in vocab else end)
+    changed["tokenizer_config.json"] = json.dumps(config, indent=2, ensure_ascii=False).encode() + b"\n"
+    if end and "special_tokens_map.json" in contents:
+        named = {**json.loads(contents["special_tokens_map.json"]), "eos_token": end}
+        changed["special_tokens_map.json"] = json.dumps(named, indent=2, ensure_ascii=False).encode() + b"\n"
+    if "tokenizer.json" in contents:
+        whole = json.loads(contents["tokenizer.json"])
+        others = [one for one in whole.get("added_tokens") or [] if one["content"] not in added]
+        own = [{"id": number, "content": token, **flags} for token, number in added.items()]
+        whole["added_tokens"] = sorted([*others, *own], key=lambda one: one["id"])
+        changed["tokenizer.json"] = json.dumps(whole, ensure_ascii=False).encode()
+    return changed
 
 
 def _class_named(config: Mapping[str, Any]) -> str:

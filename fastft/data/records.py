@@ -306,7 +306,7 @@ def digest_of(records: Iterable[Record]) -> str:
     """SHA-256 over records in their order."""
     digest = hashlib.sha256()
     for record in records:
-        more = {"turns": record.turns} if record.turns else {}
+        more: dict[str, Any] = {"turns": record.turns} if record.turns else {}
         more |= {"tokens": record.tokens} if record.tokens else {}
         digest.update(json.dumps({**record.as_entry(), **more}, sort_keys=True).encode())
         digest.update(b"\n")

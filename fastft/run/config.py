@@ -9,7 +9,7 @@ import importlib.metadata
 import platform
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import yaml
 
@@ -18,7 +18,8 @@ from fastft.common.keywords import Option, is_keyword
 from fastft.common.options import check_values, option, options_parser, plain_error, table
 from fastft.common.version import __version__
 from fastft.data.encode import TooLong
-from fastft.data.records import EndOfTextInData, ReadingRules
+from fastft.data.prompts import Learn, TrainOn
+from fastft.data.records import ROLES, EndOfTextInData, ReadingRules, Role
 from fastft.model.names import Device, DType
 from fastft.run import needs
 
@@ -48,13 +49,47 @@ class RunOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LearningOptions:
+    """What is made of a record, and what of it is learned."""
+
+    template: str = "alpaca"
+    """The prompt template: alpaca, alpaca-two, phi3, chatml, llama3, vicuna or plain; a .yaml file of a template's
+    fixed parts; or a .jinja file, or a tokenizer_config.json, with a chat template that has generation marks."""
+    mask_prompt: bool = True
+    """Supervise the response alone (header, output, end-of-text); false is --train_on all."""
+    train_on: TrainOn | None = None
+    """What is learned. responses: all turns of --train_roles; last: the last of them; all: everything, the prompt and
+    the template's own text too. Not given: responses, or all where --mask_prompt is false."""
+    train_roles: str = option("assistant", needs=needs.NOT_ALL)
+    """Whose turns of a conversation are learned, by commas: assistant, user, system."""
+
+    def learn(self) -> Learn:
+        """Which parts of an example are learned."""
+        roles = self.train_roles.replace(" ", "").split(",")
+        return Learn(self.train_on or ("responses" if self.mask_prompt else "all"), tuple(cast(list[Role], roles)))
+
+    def check_learning(self) -> None:
+        """Refuses options that contradict each other.
+
+        Raises:
+            UserError: they do.
+        """
+        if not self.mask_prompt and self.train_on not in (None, "all"):
+            raise UserError(
+                f"got --mask_prompt false, which is --train_on all, and --train_on {self.train_on}; expected one of "
+                "them"
+            )
+        roles = self.learn().roles
+        if odd := [role for role in roles if role not in ROLES]:
+            raise UserError(f"got --train_roles {self.train_roles} ({odd[0]!r}), expected some of {', '.join(ROLES)}")
+        if len(set(roles)) < len(roles):
+            raise UserError(f"got --train_roles {self.train_roles}, expected each role once")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReadingOptions:
     """What is read of the data."""
 
-    template: Literal["alpaca", "phi3"] = "alpaca"
-    """The prompt template."""
-    mask_prompt: bool = True
-    """Supervise the response alone (header, output, end-of-text)."""
     max_length: int | None = option(None, at_least=1)
     """The most input tokens of an example; the model's context where it is not given."""
     too_long: TooLong = "raise"
@@ -198,7 +233,15 @@ class CallOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(
-    CallOptions, EvaluationOptions, RanksOptions, MachineOptions, UpdateOptions, StepOptions, ReadingOptions, RunOptions
+    CallOptions,
+    EvaluationOptions,
+    RanksOptions,
+    MachineOptions,
+    UpdateOptions,
+    StepOptions,
+    ReadingOptions,
+    LearningOptions,
+    RunOptions,
 ):
     """Everything that determines a training run."""
 
@@ -212,6 +255,7 @@ class TrainOptions(
         for name in ("data", "weights"):
             if getattr(self, name) == "":
                 raise UserError(f"got an empty --{name}, expected a file, a folder or a word of its own; see --help")
+        self.check_learning()
         if self.out == Path():
             raise UserError("got an empty --out, expected a folder for the run")
         if not 0 < self.lr < float("inf"):
@@ -285,6 +329,8 @@ def changed_settings(saved: TrainOptions, now: TrainOptions) -> list[str]:
 def _located(options: TrainOptions) -> dict[str, Any]:
     """The options, with files by their absolute paths: a run can be read from any folder."""
     values = asdict(options)
+    if Path(options.template).suffix:
+        values["template"] = str(Path(options.template).resolve())
     keywords: tuple[Option, ...] = ("data", "weights")
     paths = [name for name in keywords if not is_keyword(name, values[name])]
     for name in (*paths, "deepspeed_config"):

@@ -10,9 +10,10 @@ from fastft.common.console import warn
 from fastft.common.errors import UserError
 from fastft.common.keywords import hidden_path
 from fastft.data.audit import Findings, audit
+from fastft.data.chat_template import AnyTemplate, template_named
 from fastft.data.encode import EncodedSet, EncodingRules, encode, name_rows
 from fastft.data.json_rows import BadRecord
-from fastft.data.prompts import TEMPLATES, Template
+from fastft.data.prompts import RESPONSES
 from fastft.data.records import (
     ReadingRules,
     Record,
@@ -40,7 +41,7 @@ class Data:
     bad: list[BadRecord]
     """The malformed records that were left out."""
     parts: Split
-    template: Template
+    template: AnyTemplate
     taken_for: str | None = None
     """How the file was read, where its name says something else."""
     seconds: float = 0.0
@@ -77,7 +78,7 @@ class Data:
         limit = options.max_length or n_ctx
         if limit > n_ctx:
             raise UserError(f"got --max_length {limit}, expected at most the model's context of {n_ctx}")
-        rules = EncodingRules(options.mask_prompt, limit, options.too_long)
+        rules = EncodingRules(options.learn(), limit, options.too_long)
         return self._encoded(name, rules, config.tokenizer)
 
     def longer_than(self, config: GPT2Config, options: TrainOptions) -> list[int]:
@@ -89,7 +90,7 @@ class Data:
         """
         n_ctx = config.n_ctx
         # `--max_length` bounds what is trained on; a test row may be as long as the context.
-        rows = self._encoded("test", EncodingRules(True, n_ctx, "drop"), config.tokenizer).report.dropped
+        rows = self._encoded("test", EncodingRules(RESPONSES, n_ctx, "drop"), config.tokenizer).report.dropped
         if rows and options.too_long == "raise":
             raise UserError(
                 f"{len(rows)} test examples are longer than the model's context of {n_ctx} tokens: {name_rows(rows)}; "
@@ -122,7 +123,7 @@ def load_data(options: TrainOptions, tokenizer: Tokenizer | None = None) -> Data
     )
     records, source = (found, str(path)) if isinstance(found, RecordFile) else (found.good, found.source)
     check_usable(source, len(records), found.bad, skip_bad_records=options.skip_bad_records)
-    parts, template = split(len(records), options.split_seed), TEMPLATES[options.template]
+    parts, template = split(len(records), options.split_seed), template_named(options.template)
     seconds = time.perf_counter() - began
     return Data(source, records, found.bad, parts, template, found.taken_for, seconds, rules.end_marks)
 

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastft.common import files
 from fastft.common.errors import UserError
 from fastft.common.nearest import did_you_mean_path
+from fastft.data.chat_template import AnyTemplate, template_described, template_named
 from fastft.data.folder_tokenizer import NAMES as TOKENIZER_FILES
 from fastft.data.folder_tokenizer import tokenizer_of
 from fastft.data.tokenizer import Tokenizer, gpt2_tokenizer
@@ -207,6 +209,17 @@ class Run:
     def own_tokenizer(self) -> Tokenizer:
         """The tokenizer that the run trains with: its own, or GPT-2's where it keeps none."""
         return tokenizer_of(self.tokenizer) or gpt2_tokenizer()
+
+    def template(self) -> AnyTemplate:
+        """The template that the run was trained with: what was written down of it, as a file may have changed since.
+
+        Raises:
+            UserError: the run's folder does not say it.
+        """
+        described = files.object_or_empty(self.data).get("template")
+        if isinstance(described, dict):
+            return template_described(described, str(self.data))
+        return template_named(self.options().template)
 
     def options(self) -> TrainOptions:
         """The options that the run was trained with."""

@@ -18,6 +18,7 @@ def _evaluates(options: Any, facts: Facts) -> bool:
 _VALIDATION = "a validation split that is not empty"
 
 A_FILE = Condition(lambda o, _: o.data != "sample", "a data file: the embedded records have no cache")
+NOT_ALL = Condition(lambda o, _: o.learn().what != "all", "--train_on responses or last")
 PACKED = Condition(lambda o, _: o.batching == "packed", "--batching packed")
 AN_EXAMPLE_A_PASS = Condition(
     lambda o, _: o.accumulate <= o.batch_size, "as many examples in a step (--batch_size), at least one a pass"

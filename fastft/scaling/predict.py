@@ -122,7 +122,7 @@ def training_set(data: str) -> EncodedSet:
     """The training split of a data file, as the chapter encodes it, the prompt masked."""
     records = load_records(data).good
     chosen = [records[index] for index in split(len(records)).train]
-    return encode(chosen, ALPACA, gpt2_tokenizer(), mask_prompt=True, max_length=1024, too_long="drop")
+    return encode(chosen, ALPACA, gpt2_tokenizer(), max_length=1024, too_long="drop")
 
 
 def main() -> None:

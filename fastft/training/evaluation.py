@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastft.batches.batch import Batch
 from fastft.common.console import say, warn
+from fastft.data.encode import prompts_of
 from fastft.data.records import Record
 from fastft.decoding.decode import NO_STOP, greedy
 from fastft.training.book import SAMPLE_TOKENS
@@ -94,16 +95,17 @@ class Evaluations:
         options, data, engine = self._job.options, self._job.prepared.data, self._job.engine
         book = options.recipe == "book"
         records = data.part("val", min(options.samples, 1) if book else options.samples)
-        prompts = [data.template.prompt_of(record) for record in records]
-        if not prompts:
+        records = [record for record in records if record.asks]
+        if not records:
             return []
         tokenizer = engine.model.config.tokenizer
+        prompts = prompts_of(records, data.template, tokenizer)
         room = engine.model.config.n_ctx
         stop = NO_STOP if book or self._job.world.size > 1 else tokenizer.end_of_text
         with engine.answering():
             answers = greedy(
                 engine.model,
-                [ids[-(room - 1) :] for ids in tokenizer.encode_many(prompts)],
+                [ids[-(room - 1) :] for ids in prompts],
                 max_new_tokens=SAMPLE_TOKENS,
                 stop=stop,
             )

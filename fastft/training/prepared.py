@@ -59,6 +59,7 @@ class Prepared:
             "records": len(self.data.records),
             "split_sha256": self.data.fingerprint(),
             "tokenizer_sha256": self.tokenizer_sha256,
+            "template": self.data.template.description(),
             "taken_for": self.data.taken_for,
             "left_out": [asdict(bad) for bad in self.data.bad],
             "audit": self.data.audit().as_json(),

@@ -12,8 +12,11 @@ from fastft.common.console import say, silenced
 from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
 from fastft.common.keywords import hidden_path, is_keyword
+from fastft.data.chat_template import template_named
+from fastft.data.folder_tokenizer import with_special_tokens
 from fastft.data.tokenizer import Tokenizer, gpt2_tokenizer
 from fastft.model.gpt2 import GPT2, SIZES, config_for
+from fastft.model.vocabulary import with_tokenizer
 from fastft.model.weights import config_of, load
 from fastft.ranks.world import World
 from fastft.run.config import TrainOptions, changed_settings, defaults_of
@@ -59,9 +62,15 @@ def tokenizer_to_be(options: TrainOptions, run: Run) -> Tokenizer:
         return run.own_tokenizer()
     source = options.weights
     if source is None or is_keyword("weights", source):
-        return gpt2_tokenizer()
+        return _with_template(gpt2_tokenizer(), options)
     with silenced(True):  # what is odd about the weights is said where they are loaded
-        return config_of(source).tokenizer
+        return _with_template(config_of(source).tokenizer, options)
+
+
+def _with_template(tokenizer: Tokenizer, options: TrainOptions) -> Tokenizer:
+    """The tokenizer with the tokens of the run's template, and the template's end as its own."""
+    template = template_named(options.template)
+    return with_special_tokens(tokenizer, template.special_tokens, template.end)
 
 
 def model_to_go_on(options: TrainOptions, run: Run) -> GPT2 | None:
@@ -94,6 +103,13 @@ def initial_model(options: TrainOptions) -> GPT2:
                 f"the weights give the model's shape, not --model {options.model}: "
                 f"{config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, context {config.n_ctx}"
             )
+    rows, tokenizer = model.config.vocab_size, _with_template(model.config.tokenizer, options)
+    model = with_tokenizer(model, tokenizer)
+    if model.config.vocab_size > rows:
+        say(
+            f"the tokens of template {options.template} are added to the vocabulary: {rows} rows become "
+            f"{model.config.vocab_size}"
+        )
     model.checkpoint_activations = options.activation_checkpointing
     return model
 

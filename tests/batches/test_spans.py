@@ -17,13 +17,14 @@ from fastft.batches.batch import Batch, Batcher
 from fastft.batches.plan import make_plan
 from fastft.common.errors import UserError
 from fastft.data.encode import EncodedSet, EncodingRules, Text, encoded_set
+from fastft.data.prompts import END, RESPONSES
 from fastft.data.token_cache import _open_arrays, _write_arrays, encode_chunks
 from fastft.data.tokenizer import gpt2_tokenizer
 from fastft.model.gpt2 import GPT2, GPT2Config
 
 FLOAT64 = 1e-10
 TOKENIZER = gpt2_tokenizer()
-RULES = EncodingRules(mask_prompt=True, max_length=200)
+RULES = EncodingRules(RESPONSES, max_length=200)
 
 torch.manual_seed(0)
 MODEL = GPT2(GPT2Config(n_layer=2, n_head=2, n_embd=16, n_ctx=256, vocab_size=50257)).double()
@@ -42,7 +43,7 @@ def conversations(draw: st.DrawFn) -> list[Text]:
         turns = [draw(st.sampled_from(beginnings)), *draw(st.lists(PARTS, min_size=1, max_size=5))]
         before = ["Hello you"] * draw(st.integers(0, 1))  # then the first thing that is learned has one before it
         parts = tuple(("".join(turn), bool(k % 2) != bool(before)) for k, turn in enumerate(before + turns))
-        texts.append(Text(row, parts))
+        texts.append(Text(row, (*parts, (END, parts[-1][1]))))
     return texts
 
 
@@ -105,7 +106,7 @@ def test_every_batch_is_the_masked_rows(texts: list[Text], kind: str, impl: str)
 
 
 def test_a_span_that_is_missed_would_be_seen() -> None:
-    text = Text(1, (("Hello", False), (" you", True), ("?", False), (" you you", True)))
+    text = Text(1, (("Hello", False), (" you", True), ("?", False), (" you you", True), (END, True)))
     encoded = encoded_set([text], TOKENIZER, RULES)
     last_alone = EncodedSet.of_suffixes(encoded.ids, encoded.offsets, encoded.spans[-1:, 0], encoded.rows)
     got, _ = by_batch(Batcher()(last_alone, np.array([0])), "cpu")
@@ -114,7 +115,7 @@ def test_a_span_that_is_missed_would_be_seen() -> None:
 
 
 def test_what_each_part_becomes() -> None:
-    text = Text(7, (("Hello", False), (" you", True), ("?", False), (" you you", True)))
+    text = Text(7, (("Hello", False), (" you", True), ("?", False), (" you you", True), (END, True)))
     encoded = encoded_set([text], TOKENIZER, RULES)
     hello, you, mark = (TOKENIZER.encode(part) for part in ("Hello", " you", "?"))
     assert encoded[0].tolist() == [*hello, *you, *mark, *you, *you, TOKENIZER.end_of_text]
@@ -136,15 +137,9 @@ def test_the_first_token_is_never_asked_for() -> None:
         encoded_set([Text(3, (("Hello", True), ("Hello", False)))], TOKENIZER, RULES)
 
 
-def test_without_a_mask_all_is_learned() -> None:
-    rules = EncodingRules(mask_prompt=False, max_length=200)
-    encoded = encoded_set([Text(1, (("Hello you", False), (" you", True), ("?", False)))], TOKENIZER, rules)
-    assert encoded.spans.tolist() == [[1, len(encoded[0])]]
-
-
 def test_cut_to_length_a_span_is_cut_and_one_behind_is_gone() -> None:
-    text = Text(1, (("Hello", False), (" you you", True), ("?", False), (" you", True)))
-    rules = EncodingRules(mask_prompt=True, max_length=1, too_long="truncate")
+    text = Text(1, (("Hello", False), (" you you", True), ("?", False), (" you", True), (END, True)))
+    rules = EncodingRules(RESPONSES, max_length=1, too_long="truncate")
     encoded = encoded_set([text], TOKENIZER, rules)
     assert encoded.spans.tolist() == [[1, 2]]
     assert encoded.report.truncated == [1]
@@ -175,11 +170,13 @@ def test_a_set_of_suffixes_keeps_the_fingerprint_that_runs_have_noted() -> None:
 def test_the_fingerprint_tells_spans_apart() -> None:
     def of(*learned: bool) -> str:
         parts = tuple(zip(("Hello", " you", "?", " you"), learned, strict=True))
-        return encoded_set([Text(1, parts)], TOKENIZER, RULES).fingerprint()
+        return encoded_set([Text(1, (*parts, (END, True)))], TOKENIZER, RULES).fingerprint()
 
     assert len({of(False, True, False, True), of(False, False, False, True), of(False, True, True, True)}) == 3
 
 
 def test_a_plan_counts_every_span() -> None:
-    encoded = encoded_set([Text(1, (("Hello", False), (" you", True), ("?", False), (" you", True)))], TOKENIZER, RULES)
+    encoded = encoded_set(
+        [Text(1, (("Hello", False), (" you", True), ("?", False), (" you", True), (END, True)))], TOKENIZER, RULES
+    )
     assert make_plan(encoded, batch_size=1).step(0).count == 3

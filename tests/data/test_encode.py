@@ -12,11 +12,12 @@ from small_records import made_records
 
 from fastft.common.errors import UserError
 from fastft.data.encode import EncodedSet, encode, name_rows
-from fastft.data.prompts import ALPACA, PHI3, TEMPLATES, Template
+from fastft.data.prompts import ALL, ALPACA, PHI3, RESPONSES, Learn, Template
 from fastft.data.records import Record, load_records
 from fastft.data.tokenizer import END_OF_TEXT, gpt2_tokenizer
 
 TOKENIZER = gpt2_tokenizer()
+BOOKS = (ALPACA, PHI3)
 RECORDS = [Record(**record, row=row) for row, record in enumerate(made_records(6), start=1)]
 TEXT = st.text(st.characters(codec="utf-8"), max_size=30)
 
@@ -25,11 +26,11 @@ def encoded(
     records: list[Record],
     *,
     template: Template = ALPACA,
-    mask_prompt: bool = True,
+    learn: Learn = RESPONSES,
     max_length: int = 1024,
     **options: Any,
 ) -> EncodedSet:
-    return encode(records, template, TOKENIZER, mask_prompt=mask_prompt, max_length=max_length, **options)
+    return encode(records, template, TOKENIZER, learn=learn, max_length=max_length, **options)
 
 
 def book_targets(record: Record, template: Template, *, mask: bool) -> list[int]:
@@ -49,9 +50,9 @@ def targets_of(some: EncodedSet, index: int) -> list[int]:
 
 
 @pytest.mark.parametrize("mask", [True, False], ids=["masked", "unmasked"])
-@pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
+@pytest.mark.parametrize("template", BOOKS, ids=lambda template: template.name)
 def test_targets_are_the_books(template: Template, mask: bool) -> None:
-    some = encoded(RECORDS, template=template, mask_prompt=mask)
+    some = encoded(RECORDS, template=template, learn=RESPONSES if mask else ALL)
     assert some.report.encoded_apart == []
     for index, record in enumerate(RECORDS):
         assert targets_of(some, index) == book_targets(record, template, mask=mask)
@@ -84,7 +85,7 @@ def test_an_input_that_ends_in_a_newline_is_encoded_apart_and_named() -> None:
     prompt_ids = TOKENIZER.encode(prompt)
     assert TOKENIZER.encode(prompt + response)[: len(prompt_ids)] != prompt_ids
     for mask in (True, False):
-        some = encoded([RECORDS[0], record], mask_prompt=mask)
+        some = encoded([RECORDS[0], record], learn=RESPONSES if mask else ALL)
         assert some[1].tolist() == [*prompt_ids, *TOKENIZER.encode(response), END_OF_TEXT]
         assert some.first_target[1] == (len(prompt_ids) if mask else 1)
         assert some.report.encoded_apart == [7]
@@ -144,14 +145,14 @@ def test_a_prompt_that_fills_the_limit_is_refused_where_cutting_leaves_no_target
     assert one_left.supervised.tolist() == [1]
     with pytest.raises(UserError, match=r"no supervised token.*row 1; "):
         encoded(RECORDS[:1], max_length=n_prompt - 1, too_long="truncate")
-    assert encoded(RECORDS[:1], max_length=n_prompt - 1, too_long="truncate", mask_prompt=False).supervised[0] > 0
+    assert encoded(RECORDS[:1], max_length=n_prompt - 1, too_long="truncate", learn=ALL).supervised[0] > 0
 
 
 def test_the_fingerprint_tells_ids_and_masks_apart() -> None:
     same = encoded(RECORDS).fingerprint()
     assert encoded(RECORDS).fingerprint() == same
     others = [
-        encoded(RECORDS, mask_prompt=False),
+        encoded(RECORDS, learn=ALL),
         encoded(RECORDS, template=PHI3),
         encoded(RECORDS[:-1]),
         encoded(RECORDS[::-1]),
@@ -172,7 +173,7 @@ def test_rows_are_named_up_to_ten() -> None:
     assert name_rows(range(1, 13)) == "rows 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 2 more"
 
 
-@pytest.mark.parametrize(("template", "mean"), [(ALPACA, 57.39), (PHI3, 39.91)], ids=TEMPLATES)
+@pytest.mark.parametrize(("template", "mean"), [(ALPACA, 57.39), (PHI3, 39.91)], ids=["alpaca", "phi3"])
 def test_the_books_rows(book_data: Path, template: Template, mean: float) -> None:
     records = load_records(str(book_data)).good
     some = encoded(records, template=template)
@@ -182,4 +183,4 @@ def test_the_books_rows(book_data: Path, template: Template, mean: float) -> Non
         assert ((some.lengths + 1).min(), (some.lengths + 1).max()) == (41, 92)
         train = encoded(records[:935])
         assert int(train.supervised.sum()) == 17_876
-        assert int(encoded(records[:935], mask_prompt=False).supervised.sum()) == 52_760
+        assert int(encoded(records[:935], learn=ALL).supervised.sum()) == 52_760

@@ -26,7 +26,7 @@ from fastft.common.errors import FastftError, UserError
 from fastft.data import token_cache
 from fastft.data.audit import audit
 from fastft.data.encode import EncodedSet, EncodingRules, TooLong, encode
-from fastft.data.prompts import ALPACA, PHI3, Template
+from fastft.data.prompts import ALL, ALPACA, PHI3, RESPONSES, Template
 from fastft.data.records import ReadingRules, Record, load_records, split
 from fastft.data.token_cache import RecordFile, TokenCache, cache_for, encode_chunks, pick
 from fastft.data.tokenizer import gpt2_tokenizer
@@ -36,7 +36,7 @@ from fastft.run.metrics_file import read_metrics
 from fastft.training.train import train
 
 TOKENIZER = gpt2_tokenizer()
-RULES = EncodingRules(mask_prompt=True, max_length=1024)
+RULES = EncodingRules(RESPONSES, max_length=1024)
 BUILDER = Path(__file__).parents[1] / "support" / "token_cache_builder.py"
 
 
@@ -69,7 +69,7 @@ def plain(data: Path, *, seed: int | None = 3) -> EncodedSet:
 
 
 def rules_of(rules: EncodingRules) -> dict[str, Any]:
-    return {"mask_prompt": rules.mask_prompt, "max_length": rules.max_length, "too_long": rules.too_long}
+    return {"learn": rules.learn, "max_length": rules.max_length, "too_long": rules.too_long}
 
 
 def assert_same(some: EncodedSet, other: EncodedSet) -> None:
@@ -141,7 +141,7 @@ def test_a_cached_set_is_the_plain_one(
     (folder / name).write_bytes(gzip.compress(lines.encode()) if name.endswith(".gz") else lines.encode())
     file = RecordFile.open(folder / name, TokenCache(folder / "cache"))
     indices = split(len(file), seed).train
-    rules = EncodingRules(mask_prompt, max_length, too_long)
+    rules = EncodingRules(RESPONSES if mask_prompt else ALL, max_length, too_long)
     held = load_records(str(folder / name)).good
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(token_cache, "_CHUNK_RECORDS", chunk_records)
@@ -194,7 +194,7 @@ def test_what_changes_ids_changes_the_key(data: Path, cache: TokenCache) -> None
         [
             {"template": PHI3},
             {"template": other},
-            {"rules": replace(RULES, mask_prompt=False)},
+            {"rules": replace(RULES, learn=ALL)},
             {"rules": replace(RULES, max_length=1000)},
             {"rules": replace(RULES, too_long="drop")},
             {"seed": 4},
@@ -299,7 +299,7 @@ def test_a_torn_file_is_noticed_and_made_again(
 
 
 def test_another_keys_folder_in_its_place_is_noticed(data: Path, cache: TokenCache) -> None:
-    cached(data, cache, rules=replace(RULES, mask_prompt=False))
+    cached(data, cache, rules=replace(RULES, learn=ALL))
     (wrong,) = folders(cache)
     cached(data, cache)
     (right,) = set(folders(cache)) - {wrong}

@@ -36,7 +36,7 @@ def wide_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def encoded() -> EncodedSet:
     records = sorted(load_records("sample").good, key=lambda record: len(record.instruction))[:64]
-    return encode(records, ALPACA, gpt2_tokenizer(), mask_prompt=True, max_length=256, too_long="drop")
+    return encode(records, ALPACA, gpt2_tokenizer(), max_length=256, too_long="drop")
 
 
 def batches(encoded: EncodedSet, impl: str, size: int, steps: int) -> Iterator[Batch]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from warm_launcher import Changes
 
 from fastft.data.encode import EncodedSet, EncodingRules, encode
-from fastft.data.prompts import ALPACA
+from fastft.data.prompts import ALPACA, RESPONSES
 from fastft.data.records import load_records, split
 from fastft.data.token_cache import RecordFile, TokenCache, pick
 from fastft.data.tokenizer import gpt2_tokenizer
@@ -30,13 +30,13 @@ SEED = 7
 def build(data: Path, folder: Path, workers: int | None = None) -> EncodedSet:
     file = RecordFile.open(data, TokenCache(folder))
     indices = split(len(file), SEED).train
-    return file.encode(indices, ALPACA, gpt2_tokenizer(), EncodingRules(True, 1024), workers=workers)
+    return file.encode(indices, ALPACA, gpt2_tokenizer(), EncodingRules(RESPONSES, 1024), workers=workers)
 
 
 def build_plain(data: Path) -> EncodedSet:
     held = load_records(str(data)).good
     records = pick(held, split(len(held), SEED).train)
-    return encode(records, ALPACA, gpt2_tokenizer(), mask_prompt=True, max_length=1024)
+    return encode(records, ALPACA, gpt2_tokenizer(), max_length=1024)
 
 
 def forget_peak() -> int:

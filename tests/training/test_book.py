@@ -88,7 +88,7 @@ class TestBookFile:
 
     @pytest.mark.parametrize(("template", "mean", "prefix"), [(ALPACA, 57.39, 24), (PHI3, 39.91, 6)])
     def test_encoding(self, book_records: list[Record], template, mean: float, prefix: int) -> None:
-        encoded = encode(book_records, template, gpt2_tokenizer(), mask_prompt=True, max_length=1024)
+        encoded = encode(book_records, template, gpt2_tokenizer(), max_length=1024)
         assert round((encoded.lengths + 1).mean(), 2) == mean
         assert not encoded.report.encoded_apart
         first = np.array([encoded[i][:40] for i in range(1100) if len(encoded[i]) >= 40])
@@ -96,7 +96,7 @@ class TestBookFile:
         assert int(np.argmin(same)) == prefix
 
     def test_the_committed_lengths_are_the_files(self, book_records: list[Record]) -> None:
-        encoded = encode(book_records, ALPACA, gpt2_tokenizer(), mask_prompt=True, max_length=1024)
+        encoded = encode(book_records, ALPACA, gpt2_tokenizer(), max_length=1024)
         assert (encoded.lengths + 1).tolist() == LENGTHS["ids"]
         assert encoded.first_target.tolist() == LENGTHS["prompt_ids"]
 

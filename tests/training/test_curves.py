@@ -12,7 +12,7 @@ import torch
 
 from fastft.batches.batch import Batcher
 from fastft.data.encode import EncodedSet, encode
-from fastft.data.prompts import ALPACA, PHI3, Template
+from fastft.data.prompts import ALL, ALPACA, PHI3, RESPONSES, Template
 from fastft.data.records import load_records, split
 from fastft.data.tokenizer import gpt2_tokenizer
 from fastft.engines.engine import Engine
@@ -28,7 +28,7 @@ def encoded_set(book_data: Path, template: Template, *, with_inputs: bool, mask_
     records = load_records(str(book_data)).good
     train = [records[index] for index in split(len(records)).train]
     chosen = [record for record in train if bool(record.input) == with_inputs]
-    return encode(chosen, template, gpt2_tokenizer(), mask_prompt=mask_prompt, max_length=1024)
+    return encode(chosen, template, gpt2_tokenizer(), learn=RESPONSES if mask_prompt else ALL, max_length=1024)
 
 
 def curve(model: GPT2, encoded: EncodedSet, *, packed: bool, impl: str, rate: float = RATE) -> list[float]:
