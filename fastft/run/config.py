@@ -18,7 +18,8 @@ from fastft.common.keywords import Option, is_keyword
 from fastft.common.options import check_values, option, options_parser, plain_error, table
 from fastft.common.version import __version__
 from fastft.data.encode import TooLong
-from fastft.data.records import EndOfTextInData, ReadingRules
+from fastft.data.formats import parse_fields
+from fastft.data.records import EndOfTextInData, Format, ReadingRules
 from fastft.model.names import Device, DType
 from fastft.run import needs
 
@@ -35,7 +36,8 @@ class RunOptions:
     """The run."""
 
     data: str = option("book", may_change=True)
-    """A .json, .jsonl, .json.gz or .jsonl.gz file; `book` (downloaded once) or `sample` (embedded)."""
+    """A file (JSON, JSON lines, CSV, TSV, also as .gz or .zst; Parquet, Arrow), a folder of them, or hf:ID; `book`
+    (downloaded once) or `sample` (embedded)."""
     model: str = "gpt2-medium"
     """gpt2, gpt2-medium, gpt2-large, gpt2-xl, nano or pico."""
     weights: str | None = None
@@ -51,6 +53,10 @@ class RunOptions:
 class ReadingOptions:
     """What is read of the data."""
 
+    format: Format = "auto"
+    """What a row's keys mean; auto: what they tell."""
+    fields: str | None = None
+    """Other names of keys, THEIRS=OURS: question=instruction,answer=output."""
     template: Literal["alpaca", "phi3"] = "alpaca"
     """The prompt template."""
     mask_prompt: bool = True
@@ -212,6 +218,7 @@ class TrainOptions(
         for name in ("data", "weights"):
             if getattr(self, name) == "":
                 raise UserError(f"got an empty --{name}, expected a file, a folder or a word of its own; see --help")
+        parse_fields(self.fields, self.format)
         if self.out == Path():
             raise UserError("got an empty --out, expected a folder for the run")
         if not 0 < self.lr < float("inf"):
@@ -226,7 +233,8 @@ class TrainOptions(
 
     def reading_rules(self) -> ReadingRules:
         """What is a record of the data."""
-        return ReadingRules(self.end_of_text_in_data, self.allow_empty_output)
+        fields = parse_fields(self.fields, self.format)
+        return ReadingRules(self.end_of_text_in_data, self.allow_empty_output, format=self.format, fields=fields)
 
 
 BOOK_RECIPE: dict[str, Any] = {
