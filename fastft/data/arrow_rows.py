@@ -8,7 +8,7 @@ from __future__ import annotations
 import datetime
 import importlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,8 @@ def parquet_rows(path: Path, read: Callable[[int], None]) -> Iterator[tuple[int,
             groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
             text = sum(group.total_byte_size for group in groups)
             batches = file.iter_batches(batch_size=_rows_at_once(text, n), use_threads=False)
-            yield from _numbered(batches, file.schema_arrow, path, lambda rows: read(size * rows // n))
+            lists = (batch.to_pylist() for batch in batches)
+            yield from _numbered(lists, file.schema_arrow.names, path, lambda rows: read(size * rows // n))
     except pa.ArrowException as error:
         raise _torn(path, "Parquet", error) from error
 
@@ -93,7 +94,8 @@ def arrow_rows(path: Path, read: Callable[[int], None]) -> Iterator[tuple[int, d
             source.seek(0)
             with (pa.ipc.open_file if is_file else pa.ipc.open_stream)(source) as reader:
                 batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
-                yield from _numbered(_small(batches, read), reader.schema, path, lambda _: None)
+                lists = (batch.to_pylist() for batch in _small(batches, read))
+                yield from _numbered(lists, reader.schema.names, path, lambda _: None)
     except pa.ArrowException as error:
         raise _torn(path, "Arrow", error) from error
 
@@ -116,19 +118,18 @@ def _small(batches: Any, read: Callable[[int], None]) -> Iterator[Any]:
 
 
 def _numbered(
-    batches: Any, schema: Any, path: Path, passed: Callable[[int], None]
+    batches: Iterable[list[dict[str, Any]]], names: list[str], path: Path, passed: Callable[[int], None]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of batches as objects, numbered from 1."""
-    names = schema.names
+    """The rows of batches as objects, numbered from 1; `passed` is told how many are behind."""
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"{path}: two columns have the name `{in_one_line(twice)}`, expected different names")
     row = 0
     for batch in batches:
-        for value in batch.to_pylist():
+        for value in batch:
             row += 1
             yield row, {key: _plain(item) for key, item in value.items()}
-        passed(batch.num_rows)
+        passed(len(batch))
 
 
 def _plain(value: Any) -> Any:
@@ -164,8 +165,12 @@ def dataset_rows(path: Path, read: Callable[[int], None]) -> Iterator[tuple[int,
     dataset = _loaded(path)
     size = max(1, sum(file.stat().st_size for file in _files(dataset)))
     n = max(1, len(dataset))
-    batches = dataset.with_format("arrow").iter(batch_size=_rows_at_once(size, n))
-    yield from _numbered(batches, dataset.data.schema, path, lambda rows: read(size * rows // n))
+    for name, feature in dataset.features.items():
+        if getattr(feature, "decode", False):  # an image or a sound: its bytes will do
+            dataset = dataset.cast_column(name, type(feature)(decode=False))
+    batches = dataset.with_format(None).iter(batch_size=_rows_at_once(size, n))
+    lists = ([dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)] for batch in batches)
+    yield from _numbered(lists, dataset.column_names, path, lambda rows: read(size * rows // n))
 
 
 def dataset_files(path: Path) -> list[Path]:

@@ -82,7 +82,7 @@ def segments(row: int, fields: dict[str, Any], rules: ReadingRules, notes: list[
     held = _array(fields, "segments")
     for number, item in enumerate(held, start=1):
         where = f"`segments` number {number}"
-        part = _object(item, where, ("label", "text"), rules)
+        part = _object(from_text(item), where, ("label", "text"), rules)
         label = part.get("label")
         if not isinstance(label, bool):
             raise Malformed(f"`label` of {where} is {kind_of(label)}, expected true (learned) or false")
@@ -151,7 +151,8 @@ def _turns(held: list[Any], key: str, names: tuple[str, str], rules: ReadingRule
     turns = []
     for number, item in enumerate(held, start=1):
         where = f"`{key}` number {number}"
-        own = OPENAI if isinstance(item, dict) and names == SHAREGPT and "role" in item else names
+        item = from_text(item)
+        own = OPENAI if names == SHAREGPT and isinstance(item, dict) and "role" in item else names
         part = _object(item, where, own, rules)
         carried = next((one for one in _CARRY if part.get(one)), None)
         if carried is not None:

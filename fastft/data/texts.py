@@ -31,8 +31,9 @@ def plain(value: Any, notes: list[str]) -> Any:
 
 
 def from_text(value: Any) -> Any:
-    """An array that is written in a text as JSON, such as in a cell of a table; anything else as it is."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
+    """An array or an object that is written in a text as JSON, as in a cell of a table, and in columns that `datasets`
+    wrote; anything else as it is."""
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         try:
             return json.loads(value)
         except ValueError:
