@@ -45,7 +45,8 @@ def data_name() -> str:
 
 def training_records() -> list[Record]:
     """The training split's records of the data that `data_name` names."""
-    from fastft.data.records import load_records, split
+    from fastft.data.reading import load_records
+    from fastft.data.records import split
 
     records = load_records(os.environ.get("FASTFT_BOOK_DATA") or "sample").good
     return [records[index] for index in split(len(records)).train]

@@ -27,7 +27,8 @@ BATCH_SIZES = (16, 32, 64, 128)
 def prompts_of(options: argparse.Namespace) -> list[list[int]]:
     """Token ids of the test split's prompts."""
     from fastft.data.prompts import ALPACA
-    from fastft.data.records import load_records, split
+    from fastft.data.reading import load_records
+    from fastft.data.records import split
     from fastft.data.tokenizer import gpt2_tokenizer
 
     records = load_records(os.environ.get("FASTFT_BOOK_DATA") or "sample").good

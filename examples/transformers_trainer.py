@@ -15,7 +15,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 from fastft.data.encode import encode
 from fastft.data.prompts import ALPACA
-from fastft.data.records import load_records
+from fastft.data.reading import load_records
 from fastft.data.tokenizer import gpt2_tokenizer
 from fastft.integrations.transformers import TreeCollator, accelerate, features_of, zero_dropout
 

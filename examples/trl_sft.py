@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from trl import SFTConfig
 
 from fastft.data.prompts import ALPACA
-from fastft.data.records import load_records
+from fastft.data.reading import load_records
 from fastft.data.tokenizer import gpt2_tokenizer
 from fastft.integrations.transformers import zero_dropout
 from fastft.integrations.trl import FastftSFTTrainer

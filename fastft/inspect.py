@@ -20,7 +20,9 @@ from fastft.data.audit import Findings, audit
 from fastft.data.chat_template import template_named
 from fastft.data.encode import EncodedSet, TooLong, encode, name_rows
 from fastft.data.folder_tokenizer import with_special_tokens
-from fastft.data.records import EndOfTextInData, ReadingRules, Record, load_records, split
+from fastft.data.formats import parse_fields
+from fastft.data.reading import load_records
+from fastft.data.records import EndOfTextInData, Format, ReadingRules, Record, split
 from fastft.data.tokenizer import Tokenizer
 from fastft.model.gpt2 import SIZES, GPT2Config, config_for
 from fastft.model.weights import config_of
@@ -38,11 +40,15 @@ class InspectOptions(LearningOptions):
     """What is looked at; options that `fastft train` has too mean the same."""
 
     data: str = "book"
-    """A .json, .jsonl, .json.gz or .jsonl.gz file; `book` or `sample`."""
+    """A file, a folder of files, or hf:ID, as `fastft train` takes them; `book` or `sample`."""
     model: str = option("gpt2-medium", needs=_NO_WEIGHTS)
     """The model whose context limits an example's length."""
     weights: str | None = None
     """Weights as `fastft train` takes them: their tokenizer and their context are the model's."""
+    format: Format = "auto"
+    """What a row's keys mean; auto: what they tell."""
+    fields: str | None = None
+    """Other names of keys, THEIRS=OURS: question=instruction,answer=output."""
     max_length: int | None = option(None, at_least=1)
     """The most input tokens of an example; the model's context where it is not given."""
     too_long: TooLong = "truncate"
@@ -63,6 +69,16 @@ class InspectOptions(LearningOptions):
         check_values(self)
         self.check_learning()
         config_for(self.model)  # refuses names that mean nothing
+        self.rules()
+
+    def rules(self) -> ReadingRules:
+        """What is a record of the data.
+
+        Raises:
+            UserError: the fields are not names by names.
+        """
+        fields = parse_fields(self.fields, self.format)
+        return ReadingRules(self.end_of_text_in_data, self.allow_empty_output, format=self.format, fields=fields)
 
     def config(self) -> GPT2Config:
         """The model's shape and tokenizer.
@@ -96,11 +112,13 @@ def inspect(options: InspectOptions) -> None:
     check_effects(options)
     config = options.config()
     out = SafeConsole(highlight=False, soft_wrap=True)
-    rules = ReadingRules(options.end_of_text_in_data, options.allow_empty_output).with_end(config.tokenizer.end_mark)
+    rules = options.rules().with_end(config.tokenizer.end_mark)
     records = load_records(options.data, skip_bad_records=True, rules=rules)
     kept = (hidden_path("data", options.data), hidden_path("weights", options.weights), records.taken_for)
     for line in filter(None, kept):
         out.print(line, markup=False, style="yellow")
+    for line in records.describe_pieces():
+        out.print(line, markup=False)
     for bad in records.bad:
         out.print(f"{records.source} {bad}", markup=False, style="red")
     if records.bad:

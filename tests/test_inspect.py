@@ -14,7 +14,8 @@ from fastft.cli import main
 from fastft.common.errors import UserError
 from fastft.data.audit import audit
 from fastft.data.prompts import ALPACA
-from fastft.data.records import Record, load_records, split
+from fastft.data.reading import load_records
+from fastft.data.records import Record, split
 from fastft.inspect import InspectOptions, inspect, padded_positions
 from fastft.model.weights import load
 

@@ -5,7 +5,7 @@ To be read in this order:
     errors.py    the errors that a user meets, and their exit statuses: `FastftError`, `UserError`, `TrainingError`,
                  `LostRank`, `JudgeUnavailable`, `EXIT_DONE`, `EXIT_FAILED`, `EXIT_USER_ERROR`
     kinds.py     what kind of thing a value is, in words: `kind_of`
-    nearest.py   the name that was meant: `did_you_mean`, `did_you_mean_path`
+    nearest.py   the name that was meant: `nearest`, `did_you_mean`, `did_you_mean_path`
     files.py     whole files or none: `write_text`, `write_json`, `read_json`, `object_or_empty`, `make_folder`,
                  `identity`, `LFS_POINTER`
     jsonl.py     JSON lines that outlive a kill: `JsonLines`, `objects`

@@ -11,10 +11,16 @@ _NEAR = 0.7
 """Of `difflib.SequenceMatcher.ratio`."""
 
 
+def nearest(got: str, names: Iterable[str]) -> str | None:
+    """The name that is nearest to what was got, where one is near."""
+    near = difflib.get_close_matches(got, list(names), n=1, cutoff=_NEAR)
+    return near[0] if near else None
+
+
 def did_you_mean(got: str, names: Iterable[str]) -> str:
     """` (did you mean NAME?)` where a name is near to what was got; else nothing."""
-    near = difflib.get_close_matches(got, list(names), n=1, cutoff=_NEAR)
-    return f" (did you mean {near[0]}?)" if near else ""
+    near = nearest(got, names)
+    return f" (did you mean {near}?)" if near else ""
 
 
 def did_you_mean_path(path: Path) -> str:

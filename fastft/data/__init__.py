@@ -2,12 +2,22 @@
 
 To be read in this order:
 
-    json_rows.py         the rows of a file, whatever its name: `BadRecord`
-    records.py           rows as records, checked and split: `Record`, `ReadingRules`, `EndOfTextInData`,
-                         `load_records`, `check_usable`, `describe_bad`, `data_path`, `digest_of`, `Split`, `split`;
-                         what an entry holds: `category_of`, `fault_of_category`, `choices_of`, `fault_of_choices`,
-                         `right_choice`, `answers_of`, `left_out`
+    records.py           what an example is, and how many are split: `Record`, `Turn`, `Tokens`, `ReadingRules`,
+                         `EndOfTextInData`, `Format`, `digest_of`, `Split`, `split`; what an entry holds:
+                         `category_of`, `fault_of_category`, `choices_of`, `fault_of_choices`, `right_choice`,
+                         `answers_of`, `left_out`
+    json_rows.py         rows of JSON text: `BadRecord`
+    csv_rows.py          rows of CSV and TSV
+    arrow_rows.py        rows of Parquet, Arrow and Hugging Face data sets
+    containers.py        which of them a file gets, by its content; folders
+    texts.py             the texts of a row, checked
+    pairs.py             rows of an instruction and an output
+    conversations.py     rows of turns and of segments
+    formats.py           what a row's keys mean: `parse_fields`
+    documents.py         documents cut into contexts: `contexts`
     sample.py            the embedded data
+    reading.py           a source -> its records: `load_records`, `Records`, `Piece`, `place_of`, `data_path`,
+                         `check_usable`, `describe_bad`
     audit.py             what in them is odd, left out or not read: `audit`, `Findings`
     prompts.py           a template: training text, mask, prompt and extraction: `Template`, `TEMPLATES`, `ALPACA`
     tokenizer.py         text to ids and back, and GPT-2's own: `Tokenizer`, `gpt2_tokenizer`, `carried_files`,

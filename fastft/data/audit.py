@@ -1,12 +1,13 @@
 """The audit of a data set: what was read otherwise than it is written, what is not read, and what makes scores lie.
 
 `fastft train` warns of what it finds and writes it to `data.json`; `fastft inspect` shows all of it. Nothing that is
-found here is refused: what must be is malformed, and `fastft.data.records` refuses it.
+found here is refused: what must be is malformed, and `fastft.data.formats` refuses it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,14 +23,15 @@ from fastft.data.records import (
     ALIASES,
     END_OF_TEXT_MARK,
     END_TAKEN,
-    KNOWN_KEYS,
+    KINDLESS_KEYS,
     NOT_A_NUMBER,
+    NOT_READ,
     REPEATED_KEY,
     Record,
     Split,
-    end_mark_in,
     letter_names_another,
 )
+from fastft.data.texts import end_mark_in
 
 _FILLERS = {
     *("noinput", "no input", "no_input", "nooutput", "no output", "no_output"),
@@ -57,7 +59,9 @@ class Findings:
         end_taken: the text of an end-of-text at the end of the output was taken as the end.
         end_as_text: holds the text of an end-of-text, which is learned as text (`--end_of_text_in_data keep`).
         end_marks: the texts of end-of-texts that were looked for, where one was found.
-        empty_outputs: asks for a response of nothing (`--allow_empty_output`).
+        empty_outputs: has an answer of nothing (`--allow_empty_output`).
+        empty_systems: begins with a system's turn of nothing.
+        nothing_learned: a conversation of which no assistant's turn is learned, by the marks of the data.
         between_letters: a multiple-choice question whose output is the text of one choice and the letter of another.
         duplicates: is an earlier record again, word for word.
         duplicate_prompts: groups of rows with the same prompt, first seen first.
@@ -76,6 +80,8 @@ class Findings:
     end_as_text: list[int] = field(default_factory=list)
     end_marks: list[str] = field(default_factory=list)
     empty_outputs: list[int] = field(default_factory=list)
+    empty_systems: list[int] = field(default_factory=list)
+    nothing_learned: list[int] = field(default_factory=list)
     between_letters: list[int] = field(default_factory=list)
     duplicates: list[int] = field(default_factory=list)
     duplicate_prompts: list[list[int]] = field(default_factory=list)
@@ -107,6 +113,8 @@ class Findings:
             (f"outputs with {mark} at their end, taken as the end", self.end_taken),
             (f"records that hold {mark}, learned as text", self.end_as_text),
             ("empty outputs, learned as a response of nothing", self.empty_outputs),
+            ("conversations with a system's turn that is empty", self.empty_systems),
+            ("conversations of which no assistant's turn is learned, by their marks", self.nothing_learned),
             ("outputs that are one choice's text and another's letter, read as the text", self.between_letters),
             ("records that stand more than once, word for word", self.duplicates),
         ):
@@ -140,27 +148,31 @@ def audit(
     unknown: Counter[str] = Counter()
     aliases: Counter[str] = Counter()
     fillers: dict[str, Counter[str]] = {name: Counter() for name in _FILLED}
-    rows, prompts, wholes = array("q"), array("q"), array("q")
+    rows, prompts, wholes, asking = array("q"), array("q"), array("q"), bytearray()
     for record in records:
-        prompt = template.prompt_of(record)
+        prompt, whole = _compared(record, template)
         rows.append(record.row)
         prompts.append(_hash(prompt))
-        wholes.append(_hash(prompt + "\0" + record.output))
-        unknown.update(key for key in record.extra if key not in KNOWN_KEYS)
+        wholes.append(_hash(whole))
+        asking.append(record.asks)
+        unknown.update(key for key in record.extra if key not in KINDLESS_KEYS)
+        unknown.update(note.removeprefix(NOT_READ) for note in record.notes if note.startswith(NOT_READ))
         aliases.update(note for note in record.notes if note in ALIASES)
         for name in _FILLED:
             text = getattr(record, name) or ""
-            if _is_filler(text, blank=name != "output"):
+            if record.asks and _is_filler(text, blank=name != "output"):
                 fillers[name][text] += 1
                 found.filled.setdefault(name, []).append(record.row)
         for is_so, named in (
             (REPEATED_KEY in record.notes, found.repeated_keys),
             (NOT_A_NUMBER in record.notes, found.not_numbers),
             (END_TAKEN in record.notes, found.end_taken),
-            (end_mark_in(prompt + "\0" + record.output, end_marks) is not None, found.end_as_text),
-            (not record.output.strip(), found.empty_outputs),
+            (end_mark_in(_said(record, template), end_marks) is not None, found.end_as_text),
+            (record.tokens is None and not all(map(str.strip, _answers(record))), found.empty_outputs),
+            (any(turn.role == "system" and not turn.text.strip() for turn in record.turns), found.empty_systems),
+            (_learns_no_answer(record), found.nothing_learned),
             (letter_names_another(record), found.between_letters),
-            (header in record.output, found.holding_header),
+            (record.asks and header in record.output, found.holding_header),
         ):
             if is_so:
                 named.append(record.row)
@@ -169,17 +181,51 @@ def audit(
     found.unknown_keys.update(unknown.most_common())
     found.aliases.update(aliases.most_common())
     found.fillers.update({name: dict(kinds.most_common()) for name, kinds in fillers.items() if kinds})
-    _compare(found, np.array(rows), np.array(prompts), np.array(wholes), parts)
+    _compare(found, np.array(rows), np.array(prompts), np.array(wholes), np.frombuffer(asking, np.bool_), parts)
     return found
+
+
+def _said(record: Record, template: AnyTemplate) -> str:
+    """All text of a record."""
+    if record.turns:
+        return "\0".join((*(turn.text for turn in record.turns), *record.choices))
+    return f"{template.prompt_of(record)}\0{record.output}"
+
+
+def _compared(record: Record, template: AnyTemplate) -> tuple[str, str]:
+    """What makes the prompts of two records the same, and what the whole of them: of what asks nothing, the whole is
+    both."""
+    if record.tokens is not None:
+        whole = repr(record.tokens)
+        return whole, whole
+    if not record.turns:
+        prompt = template.prompt_of(record)
+        return prompt, f"{prompt}\0{record.output}"
+    asked = json.dumps([[turn.role, turn.text] for turn in record.turns[:-1]] + [record.choices])
+    whole = f"{asked}\0{record.output}"
+    return asked if record.asks else whole, whole
+
+
+def _answers(record: Record) -> list[str]:
+    """The texts that a record's answers are."""
+    answers = [turn.text for turn in record.turns if turn.role == "assistant"]
+    return answers or [record.output]
+
+
+def _learns_no_answer(record: Record) -> bool:
+    marks = [turn.learned for turn in record.turns if turn.role == "assistant"]
+    return bool(marks) and all(mark is False for mark in marks)
 
 
 Numbers = npt.NDArray[np.int64]
 
 
-def _compare(found: Findings, rows: Numbers, prompts: Numbers, wholes: Numbers, parts: Split) -> None:
-    """Finds equal records and prompts by their hashes, `[n]` each."""
+def _compare(
+    found: Findings, rows: Numbers, prompts: Numbers, wholes: Numbers, asking: npt.NDArray[np.bool_], parts: Split
+) -> None:
+    """Finds equal records and prompts by their hashes, `[n]` each; `asking`: whether there is a prompt."""
     found.duplicates.extend(sorted(row for group in _groups(wholes) for row in rows[group[1:]].tolist()))
-    found.duplicate_prompts.extend(rows[group].tolist() for group in _groups(prompts))
+    found.duplicate_prompts.extend(rows[group].tolist() for group in _groups(prompts) if asking[group[0]])
     for indices, named in ((parts.test, found.test_in_train), (parts.val, found.val_in_train)):
         named.extend(rows[indices[np.isin(prompts[indices], prompts[parts.train])]].tolist())
 

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from fastft.common.errors import UserError
 from fastft.data.chat_template import AnyTemplate
+from fastft.data.documents import contexts
 from fastft.data.prompts import END, RESPONSES, Learn, Part, Question, Special, text_of
 from fastft.data.records import Record, Tokens
 from fastft.data.tokenizer import Tokenizer
@@ -37,12 +38,14 @@ class Text(NamedTuple):
         parts: what it is made of, in order, and whether each is learned.
         as_transformers: where a token spans the boundary of two parts: see `Template.as_transformers`.
         tokens: its ids, of a record that comes as such; it has no parts then.
+        is_document: whether it is cut into contexts with those before and behind it.
     """
 
     row: int
     parts: tuple[Part, ...]
     as_transformers: bool = False
     tokens: Tokens | None = None
+    is_document: bool = False
 
     @classmethod
     def of_pair(cls, row: int, prompt: str, response: str) -> Text:
@@ -290,8 +293,12 @@ def encode(
 
 
 def encoded_set(texts: Iterable[Text], tokenizer: Tokenizer, rules: EncodingRules) -> EncodedSet:
-    """`encode` of texts that no template makes."""
-    chunk = encode_texts(texts, tokenizer, rules)
+    """`encode` of texts that no template makes. Documents are cut into contexts in the order of their rows."""
+    first, texts = peeked(texts)
+    if first is not None and first.is_document:
+        (chunk,) = encode_documents(sorted(texts, key=lambda text: text.row), tokenizer, rules, at_once=None)
+    else:
+        chunk = encode_texts(texts, tokenizer, rules)
     return EncodedSet(
         ids=chunk.ids,
         offsets=np.concatenate([[0], np.cumsum(chunk.lengths)]).astype(np.int64),
@@ -309,9 +316,10 @@ def texts_of(records: Iterable[Record], template: AnyTemplate, learn: Learn) -> 
             yield Text(record.row, (), tokens=record.tokens)
         else:
             try:
-                yield Text(record.row, template.parts(record, learn), template.as_transformers)
+                parts = template.parts(record, learn)
             except UserError as error:
                 raise UserError(f"row {record.row}: {error}") from error
+            yield Text(record.row, parts, template.as_transformers, is_document=record.is_document)
 
 
 def prompts_of(questions: Iterable[Question], template: AnyTemplate, tokenizer: Tokenizer) -> list[list[int]]:
@@ -365,10 +373,48 @@ def encode_texts(texts: Iterable[Text], tokenizer: Tokenizer, rules: EncodingRul
     )
 
 
+def peeked(texts: Iterable[Text]) -> tuple[Text | None, Iterator[Text]]:
+    """The first text, None without any, and all of them again."""
+    rest = iter(texts)
+    first = next(rest, None)
+    return first, rest if first is None else itertools.chain([first], rest)
+
+
+def encode_documents(
+    texts: Iterable[Text], tokenizer: Tokenizer, rules: EncodingRules, *, at_once: int | None = _EXAMPLES_AT_ONCE
+) -> Iterator[Chunk]:
+    """Encodes documents, end to end, as examples of `rules.max_length` inputs (see `fastft.data.documents`).
+
+    Args:
+        texts: the documents, in the order in which they are laid out.
+        tokenizer: text to ids.
+        rules: their limit is an example's length.
+        at_once: examples of a chunk; all of them where it is None.
+    """
+    ids = ((text.row, tokenizer.encode(text_of(text.parts))) for text in texts)
+    made = contexts(ids, end_of_text=tokenizer.end_of_text, max_length=rules.max_length)
+    while some := list(itertools.islice(made, at_once)):
+        lengths = np.array([len(context.ids) for context in some], dtype=np.int64)
+        yield Chunk(
+            ids=np.array([token for context in some for token in context.ids], dtype=np.int32),
+            lengths=lengths,
+            spans=np.stack([np.ones_like(lengths), lengths], axis=1),
+            n_spans=np.ones_like(lengths),
+            rows=np.array([context.row for context in some], dtype=np.int64),
+            kept=np.ones(len(some), dtype=np.bool_),
+            happened=Happened(),
+        )
+
+
 def _ids_and_spans(text: Text, tokenizer: Tokenizer, happened: Happened) -> tuple[list[int], list[tuple[int, int]]]:
     """A text's ids, and the spans of them that are learned: none empty, one behind another, from 1 on."""
     if text.tokens is not None:
         ids = list(text.tokens.ids)
+        if max(ids) >= tokenizer.size():
+            raise UserError(
+                f"row {text.row}: got the token id {max(ids)}, expected ids of the model's tokenizer, which has "
+                f"{tokenizer.size()}"
+            )
         return ids, _joined((at, at + 1) for at, label in enumerate(text.tokens.labels) if label != _IGNORED)
     ids = []
     learned: list[tuple[int, int]] = []

@@ -1,26 +1,21 @@
-"""The rows of a JSON file: an array's elements, or one value a line, read one by one.
+"""The rows of JSON text: an array's elements, or one value a line, read one by one.
 
-The content decides how a file is read, not its name: what begins with a brace is JSON lines, what begins with a bracket
-an array, and gzip is known by its first two bytes. No more than one row is held, and a row has a largest size: a line
-of a gigabyte is named, not read.
+What begins with a brace is JSON lines, what begins with a bracket an array, whatever the file's name says. No more than
+one row is held, and a row has a largest size: a line of a gigabyte is named, not read.
 """
 
 from __future__ import annotations
 
 import codecs
-import gzip
 import io
 import json
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastft.common.errors import UserError
-from fastft.common.files import LFS_POINTER
 from fastft.common.kinds import kind_of
-from fastft.common.nearest import did_you_mean_path
 
 LONGEST_ROW = 16 << 20
 """Bytes of a row's JSON. The text of 1,024 tokens, as many as GPT-2 reads at a time, is at most some 128 KiB."""
@@ -28,7 +23,8 @@ LONGEST_ROW = 16 << 20
 _READ_BYTES = 1 << 20
 _WHITE_SPACE = " \t\n\r"
 _LONGEST_LITERAL = len("-Infinity") + 1
-_GZIP_MAGIC = b"\x1f\x8b"
+_HOLD_LISTS = {"instruction", "messages", "conversations", "segments", "prompt", "input_ids"}
+"""By which an object with arrays is a row, and not one around all rows."""
 _OTHER_ENCODINGS = {  # by their byte order marks; one of UTF-32's begins as one of UTF-16's does
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -55,89 +51,33 @@ class BadRecord:
 
     row: int
     reason: str
+    place: str = ""
+    """Its file and its row there, where several files are read."""
 
     def __str__(self) -> str:
-        return f"row {self.row}: {self.reason}"
+        return f"{self.place or f'row {self.row}'}: {self.reason}"
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
-    """How a file is read."""
-
-    lines: bool
-    """One value a line; else the elements of one array."""
-    gzipped: bool
-
-    @classmethod
-    def named(cls, path: Path) -> Form:
-        """The form that a file's name says.
-
-        Raises:
-            UserError: it says none.
-        """
-        name = path.name.lower()
-        gzipped = name.endswith(".gz")
-        name = name.removesuffix(".gz")
-        if not name.endswith((".json", ".jsonl")):
-            raise UserError(f"{path}: unknown kind of file; expected .json, .jsonl, .json.gz or .jsonl.gz")
-        return cls(lines=name.endswith(".jsonl"), gzipped=gzipped)
-
-    def unlike_its_name(self, path: Path) -> str | None:
-        """What the file was taken for, in one line, where its name says something else."""
-        if self == Form.named(path):
-            return None
-        kind = "JSON lines" if self.lines else "a JSON array"
-        packed = ", gzipped," if self.gzipped else ", not gzipped," if Form.named(path).gzipped else ""
-        return f"{path} is taken for {kind}{packed} by its content, not by its name"
-
-
-def json_rows(
-    path: Path, *, read: Callable[[int], None] | None = None, formed: Callable[[Form], None] | None = None
-) -> Iterator[tuple[int, Any]]:
-    """Yields (row, JSON value or `BadRecord`) of a data file; rows count from 1, in a file of lines its blank ones too.
-
-    Args:
-        path: the file.
-        read: is told the number of bytes after each read of the file.
-        formed: is told how the file is read, before its first row.
+def are_lines(begin: bytes, path: Path, *, named_lines: bool) -> bool:
+    """Whether JSON text that begins so is one of lines: by its first character, else by the file's name.
 
     Raises:
-        UserError: while iterating, where the file cannot be read or is not JSON.
+        UserError: it is not UTF-8.
     """
-    named = Form.named(path)
-    try:
-        with io.BufferedReader(_Counted(path, read or (lambda _: None)), _READ_BYTES) as plain:
-            begin = plain.peek(_READ_BYTES)
-            if begin.startswith(LFS_POINTER):
-                raise UserError(f"{path} is a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`")
-            gzipped = begin.startswith(_GZIP_MAGIC)
-            file = plain if not gzipped else io.BufferedReader(gzip.GzipFile(fileobj=plain), _READ_BYTES)
-            if gzipped and file.peek(2).startswith(_GZIP_MAGIC):
-                raise UserError(f"{path} is gzipped twice, expected once; `gunzip` it once")
-            form = Form(_are_lines(file.peek(_READ_BYTES), named, path), gzipped)
-            if formed is not None:
-                formed(form)
-            yield from _json_lines(file, path, named) if form.lines else _json_array(_Window(file), path)
-    except FileNotFoundError:
-        near = did_you_mean_path(path)
-        raise UserError(f"data file not found: {path}{near}; --data takes a file, `book` or `sample`") from None
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is not a whole gzip file: {error}; fetch or compress it again") from error
-    except OSError as error:
-        raise UserError(f"cannot read the data file {path}: {error.strerror or error}; check the path") from error
-
-
-def _are_lines(begin: bytes, named: Form, path: Path) -> bool:
-    """Whether a file that begins so is one of lines: by its first character, else by its name."""
-    for mark, encoding in _OTHER_ENCODINGS.items():
-        if begin.startswith(mark):
-            raise UserError(f"{path} is not UTF-8 but {encoding}, by its byte order mark; save it as UTF-8")
+    check_utf8(begin, path)
     text = begin.removeprefix(codecs.BOM_UTF8).lstrip()
     if text.startswith(b"["):
         # A first line that is whole and has others behind it is a bad row of JSON lines, if the name says so too.
         first, _, others = text.partition(b"\n")
-        return named.lines and bool(others.strip()) and _is_whole(first)
-    return text.startswith(b"{") or named.lines
+        return named_lines and bool(others.strip()) and _is_whole(first)
+    return text.startswith(b"{") or named_lines
+
+
+def check_utf8(begin: bytes, path: Path) -> None:
+    """Refuses text that begins with another encoding's byte order mark."""
+    for mark, encoding in _OTHER_ENCODINGS.items():
+        if begin.startswith(mark):
+            raise UserError(f"{path} is not UTF-8 but {encoding}, by its byte order mark; save it as UTF-8")
 
 
 def _is_whole(line: bytes) -> bool:
@@ -148,23 +88,15 @@ def _is_whole(line: bytes) -> bool:
     return True
 
 
-class _Counted(io.FileIO):
-    """A file that tells `read` how many bytes each reading of it gave."""
+def json_lines(file: io.BufferedReader[Any], path: Path, *, named_lines: bool) -> Iterator[tuple[int, Any]]:
+    """Yields (row, JSON value or `BadRecord`) of a text of lines; rows count from 1, blank ones too. Of a file that is
+    named as an array, the first must be a value by itself.
 
-    def __init__(self, path: Path, read: Callable[[int], None]) -> None:
-        super().__init__(path)
-        self._read = read
-
-    def readinto(self, buffer: Any) -> int | None:
-        n = super().readinto(buffer)
-        self._read(n or 0)
-        return n
-
-
-def _json_lines(file: io.BufferedReader[Any], path: Path, named: Form) -> Iterator[tuple[int, Any]]:
-    """Parses each line; of a file that is named as an array, the first must be a value by itself."""
-    checked = named.lines
-    for row, line in enumerate(_lines(file), start=1):
+    Raises:
+        UserError: while iterating, where that is not so.
+    """
+    checked = named_lines
+    for row, line in enumerate(lines_of(file), start=1):
         if line is None:
             yield row, BadRecord(row, f"longer than {LONGEST_ROW >> 20} MiB, expected one object a line")
             continue
@@ -193,7 +125,8 @@ def _check_first(value: Any, file: io.BufferedReader[Any], path: Path) -> None:
     expected = "expected an array of objects, or one object a line"
     if isinstance(value, BadRecord):
         raise UserError(f"{path} is not JSON: it begins with an object that line 1 does not hold whole; {expected}")
-    if isinstance(value, dict) and "instruction" not in value and not file.peek(1).strip():
+    holds_rows = isinstance(value, dict) and any(isinstance(item, list) for item in value.values())
+    if holds_rows and not value.keys() & _HOLD_LISTS and not file.peek(1).strip():
         raise UserError(f"{path}: got an object at the top with the keys {named_keys(value)}; {expected}")
 
 
@@ -208,7 +141,7 @@ def named_keys(value: dict[str, Any], most: int = 8) -> str:
     return shown + (f" and {len(value) - most} more" if len(value) > most else "") if value else "none"
 
 
-def _lines(file: io.BufferedReader[Any]) -> Iterator[bytes | None]:
+def lines_of(file: io.BufferedReader[Any]) -> Iterator[bytes | None]:
     """The lines of a file; None for one that is too long, of which no more than a part is held."""
     while line := file.readline(LONGEST_ROW + 1):
         if len(line) <= LONGEST_ROW or line.endswith(b"\n"):
@@ -219,9 +152,13 @@ def _lines(file: io.BufferedReader[Any]) -> Iterator[bytes | None]:
         yield None
 
 
-def _json_array(text: _Window, path: Path) -> Iterator[tuple[int, Any]]:
-    """Parses the elements of an array one by one."""
-    row = 0
+def json_array(file: io.BufferedIOBase, path: Path) -> Iterator[tuple[int, Any]]:
+    """Yields (row, JSON value) of an array's elements; rows count from 1.
+
+    Raises:
+        UserError: while iterating, where the text is not JSON, or no array.
+    """
+    text, row = _Window(file), 0
     try:
         if text.next() != "[":
             if not text.next():

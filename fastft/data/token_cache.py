@@ -38,9 +38,9 @@ import numpy.typing as npt
 from fastft.common import files
 from fastft.common.console import meter, say, warn
 from fastft.common.errors import FastftError, UserError
-from fastft.common.nearest import did_you_mean_path
 from fastft.data.audit import Findings, audit
 from fastft.data.chat_template import AnyTemplate
+from fastft.data.containers import Form, bytes_of, content_of, text_bytes_of
 from fastft.data.encode import (
     Chunk,
     EncodedSet,
@@ -49,18 +49,20 @@ from fastft.data.encode import (
     Happened,
     Text,
     agreeing,
+    encode_documents,
     encode_texts,
+    peeked,
     texts_of,
 )
-from fastft.data.json_rows import BadRecord, Form
-from fastft.data.records import ReadingRules, Record, Split, cache_folder, digest_of, stream_records
+from fastft.data.json_rows import BadRecord
+from fastft.data.reading import Piece, cache_folder, stream_records, taken_for
+from fastft.data.records import ReadingRules, Record, Split, Tokens, Turn, digest_of
 from fastft.data.tokenizer import Tokenizer
 
 LARGE_FILE = 32 << 20
 """Bytes of a data file from which `auto` uses the cache. In memory such a file (100,000 records of 330 bytes) takes
 some 5 s to encode at each start and a few hundred MB; smaller ones are not worth files on the disk."""
 
-_GZIP_RATIO = 4  # bytes of JSON text in a byte of .gz, roughly
 _FORMAT = 6  # to be raised when the same inputs would make other files
 _DONE = "DONE"
 _DTYPES = {"ids": np.int32, "offsets": np.int64, "spans": np.int64, "span_offsets": np.int64, "rows": np.int64}
@@ -93,8 +95,8 @@ def cache_for(path: Path, token_cache: str) -> TokenCache | None:
     if token_cache != "auto":
         return TokenCache(Path(token_cache))
     try:
-        size = path.stat().st_size * (_GZIP_RATIO if path.suffix == ".gz" else 1)
-    except OSError:
+        size = text_bytes_of(path)
+    except (OSError, UserError):
         return None  # reading it will say why
     return TokenCache(cache_folder() / "tokens") if size >= LARGE_FILE else None
 
@@ -164,14 +166,15 @@ class RecordFile:
     """The usable records of a data file, read anew whenever they are iterated over: memory does not grow with them.
 
     Attributes:
-        path: the file.
+        path: the file, folder or data set.
         cache: where what is made of it is kept.
         rules: what is a record of it.
-        content: SHA-256 of the file.
+        content: SHA-256 of all that it holds.
         n: usable records.
         bad: the malformed ones.
         digest: `records.digest_of` the usable records.
-        taken_for: how the file is read, where its name says something else.
+        pieces: the files that it is made of.
+        taken_for: how a file is read, where its name says something else.
     """
 
     path: Path
@@ -181,6 +184,7 @@ class RecordFile:
     n: int = 0
     bad: list[BadRecord] = field(default_factory=list)
     digest: str = ""
+    pieces: list[Piece] = field(default_factory=list)
     taken_for: str | None = None
 
     @classmethod
@@ -190,14 +194,16 @@ class RecordFile:
         Raises:
             UserError: it cannot be read, or is not JSON.
         """
-        unread = cls(path, cache, rules or ReadingRules(), _sha256_of_data(path))
+        unread = cls(path, cache, rules or ReadingRules(), content_of(path))
         _, facts = unread._made("records", {}, lambda _: _survey(path, unread.rules))
+        pieces = [Piece(**{**piece, "form": Form(**piece["form"])}) for piece in facts["pieces"]]
         return replace(
             unread,
             n=facts["n"],
             bad=[BadRecord(*bad) for bad in facts["bad"]],
             digest=facts["digest"],
-            taken_for=Form(**facts["form"]).unlike_its_name(path),
+            pieces=pieces,
+            taken_for=taken_for(path, pieces),
         )
 
     def __len__(self) -> int:
@@ -215,7 +221,7 @@ class RecordFile:
             return {"records": [asdict(record) for record in pick(self, indices)]}
 
         _, facts = self._made("picked", {"indices": indices.tolist()}, make)
-        return [Record(**{**record, "notes": tuple(record["notes"])}) for record in facts["records"]]
+        return [_from_json(record) for record in facts["records"]]
 
     def audit(self, parts: Split, template: AnyTemplate) -> Findings:
         """What `fastft.data.audit.audit` finds in all records."""
@@ -260,9 +266,13 @@ class RecordFile:
         def make(folder: Path) -> Facts:
             chosen = np.zeros(self.n, dtype=np.bool_)
             chosen[indices] = True
-            chunks = _chunks(texts_of(itertools.compress(self, chosen), template, rules.learn))
-            encoded = encode_chunks(chunks, tokenizer, rules, workers=n_workers)
-            return _write_arrays(folder, encoded, indices, rules.max_length, f"encoding {name}")
+            first, texts = peeked(texts_of(itertools.compress(self, chosen), template, rules.learn))
+            order = indices
+            if first is not None and first.is_document:
+                encoded, order = encode_documents(texts, tokenizer, rules), np.sort(indices)
+            else:
+                encoded = encode_chunks(_chunks(texts), tokenizer, rules, workers=n_workers)
+            return _write_arrays(folder, encoded, order, rules.max_length, f"encoding {name}")
 
         folder, facts = self._made("tokens", key, make)
         return _open_arrays(folder, facts)
@@ -272,7 +282,7 @@ class RecordFile:
 
         def make_of_the_same(folder: Path) -> Facts:
             facts = make(folder)
-            if _sha256_of_data(self.path) != self.content:
+            if content_of(self.path) != self.content:
                 raise UserError(f"{self.path} has changed while it was read; start again when it is complete")
             return facts
 
@@ -290,6 +300,13 @@ def pick(records: Iterable[Record], indices: Indices) -> list[Record]:
         if index in wanted
     }
     return [found[index] for index in indices.tolist()]
+
+
+def _from_json(record: dict[str, Any]) -> Record:
+    """A record that was written as JSON, which knows lists alone."""
+    turns = tuple(Turn(*turn) for turn in record["turns"])
+    tokens = Tokens(*map(tuple, record["tokens"])) if record["tokens"] is not None else None
+    return Record(**{**record, "notes": tuple(record["notes"]), "turns": turns, "tokens": tokens})
 
 
 def _digest_of_indices(indices: Indices) -> str:
@@ -565,10 +582,10 @@ def _pieces(file: BinaryIO, offsets: Indices, some: Indices, size: int) -> bytes
 
 
 def _survey(path: Path, rules: ReadingRules) -> Facts:
-    """Reads a data file once: how it is read, how many usable records it holds, their digest, the malformed ones."""
+    """Reads a source once: how its files are read, how many usable records they hold, a digest of these, the others."""
     n = 0
     bad: list[BadRecord] = []
-    forms: list[Form] = []
+    pieces: list[Piece] = []
 
     def good(found: Iterable[Record | BadRecord]) -> Iterator[Record]:
         nonlocal n
@@ -579,10 +596,15 @@ def _survey(path: Path, rules: ReadingRules) -> Facts:
                 n += 1
                 yield record
 
-    with meter("reading MiB", -(-path.stat().st_size // _MIB)) as progress:
+    with meter("reading MiB", -(-bytes_of(path) // _MIB)) as progress:
         read = _in_mib(progress.advance)
-        digest = digest_of(good(stream_records(path, rules, read=read, formed=forms.append)))
-    return {"n": n, "digest": digest, "bad": [[one.row, one.reason] for one in bad], "form": asdict(forms[0])}
+        digest = digest_of(good(stream_records(path, rules, read=read, begun=pieces.append)))
+    return {
+        "n": n,
+        "digest": digest,
+        "bad": [[one.row, one.reason, one.place] for one in bad],
+        "pieces": [asdict(piece) for piece in pieces],
+    }
 
 
 def _in_mib(advance: Callable[..., None]) -> Callable[[int], None]:
@@ -596,17 +618,6 @@ def _in_mib(advance: Callable[..., None]) -> Callable[[int], None]:
             advance(by=more)
 
     return read
-
-
-def _sha256_of_data(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        near = did_you_mean_path(path)
-        raise UserError(f"data file not found: {path}{near}; --data takes a file, `book` or `sample`") from None
-    except OSError as error:
-        raise UserError(f"cannot read the data file {path}: {error.strerror or error}; check the path") from error
 
 
 # Whole folders or none

@@ -18,8 +18,9 @@ from fastft.common.keywords import Option, is_keyword
 from fastft.common.options import check_values, option, options_parser, plain_error, table
 from fastft.common.version import __version__
 from fastft.data.encode import TooLong
+from fastft.data.formats import parse_fields
 from fastft.data.prompts import Learn, TrainOn
-from fastft.data.records import ROLES, EndOfTextInData, ReadingRules, Role
+from fastft.data.records import ROLES, EndOfTextInData, Format, ReadingRules, Role
 from fastft.model.names import Device, DType
 from fastft.run import needs
 
@@ -36,7 +37,8 @@ class RunOptions:
     """The run."""
 
     data: str = option("book", may_change=True)
-    """A .json, .jsonl, .json.gz or .jsonl.gz file; `book` (downloaded once) or `sample` (embedded)."""
+    """A file (JSON, JSON lines, CSV, TSV, also as .gz or .zst; Parquet, Arrow), a folder of them, or hf:ID; `book`
+    (downloaded once) or `sample` (embedded)."""
     model: str = "gpt2-medium"
     """gpt2, gpt2-medium, gpt2-large, gpt2-xl, nano or pico."""
     weights: str | None = None
@@ -90,6 +92,10 @@ class LearningOptions:
 class ReadingOptions:
     """What is read of the data."""
 
+    format: Format = "auto"
+    """What a row's keys mean; auto: what they tell."""
+    fields: str | None = None
+    """Other names of keys, THEIRS=OURS: question=instruction,answer=output."""
     max_length: int | None = option(None, at_least=1)
     """The most input tokens of an example; the model's context where it is not given."""
     too_long: TooLong = "raise"
@@ -256,6 +262,7 @@ class TrainOptions(
             if getattr(self, name) == "":
                 raise UserError(f"got an empty --{name}, expected a file, a folder or a word of its own; see --help")
         self.check_learning()
+        parse_fields(self.fields, self.format)
         if self.out == Path():
             raise UserError("got an empty --out, expected a folder for the run")
         if not 0 < self.lr < float("inf"):
@@ -270,7 +277,8 @@ class TrainOptions(
 
     def reading_rules(self) -> ReadingRules:
         """What is a record of the data."""
-        return ReadingRules(self.end_of_text_in_data, self.allow_empty_output)
+        fields = parse_fields(self.fields, self.format)
+        return ReadingRules(self.end_of_text_in_data, self.allow_empty_output, format=self.format, fields=fields)
 
 
 BOOK_RECIPE: dict[str, Any] = {

@@ -14,17 +14,8 @@ from fastft.data.chat_template import AnyTemplate, template_named
 from fastft.data.encode import EncodedSet, EncodingRules, encode, name_rows
 from fastft.data.json_rows import BadRecord
 from fastft.data.prompts import RESPONSES
-from fastft.data.records import (
-    ReadingRules,
-    Record,
-    Split,
-    check_usable,
-    data_path,
-    describe_bad,
-    digest_of,
-    load_records,
-    split,
-)
+from fastft.data.reading import check_usable, data_path, describe_bad, load_records
+from fastft.data.records import ReadingRules, Record, Split, digest_of, split
 from fastft.data.token_cache import RecordFile, cache_for, pick
 from fastft.data.tokenizer import Tokenizer, gpt2_tokenizer
 from fastft.model.gpt2 import GPT2Config

@@ -23,7 +23,8 @@ from fastft.common.errors import FastftError, UserError
 from fastft.common.options import options_parser
 from fastft.data.encode import EncodedSet, encode
 from fastft.data.prompts import ALPACA
-from fastft.data.records import load_records, split
+from fastft.data.reading import load_records
+from fastft.data.records import split
 from fastft.data.tokenizer import gpt2_tokenizer
 from fastft.model import ops
 from fastft.model.gpt2 import GPT2Config, config_for, number_of_parameters

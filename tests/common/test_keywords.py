@@ -10,7 +10,7 @@ from small_records import made_records
 
 from fastft.cli import main
 from fastft.common.keywords import KEYWORDS, Option, hidden_path, is_keyword
-from fastft.data.records import data_path
+from fastft.data.reading import data_path
 from fastft.model.gpt2 import SIZES
 from fastft.run.config import TrainOptions, changed_settings, from_yaml, to_yaml
 

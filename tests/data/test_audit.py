@@ -19,7 +19,8 @@ from fastft.common.errors import UserError
 from fastft.data.audit import Findings, audit
 from fastft.data.folder_tokenizer import FolderTokenizer
 from fastft.data.prompts import ALPACA, PHI3
-from fastft.data.records import ReadingRules, Record, load_records, split
+from fastft.data.reading import load_records
+from fastft.data.records import ReadingRules, Record, split
 from fastft.data.token_cache import RecordFile, TokenCache
 from fastft.model.gpt2 import GPT2Config, config_for
 from fastft.run.config import TrainOptions

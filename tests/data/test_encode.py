@@ -13,7 +13,8 @@ from small_records import made_records
 from fastft.common.errors import UserError
 from fastft.data.encode import EncodedSet, encode, name_rows
 from fastft.data.prompts import ALL, ALPACA, PHI3, RESPONSES, Learn, Template
-from fastft.data.records import Record, load_records
+from fastft.data.reading import load_records
+from fastft.data.records import Record
 from fastft.data.tokenizer import END_OF_TEXT, gpt2_tokenizer
 
 TOKENIZER = gpt2_tokenizer()

@@ -15,8 +15,8 @@ import pytest
 from small_records import made_records
 
 from fastft.common.errors import UserError
-from fastft.data import json_rows
-from fastft.data.records import load_records
+from fastft.data import containers, json_rows
+from fastft.data.reading import load_records
 
 RECORDS = made_records(4)
 ARRAY = json.dumps(RECORDS).encode()
@@ -163,7 +163,7 @@ def test_a_gigabyte_in_one_line_does_not_come_into_memory(
     path = tmp_path / name
     make(path)
     program = (
-        "import resource, sys; from fastft.data.records import load_records\n"
+        "import resource, sys; from fastft.data.reading import load_records\n"
         "own = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize() + (256 << 20)\n"
         "resource.setrlimit(resource.RLIMIT_AS, (own, own))\n"
         "try: load_records(sys.argv[1])\n"
@@ -176,7 +176,7 @@ def test_a_gigabyte_in_one_line_does_not_come_into_memory(
 
 def rows(text: str, tmp_path: Path) -> list[Any]:
     (tmp_path / "data.json").write_text(text)
-    return [value for _, value in json_rows.json_rows(tmp_path / "data.json")]
+    return [value for _, value in containers.rows_of(tmp_path / "data.json")]
 
 
 def test_keys_that_stand_twice_are_known(tmp_path: Path) -> None:

@@ -14,18 +14,10 @@ from small_records import made_records
 
 from fastft.common import files
 from fastft.common.errors import UserError
-from fastft.data import json_rows, records
+from fastft.data import containers, json_rows, records
 from fastft.data.json_rows import BadRecord
-from fastft.data.records import (
-    END_TAKEN,
-    NOT_A_NUMBER,
-    REPEATED_KEY,
-    ReadingRules,
-    Record,
-    load_records,
-    split,
-    stream_records,
-)
+from fastft.data.reading import load_records, stream_records
+from fastft.data.records import END_TAKEN, NOT_A_NUMBER, REPEATED_KEY, ReadingRules, Record, split
 
 RECORDS = made_records(5)
 ARRAY = json.dumps(RECORDS, ensure_ascii=False).encode()
@@ -70,7 +62,7 @@ def parsed_whole(content: bytes) -> str:
 
 def parsed_by_parts(path: Path) -> str:
     try:
-        rows = list(json_rows.json_rows(path))
+        rows = list(containers.rows_of(path))
     except UserError as error:
         return str(error).removeprefix(f"{path} is not JSON: ").removesuffix("; expected an array of objects")
     assert [row for row, _ in rows] == list(range(1, len(rows) + 1))
@@ -242,7 +234,10 @@ def test_a_chats_key_that_carries_nothing_is_an_unknown_one(key: str, nothing: A
 
 def test_a_missing_key_is_named_beside_those_that_are_there(tmp_path: Path) -> None:
     said = reason({"Instruction": "a", "Output": "b"}, tmp_path)
-    assert said == "`instruction` is missing, expected text; got the keys `Instruction`, `Output`"
+    assert said == (
+        "`instruction` is missing, expected text; got the keys `Instruction`, `Output`; "
+        "--fields Instruction=instruction,Output=output reads them"
+    )
 
 
 # The text of an end-of-text

@@ -27,7 +27,8 @@ from fastft.data import token_cache
 from fastft.data.audit import audit
 from fastft.data.encode import EncodedSet, EncodingRules, TooLong, encode
 from fastft.data.prompts import ALL, ALPACA, PHI3, RESPONSES, Template
-from fastft.data.records import ReadingRules, Record, load_records, split
+from fastft.data.reading import load_records
+from fastft.data.records import ReadingRules, Record, split
 from fastft.data.token_cache import RecordFile, TokenCache, cache_for, encode_chunks, pick
 from fastft.data.tokenizer import gpt2_tokenizer
 from fastft.run.config import TrainOptions

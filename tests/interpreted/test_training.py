@@ -16,7 +16,7 @@ from fastft.batches.batch import Batch, Batcher, pack
 from fastft.common.errors import UserError
 from fastft.data.encode import EncodedSet, encode
 from fastft.data.prompts import ALPACA
-from fastft.data.records import load_records
+from fastft.data.reading import load_records
 from fastft.data.tokenizer import gpt2_tokenizer
 from fastft.engines.engine import Engine
 from fastft.model import ops

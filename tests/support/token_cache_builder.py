@@ -20,7 +20,8 @@ from warm_launcher import Changes
 
 from fastft.data.encode import EncodedSet, EncodingRules, encode
 from fastft.data.prompts import ALPACA, RESPONSES
-from fastft.data.records import load_records, split
+from fastft.data.reading import load_records
+from fastft.data.records import split
 from fastft.data.token_cache import RecordFile, TokenCache, pick
 from fastft.data.tokenizer import gpt2_tokenizer
 

@@ -16,7 +16,8 @@ from fastft.batches.batch import IGNORE_INDEX, padded_batch
 from fastft.data.audit import audit
 from fastft.data.encode import EncodedSet, encode
 from fastft.data.prompts import ALPACA, PHI3
-from fastft.data.records import Record, load_records, split
+from fastft.data.reading import load_records
+from fastft.data.records import Record, split
 from fastft.data.sample import sample_records
 from fastft.data.tokenizer import END_OF_TEXT, gpt2_tokenizer
 from fastft.engines.engine import Engine

@@ -13,7 +13,8 @@ import torch
 from fastft.batches.batch import Batcher
 from fastft.data.encode import EncodedSet, encode
 from fastft.data.prompts import ALL, ALPACA, PHI3, RESPONSES, Template
-from fastft.data.records import load_records, split
+from fastft.data.reading import load_records
+from fastft.data.records import split
 from fastft.data.tokenizer import gpt2_tokenizer
 from fastft.engines.engine import Engine
 from fastft.model.gpt2 import GPT2, config_for
