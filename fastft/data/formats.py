@@ -14,11 +14,12 @@ from fastft.common.errors import UserError
 from fastft.common.kinds import kind_of
 from fastft.common.nearest import did_you_mean, nearest
 from fastft.data.conversations import INNER_KEYS, messages, prompt_and_completion, segments, sharegpt
-from fastft.data.json_rows import BadRecord, RepeatedKeys, in_one_line, named_keys
+from fastft.data.json_rows import BadRecord, RepeatedKeys, named_keys
 from fastft.data.pairs import check_kindless, name_fields, noted, pair
 from fastft.data.records import (
     FIELDS,
     KINDLESS_KEYS,
+    NOT_READ,
     REPEATED_KEY,
     Format,
     ReadingRules,
@@ -151,7 +152,7 @@ class _File:
         fields = {key: item if type(item) is str else plain(item, notes) for key, item in value.items()}
         if isinstance(value, RepeatedKeys):
             notes.append(REPEATED_KEY)
-        fields = _renamed(fields, self._fields)
+        _rename(fields, self._fields, notes)
         if "choices" in fields:
             fields["choices"] = from_text(fields["choices"])
         format = self._format_of(fields)
@@ -195,19 +196,12 @@ def _keys(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def _renamed(fields: dict[str, Any], names: Fields) -> dict[str, Any]:
-    """The keys by their own names.
-
-    Raises:
-        Malformed: a row has both names.
-    """
+def _rename(fields: dict[str, Any], names: Fields, notes: list[str]) -> None:
+    """Puts what has other names under its own; what else stands there is not read, and that is noted."""
     here = [(own, theirs) for own, theirs in names if own not in INNER_KEYS and theirs in fields]
-    taken = {own: (theirs, fields.pop(theirs)) for own, theirs in here}
-    for own, (theirs, item) in taken.items():
-        if fields.get(own) is not None:
-            raise Malformed(f"has both `{own}` and `{in_one_line(theirs)}`, which is read as `{own}`; leave one out")
-        fields[own] = item
-    return fields
+    taken = {own: fields.pop(theirs) for own, theirs in here}
+    notes.extend(f"{NOT_READ}{own}" for own in taken if fields.get(own) is not None)
+    fields.update(taken)
 
 
 def _told_by(fields: Mapping[str, Any]) -> list[Format]:
