@@ -6,6 +6,7 @@ keys of another one are malformed. `fields` reads keys by other names.
 
 from __future__ import annotations
 
+import functools
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -152,7 +153,8 @@ class _File:
         fields = {key: item if type(item) is str else plain(item, notes) for key, item in value.items()}
         if isinstance(value, RepeatedKeys):
             notes.append(REPEATED_KEY)
-        _rename(fields, self._fields, notes)
+        if self._fields:
+            _rename(fields, self._fields, notes)
         if "choices" in fields:
             fields["choices"] = from_text(fields["choices"])
         format = self._format_of(fields)
@@ -169,12 +171,14 @@ class _File:
         Raises:
             Malformed: they tell none, or two, or another one than that of the rows before.
         """
-        found = _told_by(fields) if self._rules.format == "auto" else []
+        found: tuple[Format, ...] = ()
+        if self._rules.format == "auto":
+            found = _told_by(tuple([key for key in _TELLING if fields.get(key) is not None]))
         if len(found) > 1:
             said = " and of ".join(f"{name} ({_keys(_NEEDS[name])})" for name in found)
             raise Malformed(f"has the keys of {said}; name the one to read with --format")
         if self.format is not None:
-            if found not in ([], [self.format]):
+            if found not in ((), (self.format,)):
                 raise Malformed(
                     f"has the keys of {found[0]} ({_keys(_NEEDS[found[0]])}), expected {self.format}, as row "
                     f"{self._told_by} has; a file is of one format"
@@ -204,20 +208,17 @@ def _rename(fields: dict[str, Any], names: Fields, notes: list[str]) -> None:
     fields.update(taken)
 
 
-def _told_by(fields: Mapping[str, Any]) -> list[Format]:
-    """The formats whose keys a row has. `text` counts where no other format's key is there: beside them it is most
-    often the example written out."""
+_TELLING = (*dict.fromkeys(key for keys in _NEEDS.values() for key in keys), "response")
 
-    def has(key: str) -> bool:
-        return fields.get(key) is not None
 
-    found = [name for name, keys in _NEEDS.items() if all(map(has, keys))]
-    if "alpaca" not in found and has("instruction") and has("response"):
-        found.insert(0, "alpaca")
-    others = {key for name, keys in _NEEDS.items() if name != "text" for key in keys}
-    if any(map(has, others)):
-        found = [name for name in found if name != "text"]
-    return found
+@functools.cache
+def _told_by(keys: tuple[str, ...]) -> tuple[Format, ...]:
+    """The formats that are told by those of `_TELLING` that a row has. `text` counts alone: beside another format's key
+    it is most often the example written out."""
+    named = {"output" if key == "response" and "instruction" in keys else key for key in keys}
+    return tuple(
+        name for name, needed in _NEEDS.items() if named >= {*needed} and (name != "text" or named == {"text"})
+    )
 
 
 def _check_any(fields: Mapping[str, Any]) -> None:

@@ -258,13 +258,14 @@ def test_conversations_are_the_same_where_all_their_turns_are(tmp_path: Path) ->
     rows[4] = said("p", "b", "q", "other")
     rows[5] = said("p", "c", "q", "a")
     rows[6] = said("p", "b", "q", "a", train=False)
+    rows[9] = said("q9", "a9", train=False)
     rows[38] = said("q7", "another")
     found = of_rows(tmp_path, rows)
     assert found.duplicates == [7]
     assert found.duplicate_prompts == [[2, 5, 7], [8, 39]]
     assert (found.test_in_train, found.val_in_train) == ([], [39])
-    assert found.nothing_learned == [7]
-    assert "conversations of which no assistant's turn is learned, by their marks: 1: rows 7" in found.lines()
+    assert found.nothing_learned == [10]
+    assert "conversations of which no assistant's turn is learned, by their marks: 1: rows 10" in found.lines()
 
 
 def test_what_is_odd_in_any_turn_is_found(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -299,6 +301,21 @@ def test_a_bad_row_is_refused_in_one_line(format: Format, row: Any, why: str) ->
     reasons = [reason(row, format=format), *by_keys]
     assert not any("\n" in one for one in reasons)
     assert any(re.search(why, one) for one in reasons), reasons
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "data.md"
+
+
+def test_the_rows_of_the_page_are_what_it_says() -> None:
+    rows = re.findall(r"(?m)^\| `(\w+)` \| `(\{.*\})` \|$", PAGE.read_text(encoding="utf-8"))
+    assert [name for name, _ in rows] == [*dict.fromkeys(name for name, _, _ in GOOD)]
+    for name, row in rows:
+        assert usable(record(json.loads(row))) == usable(record(json.loads(row), format=name))
+
+
+def usable(found: Record) -> Record:
+    """A record without what was done to it: Dolly's keys are noted where the format was not named."""
+    return replace(found, notes=())
 
 
 # Which format it is
