@@ -77,7 +77,7 @@ def parquet_rows(path: Path, read: Callable[[int], None]) -> Iterator[tuple[int,
             batches = file.iter_batches(batch_size=_rows_at_once(text, n), use_threads=False)
             lists = (batch.to_pylist() for batch in batches)
             yield from _numbered(lists, file.schema_arrow.names, path, lambda rows: read(size * rows // n))
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise _torn(path, "Parquet", error) from error
 
 
@@ -96,11 +96,14 @@ def arrow_rows(path: Path, read: Callable[[int], None]) -> Iterator[tuple[int, d
                 batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
                 lists = (batch.to_pylist() for batch in _small(batches, read))
                 yield from _numbered(lists, reader.schema.names, path, lambda _: None)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise _torn(path, "Arrow", error) from error
 
 
-def _torn(path: Path, kind: str, error: Exception) -> UserError:
+def _torn(path: Path, kind: str, error: Exception) -> Exception:
+    """What pyarrow found, in one line; what the system says of a file as it is."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
     return UserError(f"{path} is not whole {kind}: {' '.join(str(error).split())}; fetch or write it again")
 
 

@@ -6,6 +6,7 @@ keys of another one are malformed. `fields` reads keys by other names.
 
 from __future__ import annotations
 
+import functools
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,11 +15,12 @@ from fastft.common.errors import UserError
 from fastft.common.kinds import kind_of
 from fastft.common.nearest import did_you_mean, nearest
 from fastft.data.conversations import INNER_KEYS, messages, prompt_and_completion, segments, sharegpt
-from fastft.data.json_rows import BadRecord, RepeatedKeys, in_one_line, named_keys
+from fastft.data.json_rows import BadRecord, RepeatedKeys, named_keys
 from fastft.data.pairs import check_kindless, name_fields, noted, pair
 from fastft.data.records import (
     FIELDS,
     KINDLESS_KEYS,
+    NOT_READ,
     REPEATED_KEY,
     Format,
     ReadingRules,
@@ -151,7 +153,8 @@ class _File:
         fields = {key: item if type(item) is str else plain(item, notes) for key, item in value.items()}
         if isinstance(value, RepeatedKeys):
             notes.append(REPEATED_KEY)
-        fields = _renamed(fields, self._fields)
+        if self._fields:
+            _rename(fields, self._fields, notes)
         if "choices" in fields:
             fields["choices"] = from_text(fields["choices"])
         format = self._format_of(fields)
@@ -168,12 +171,14 @@ class _File:
         Raises:
             Malformed: they tell none, or two, or another one than that of the rows before.
         """
-        found = _told_by(fields) if self._rules.format == "auto" else []
+        found: tuple[Format, ...] = ()
+        if self._rules.format == "auto":
+            found = _told_by(tuple([key for key in _TELLING if fields.get(key) is not None]))
         if len(found) > 1:
             said = " and of ".join(f"{name} ({_keys(_NEEDS[name])})" for name in found)
             raise Malformed(f"has the keys of {said}; name the one to read with --format")
         if self.format is not None:
-            if found not in ([], [self.format]):
+            if found not in ((), (self.format,)):
                 raise Malformed(
                     f"has the keys of {found[0]} ({_keys(_NEEDS[found[0]])}), expected {self.format}, as row "
                     f"{self._told_by} has; a file is of one format"
@@ -195,35 +200,25 @@ def _keys(names: Sequence[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def _renamed(fields: dict[str, Any], names: Fields) -> dict[str, Any]:
-    """The keys by their own names.
-
-    Raises:
-        Malformed: a row has both names.
-    """
+def _rename(fields: dict[str, Any], names: Fields, notes: list[str]) -> None:
+    """Puts what has other names under its own; what else stands there is not read, and that is noted."""
     here = [(own, theirs) for own, theirs in names if own not in INNER_KEYS and theirs in fields]
-    taken = {own: (theirs, fields.pop(theirs)) for own, theirs in here}
-    for own, (theirs, item) in taken.items():
-        if fields.get(own) is not None:
-            raise Malformed(f"has both `{own}` and `{in_one_line(theirs)}`, which is read as `{own}`; leave one out")
-        fields[own] = item
-    return fields
+    taken = {own: fields.pop(theirs) for own, theirs in here}
+    notes.extend(f"{NOT_READ}{own}" for own in taken if fields.get(own) is not None)
+    fields.update(taken)
 
 
-def _told_by(fields: Mapping[str, Any]) -> list[Format]:
-    """The formats whose keys a row has. `text` counts where no other format's key is there: beside them it is most
-    often the example written out."""
+_TELLING = (*dict.fromkeys(key for keys in _NEEDS.values() for key in keys), "response")
 
-    def has(key: str) -> bool:
-        return fields.get(key) is not None
 
-    found = [name for name, keys in _NEEDS.items() if all(map(has, keys))]
-    if "alpaca" not in found and has("instruction") and has("response"):
-        found.insert(0, "alpaca")
-    others = {key for name, keys in _NEEDS.items() if name != "text" for key in keys}
-    if any(map(has, others)):
-        found = [name for name in found if name != "text"]
-    return found
+@functools.cache
+def _told_by(keys: tuple[str, ...]) -> tuple[Format, ...]:
+    """The formats that are told by those of `_TELLING` that a row has. `text` counts alone: beside another format's key
+    it is most often the example written out."""
+    named = {"output" if key == "response" and "instruction" in keys else key for key in keys}
+    return tuple(
+        name for name, needed in _NEEDS.items() if named >= {*needed} and (name != "text" or named == {"text"})
+    )
 
 
 def _check_any(fields: Mapping[str, Any]) -> None:

@@ -47,7 +47,8 @@ def pair(
     for key in (asked, answer):
         if key not in fields:
             raise Malformed(f"`{key}` is missing, expected text; got the keys {named_keys(fields)}")
-    for key in filter(None, names):
+    read = [key for key in names if key]
+    for key in read:
         if fields.get(key) is not None or key != given:
             check_text(fields.get(key), f"`{key}`")
     for key, what in OF_CHATS.items():
@@ -58,9 +59,10 @@ def pair(
     if not fields[asked].strip():
         raise Malformed(f"`{asked}` is blank, expected text")
     check_kindless(fields, fields[answer])
-    for key in filter(None, names):
+    for key in read:
         check_no_end(fields.get(key) or "", f"`{key}`", rules)
-    check_no_end("\n".join(fields.get("choices") or []), "`choices`", rules)
+    if fields.get("choices"):
+        check_no_end("\n".join(fields["choices"]), "`choices`", rules)
     if not fields[answer].strip() and not rules.allow_empty_output:
         raise Malformed(f"`{answer}` is empty, expected text; --allow_empty_output takes it as a response of nothing")
     return Record(

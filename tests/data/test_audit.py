@@ -233,6 +233,78 @@ def test_the_books_findings(book_data: Path) -> None:
     ]  # fmt: skip
 
 
+# Conversations, documents and token ids
+
+
+def of_rows(tmp_path: Path, rows: list[dict[str, Any]], **options: Any) -> Findings:
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return found_in(path, **options)
+
+
+def said(*texts: str, system: str | None = None, **marks: Any) -> dict[str, Any]:
+    """A conversation, a text for each turn."""
+    turns = [] if system is None else [{"role": "system", "content": system}]
+    turns += [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+    return {"messages": [*turns[:-1], {**turns[-1], **marks}]}
+
+
+def test_conversations_are_the_same_where_all_their_turns_are(tmp_path: Path) -> None:
+    """The same last question behind other turns is another prompt."""
+    rows = [said(f"q{i}", f"a{i}") for i in range(40)]
+    rows[1] = said("p", "b", "q", "a")
+    rows[2] = said("o", "b", "q", "a")
+    rows[3] = said("p", "b", "q", "a", system="s")
+    rows[4] = said("p", "b", "q", "other")
+    rows[5] = said("p", "c", "q", "a")
+    rows[6] = said("p", "b", "q", "a", train=False)
+    rows[9] = said("q9", "a9", train=False)
+    rows[38] = said("q7", "another")
+    found = of_rows(tmp_path, rows)
+    assert found.duplicates == [7]
+    assert found.duplicate_prompts == [[2, 5, 7], [8, 39]]
+    assert (found.test_in_train, found.val_in_train) == ([], [39])
+    assert found.nothing_learned == [10]
+    assert "conversations of which no assistant's turn is learned, by their marks: 1: rows 10" in found.lines()
+
+
+def test_what_is_odd_in_any_turn_is_found(tmp_path: Path) -> None:
+    rows = [said(f"q{i}", f"a{i}") for i in range(40)]
+    rows[1] = said("p", "b", "q1", f"a{MARK}")
+    rows[2] = said(f"p{MARK}", "b", "q2", "a")
+    rows[3] = said("p", "", "q3", "a")
+    rows[4] = said("q4", "a", system="")
+    rows[5] = said("q5", "<nooutput>", name="Ann") | {"id": 7}
+    found = of_rows(tmp_path, rows, end_of_text_in_data="keep", allow_empty_output=True)
+    assert (found.end_as_text, found.empty_outputs, found.empty_systems) == ([2, 3], [4], [5])
+    assert found.filled == {"output": [6]}
+    assert found.unknown_keys == {"id": 1, "messages.name": 1}
+    assert found.holding_header == found.nothing_learned == []
+    assert of_rows(tmp_path, [*rows[:2], *rows[5:]]).end_taken == [2]
+
+
+@pytest.mark.parametrize(
+    "row_of",
+    [
+        lambda i: {"text": f"page {i}"},
+        lambda i: {"input_ids": [1, 2, i]},
+        lambda i: {"segments": [{"label": True, "text": f"{i}"}]},
+    ],
+    ids=["text", "tokens", "segments"],
+)
+def test_what_asks_nothing_has_no_prompts_but_can_be_there_twice(row_of: Any, tmp_path: Path) -> None:
+    rows = [row_of(i) for i in range(40)]
+    rows[5] = rows[36] = rows[2]
+    found = of_rows(tmp_path, rows)
+    assert (found.duplicates, found.test_in_train, found.val_in_train) == ([6, 37], [37], [])
+    assert {name for name, value in asdict(found).items() if value} == {"duplicates", "test_in_train"}
+
+
+def test_segments_in_front_of_the_last_are_a_prompt(tmp_path: Path) -> None:
+    rows = [{"segments": [{"label": i % 2 == 0, "text": "a"}, {"label": True, "text": f"{i}"}]} for i in range(40)]
+    assert of_rows(tmp_path, rows).duplicate_prompts == [list(range(1, 41))]
+
+
 # All three splits before training
 
 
