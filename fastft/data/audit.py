@@ -172,7 +172,7 @@ def audit(
             (any(turn.role == "system" and not turn.text.strip() for turn in record.turns), found.empty_systems),
             (_learns_no_answer(record), found.nothing_learned),
             (letter_names_another(record), found.between_letters),
-            (record.asks and header in record.output, found.holding_header),
+            (record.asks and bool(header) and header in record.output, found.holding_header),
         ):
             if is_so:
                 named.append(record.row)

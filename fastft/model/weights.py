@@ -194,8 +194,13 @@ def save_weights(model: GPT2, path: Path) -> None:
     _write_safetensors(path, {name: parameter.detach() for name, parameter in model.named_parameters()})
 
 
-def save_hf(model: GPT2, folder: Path) -> None:
+def save_hf(model: GPT2, folder: Path, *, chat_template: str | None = None) -> None:
     """Writes `model` in float32, with its tokenizer, as a folder that transformers and `load` read.
+
+    Args:
+        model: any GPT-2.
+        folder: where to.
+        chat_template: the Jinja program that writes its conversations, where it has been trained on some template.
 
     Raises:
         UserError: the folder or a file cannot be written; the vocabulary is smaller than the tokenizer's;
@@ -212,6 +217,8 @@ def save_hf(model: GPT2, folder: Path) -> None:
     files.write_json(folder / "config.json", _hf_config(config))
     files.write_json(folder / "generation_config.json", config.tokenizer.special_ids())
     write_tokenizer(config, folder)
+    if chat_template is not None:
+        files.write_text(folder / "chat_template.jinja", chat_template)
 
 
 def write_tokenizer(config: GPT2Config, folder: Path) -> None:

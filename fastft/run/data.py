@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from fastft.common.console import warn
 from fastft.common.errors import UserError
 from fastft.common.keywords import hidden_path
 from fastft.data.audit import Findings, audit
 from fastft.data.chat_template import AnyTemplate, template_named
-from fastft.data.encode import EncodedSet, EncodingRules, encode, name_rows
+from fastft.data.encode import EncodedSet, EncodingRules, encoded_set, name_rows, texts_of
 from fastft.data.json_rows import BadRecord
 from fastft.data.prompts import RESPONSES
 from fastft.data.reading import check_usable, data_path, describe_bad, load_records
@@ -93,7 +93,7 @@ class Data:
         if isinstance(self.records, RecordFile):
             indices = getattr(self.parts, name)
             return self.records.encode(indices, self.template, tokenizer, rules, name=f"{name} examples")
-        return encode(self.part(name), self.template, tokenizer, **asdict(rules))
+        return encoded_set(texts_of(self.part(name), self.template, rules.learn), tokenizer, rules)
 
 
 def load_data(options: TrainOptions, tokenizer: Tokenizer | None = None) -> Data:

@@ -7,6 +7,7 @@ from typing import Literal
 from fastft.common import files
 from fastft.common.console import say, warn
 from fastft.common.errors import UserError
+from fastft.data.chat_template import as_jinja
 from fastft.engines.zero import ZeroEngine
 from fastft.model.weights import save_hf
 from fastft.run.trained import check_same_data
@@ -117,5 +118,6 @@ def export(job: Job) -> None:
     model = job.engine.whole_model()
     with job.world.together():
         if model is not None:
-            save_hf(model, files.make_folder(job.run.model))
+            chat_template = as_jinja(job.prepared.data.template)
+            save_hf(model, files.make_folder(job.run.model), chat_template=chat_template)
     say(f"trained {job.progress.step} steps; the model is in {job.run.model}")
