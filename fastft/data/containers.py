@@ -142,13 +142,15 @@ def rows_of(
         return
     packed: Packed | None = None
     try:
-        with io.BufferedReader(_Counted(path, read), _READ_BYTES) as plain:
+        counted = _Counted(path, read)
+        with io.BufferedReader(counted, _READ_BYTES) as plain:
             begin = plain.peek(_READ_BYTES)
             if begin.startswith(LFS_POINTER):
                 raise UserError(f"{path} is a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`")
             packed = _packed(begin)
             kind = _binary_kind(begin, path)
             if kind is None:
+                counted.begin_telling()
                 file = _unpacked(plain, packed, path)
                 yield from _text_rows(file, packed, path, formed)
                 return
@@ -228,15 +230,24 @@ def _is_json(begin: bytes) -> bool:
 
 
 class _Counted(io.FileIO):
-    """A file that tells `read` how many bytes each reading of it gave."""
+    """A file that tells `read` how many bytes each reading of it gave, as soon as it is asked to."""
 
     def __init__(self, path: Path, read: Callable[[int], None]) -> None:
         super().__init__(path)
         self._read = read
+        self._untold: int | None = 0
+
+    def begin_telling(self) -> None:
+        """Tells what was read before, and from now on each reading."""
+        untold, self._untold = self._untold or 0, None
+        self._read(untold)
 
     def readinto(self, buffer: Any) -> int | None:
         n = super().readinto(buffer)
-        self._read(n or 0)
+        if self._untold is None:
+            self._read(n or 0)
+        else:
+            self._untold += n or 0
         return n
 
 

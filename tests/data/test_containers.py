@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from small_records import made_records
 
 from fastft.common.errors import UserError
+from fastft.data.containers import rows_of
 from fastft.data.reading import load_records, place_of
 from fastft.data.records import ReadingRules, Record
 from fastft.data.token_cache import RecordFile, TokenCache, cache_for
@@ -249,6 +250,25 @@ def test_values_that_json_has_not_are_text(tmp_path: Path) -> None:
         "tags": [{"on": "2024-02-03"}], "none": None,
     }  # fmt: skip
     json.dumps(found.as_entry())
+
+
+def test_text_in_parquet_that_is_not_utf8_is_a_bad_row(tmp_path: Path) -> None:
+    wrong = pa.array([b"a", b"b\xff", b"c"]).view(pa.string())
+    made = pa.table({"prompt": ["p", "q", "r"], "completion": wrong})
+    pa.parquet.write_table(made, tmp_path / "data.parquet")
+    found = load_records(str(tmp_path / "data.parquet"), skip_bad_records=True)
+    assert [one.output for one in found.good] == ["a", "c"]
+    assert str(found.bad[0]).startswith("row 2: holds what cannot be read: 'utf-8' codec can't decode")
+
+
+@pytest.mark.parametrize("name", [name for name in CONTAINERS if name not in ("saved", "folder")])
+def test_bytes_that_are_read_are_those_of_the_file(name: str, tmp_path: Path) -> None:
+    CONTAINERS[name](tmp_path / name, made_records(3000))
+    seen: list[int] = []
+    rows = list(rows_of(tmp_path / name, read=seen.append))
+    assert len(rows) == 3000
+    size = (tmp_path / name).stat().st_size
+    assert 0.9 * size <= sum(seen) <= size
 
 
 # Folders

@@ -186,7 +186,7 @@ BAD: dict[Format, list[tuple[Any, str]]] = {
         ({"prompt": "q", "completion": 1}, "`completion` is a number"),
         ({"prompt": "q", "chosen": "a", "rejected": "b"}, "preferences .*--fields chosen=completion"),
         ({"prompt": "q", "completion": "a", "chosen": "a"}, "preferences"),
-        ({"prompt": "q", "completion": "a", "label": False}, "whether the completion is wanted"),
+        ({"prompt": "q", "completion": "a", "label": False}, "is the completion wanted"),
         ({"prompt": " ", "completion": "a"}, "`prompt` is blank"),
         ({"prompt": "q", "completion": ""}, "`completion` is empty"),
         ({"prompt": "q", "completion": f"a{MARK}b"}, "`completion` holds"),
@@ -377,9 +377,15 @@ def test_unknown_keys_propose_the_line_that_reads_them(row: dict[str, Any], line
     assert isinstance(found, Record) or "missing" not in found.reason
 
 
+def test_what_is_mapped_already_stays_in_the_line() -> None:
+    why = reason({"frage": "q", "answer": "a"}, fields=parse_fields("frage=instruction"))
+    assert why.endswith("; --fields frage=instruction,answer=output reads them")
+
+
 def test_nothing_is_proposed_where_nothing_is_near() -> None:
     assert reason({"a": 1, "b": 2}) == "`instruction` is missing, expected text; got the keys `a`, `b`"
     assert "--fields" not in reason({"quest=ion": "q", "answer": "a"})
+    assert "--fields" not in reason({"instruction": "q", "input": "i"})  # near to `output`
 
 
 def test_fields_are_read_by_other_names() -> None:
