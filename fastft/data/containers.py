@@ -96,7 +96,10 @@ def files_of(path: Path) -> Iterator[tuple[str, Path]]:
     if not path.is_dir() or arrow_rows.is_dataset(path):
         yield "", path
         return
-    held = sorted(one for one in path.iterdir() if not one.name.startswith((".", "_")))
+    try:
+        held = sorted(one for one in path.iterdir() if not one.name.startswith((".", "_")))
+    except OSError as error:
+        raise UserError(f"cannot read the folder {path}: {error.strerror or error}; check the path") from error
     data = [one for one in held if one.is_file() and Form.named(one)]
     others = [one.name for one in held if one.is_file() and not Form.named(one) and not _is_about(one)]
     if not data:

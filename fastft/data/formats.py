@@ -46,7 +46,7 @@ _NEEDS: dict[Format, tuple[str, ...]] = {
 _READS: dict[Format, tuple[str, ...]] = {
     "alpaca": FIELDS,
     "dolly": ("instruction", "context", "response"),
-    "prompt_completion": ("prompt", "completion"),
+    "prompt_completion": ("prompt", "completion", "system"),
     "messages": ("messages", "system"),
     "sharegpt": ("conversations", "system"),
     "segments": ("segments",),
@@ -193,7 +193,7 @@ class _File:
 
 
 def _needs_of(format: Format | None) -> Sequence[str]:
-    return FIELDS if format in (None, "alpaca") else _READS[format]
+    return FIELDS if format in (None, "alpaca") else _NEEDS.get(format, _READS[format])
 
 
 def _keys(names: Sequence[str]) -> str:

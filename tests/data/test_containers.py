@@ -506,7 +506,7 @@ GROWTH = (
     "    if hold == 'true': held.append(record)\n"
     "print(n, (peak() - before) >> 10)"
 )
-MOST_MIB = 64
+MOST_MIB = 32
 
 
 def chats(n: int, begin: int = 0) -> Rows:
@@ -553,8 +553,8 @@ def growth(path: Path, tmp_path: Path, *, hold: bool = False) -> tuple[int, int]
     ("name", "mib"),
     [
         *(pytest.param(name, 1024, marks=pytest.mark.long) for name in ("data.jsonl", "data.parquet", "one.parquet")),
-        ("data.jsonl", 128),
-        ("one.parquet", 128),
+        ("data.jsonl", 64),
+        ("one.parquet", 64),
     ],
 )
 def test_memory_does_not_grow_with_a_file(name: str, mib: int, tmp_path: Path) -> None:
@@ -570,5 +570,5 @@ def test_memory_does_not_grow_with_a_file(name: str, mib: int, tmp_path: Path) -
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux")
 def test_records_that_are_held_would_be_seen(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
-    write_large(path, 128)
+    write_large(path, 64)
     assert growth(path, tmp_path, hold=True)[1] > MOST_MIB

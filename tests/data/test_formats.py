@@ -217,7 +217,7 @@ BAD: dict[Format, list[tuple[Any, str]]] = {
         (said(("user", "q"), ("user", "r"), ("assistant", "a")), "turns 1 and 2 are both the user's; join them"),
         (said(("system", "s"), ("user", "q"), ("assistant", "a"), ("assistant", "b")), "turns 3 and 4 are both"),
         (said(("user", "q"), ("system", "s"), ("assistant", "a")), "turn 2 is a system's"),
-        (said(("system", "s"), ("user", "q"), ("assistant", "a"), system="t"), "a system text twice"),
+        (said(("system", "s"), ("user", "q"), ("assistant", "a"), system="t"), "turn 2 is a system's"),
         (said(("user", " "), ("assistant", "a")), r"turn 1 \(the user's\) is empty, expected text$"),
         (said(("user", "q"), ("assistant", "")), "turn 2 .* is empty.*--allow_empty_output"),
         (said(("user", LONE), ("assistant", "a")), "`content` of `messages` number 1 holds half"),
