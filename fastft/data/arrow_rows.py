@@ -18,7 +18,7 @@ from fastft.data.json_rows import BadRecord, in_one_line
 _PREFIX = "hf:"
 _SAVED = ("state.json", "dataset_dict.json")
 """What lies in a folder that `save_to_disk` of `datasets` wrote: of one split, of several."""
-_BYTES_AT_ONCE = 8 << 20
+_BYTES_AT_ONCE = 2 << 20
 _MOST_ROWS = 4096
 _BUFFER_BYTES = 1 << 20
 
