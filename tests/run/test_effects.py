@@ -24,9 +24,10 @@ from fastft.training.verify import VerifyOptions, verify_resume
 OF_TRAINING = {
     "data", "model", "weights", "out", "recipe", "template", "mask_prompt", "max_length", "too_long",
     "allow_empty_output", "end_of_text_in_data", "skip_bad_records", "split_seed", "batching", "batch_size", "steps",
-    "format", "fields", "drop_last", "seed", "lr", "schedule", "weight_decay", "clip", "max_skipped", "tie_head", "dtype", "device", "impl",
+    "drop_last", "seed", "lr", "schedule", "weight_decay", "clip", "max_skipped", "tie_head", "dtype", "device", "impl",
     "compile", "cuda_graphs", "activation_checkpointing", "threads", "deepspeed_config", "save_every", "keep",
     "whole_every", "keep_best", "resume", "overwrite", "dry_run", "ledger", "tensorboard",
+    "format", "fields",
 }  # fmt: skip
 OF_ANSWERING = {"run", "max_new_tokens", "repetition_penalty", "dtype", "device"}
 
