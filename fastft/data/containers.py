@@ -258,7 +258,8 @@ class _Counted(io.FileIO):
 
 
 def content_of(path: Path) -> str:
-    """SHA-256 of a file; of a folder or a data set, of all its files' contents and names.
+    """SHA-256 of a file, for a table with the kind that its name says, which nothing in it does; of a folder or a data
+    set, of all its files' contents and names.
 
     Raises:
         UserError: it cannot be read.
@@ -266,7 +267,9 @@ def content_of(path: Path) -> str:
     if arrow_rows.is_dataset(path):
         return _digest([("", _sha256(file)) for file in arrow_rows.dataset_files(path)], str(path))
     if not path.is_dir():
-        return _sha256(path)
+        named = Form.named(path)
+        is_table = named is not None and named.kind in _DELIMITERS
+        return _digest([(named.kind, _sha256(path))], "") if named and is_table else _sha256(path)
     return _digest([(name, _sha256(file)) for name, file in files_of(path)], "")
 
 

@@ -319,6 +319,17 @@ def test_a_folders_content_is_that_of_its_files(tmp_path: Path) -> None:
 # What is part of a key
 
 
+def test_the_kind_of_a_table_is_part_of_its_content(tmp_path: Path) -> None:
+    """The same bytes are other columns under the other name."""
+    read = []
+    for name in ("data.csv", "data.tsv"):
+        (tmp_path / name).write_bytes(b"prompt,completion\ttext,more\na,b\tc,d\n")
+        rules = ReadingRules(fields=(("completion", "completion\ttext"), ("text", "text,more")))
+        kept = RecordFile.open(tmp_path / name, TokenCache(tmp_path / "cache"), rules)
+        read += [record.output for record in kept]
+    assert read == ["b\tc", "c,d"]
+
+
 def test_the_format_and_the_fields_are_part_of_every_key(tmp_path: Path) -> None:
     path, cache = tmp_path / "data.jsonl", TokenCache(tmp_path / "cache")
     lines(path, [{"prompt": f"q{i}", "completion": f"a{i}", "text": f"t{i}", "other": f"o{i}"} for i in range(3)])
