@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from fastft.common.errors import UserError
-from fastft.data.json_rows import in_one_line
+from fastft.data.json_rows import BadRecord, in_one_line
 
 _PREFIX = "hf:"
 _SAVED = ("state.json", "dataset_dict.json")
 """What lies in a folder that `save_to_disk` of `datasets` wrote: of one split, of several."""
-_BYTES_AT_ONCE = 8 << 20
+_BYTES_AT_ONCE = 2 << 20
 _MOST_ROWS = 4096
 _BUFFER_BYTES = 1 << 20
 
@@ -61,8 +61,8 @@ class Unzstd(io.RawIOBase):
         return len(content)
 
 
-def parquet_rows(path: Path, read: Callable[[int], None]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (row, object) of a Parquet file; it is told to `read` how many bytes of it are behind.
+def parquet_rows(path: Path, read: Callable[[int], None]) -> Iterator[tuple[int, Any]]:
+    """Yields (row, object or `BadRecord`) of a Parquet file; it is told to `read` how many bytes of it are behind.
 
     Raises:
         UserError: the file is torn, or pyarrow is not there.
@@ -75,13 +75,13 @@ def parquet_rows(path: Path, read: Callable[[int], None]) -> Iterator[tuple[int,
             groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
             text = sum(group.total_byte_size for group in groups)
             batches = file.iter_batches(batch_size=_rows_at_once(text, n), use_threads=False)
-            lists = (batch.to_pylist() for batch in batches)
-            yield from _numbered(lists, file.schema_arrow.names, path, lambda rows: read(size * rows // n))
+            names = file.schema_arrow.names
+            yield from _numbered(map(_values, batches), names, path, lambda rows: read(size * rows // n))
     except (pa.ArrowException, OSError) as error:
         raise _torn(path, "Parquet", error) from error
 
 
-def arrow_rows(path: Path, read: Callable[[int], None]) -> Iterator[tuple[int, dict[str, Any]]]:
+def arrow_rows(path: Path, read: Callable[[int], None]) -> Iterator[tuple[int, Any]]:
     """The same of an Arrow file or stream.
 
     Raises:
@@ -93,9 +93,11 @@ def arrow_rows(path: Path, read: Callable[[int], None]) -> Iterator[tuple[int, d
             is_file = source.read(6) == b"ARROW1"
             source.seek(0)
             with (pa.ipc.open_file if is_file else pa.ipc.open_stream)(source) as reader:
-                batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
-                lists = (batch.to_pylist() for batch in _small(batches, read))
-                yield from _numbered(lists, reader.schema.names, path, lambda _: None)
+                n = reader.num_record_batches if is_file else None
+                batches = reader if n is None else map(reader.get_batch, range(n))
+                size = source.size()
+                told = _told(batches, read, lambda index: source.tell() if n is None else size * index // n)
+                yield from _numbered(map(_values, _small(told)), reader.schema.names, path, lambda _: None)
     except (pa.ArrowException, OSError) as error:
         raise _torn(path, "Arrow", error) from error
 
@@ -111,19 +113,39 @@ def _rows_at_once(size: int, n_rows: int) -> int:
     return max(1, min(_MOST_ROWS, _BYTES_AT_ONCE * n_rows // max(1, size)))
 
 
-def _small(batches: Any, read: Callable[[int], None]) -> Iterator[Any]:
+def _told(batches: Any, read: Callable[[int], None], end_of: Callable[[int], int]) -> Iterator[Any]:
+    """Batches, of which it is told when they are behind; `end_of` says where in the file that of a number ends."""
+    seen = 0
+    for index, batch in enumerate(batches, start=1):
+        yield batch
+        before, seen = seen, end_of(index)
+        read(seen - before)
+
+
+def _small(batches: Any) -> Iterator[Any]:
     """Batches in parts of some megabytes."""
     for batch in batches:
         rows = _rows_at_once(batch.nbytes, batch.num_rows)
         for begin in range(0, batch.num_rows, rows):
             yield batch.slice(begin, rows)
-        read(batch.nbytes)
+
+
+def _values(batch: Any) -> list[Any]:
+    """The rows of a batch as objects; a reason in place of one that has no such value, as text that is not UTF-8."""
+    try:
+        values: list[Any] = batch.to_pylist()
+    except (ValueError, OverflowError) as error:
+        if batch.num_rows > 1:
+            return [value for at in range(batch.num_rows) for value in _values(batch.slice(at, 1))]
+        return [f"holds what cannot be read: {' '.join(str(error).split())}"]
+    return values
 
 
 def _numbered(
-    batches: Iterable[list[dict[str, Any]]], names: list[str], path: Path, passed: Callable[[int], None]
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of batches as objects, numbered from 1; `passed` is told how many are behind."""
+    batches: Iterable[list[Any]], names: list[str], path: Path, passed: Callable[[int], None]
+) -> Iterator[tuple[int, Any]]:
+    """The rows of batches (objects, or the reason why one is none) numbered from 1; `passed` is told how many are
+    behind."""
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"{path}: two columns have the name `{in_one_line(twice)}`, expected different names")
@@ -131,7 +153,8 @@ def _numbered(
     for batch in batches:
         for value in batch:
             row += 1
-            yield row, {key: _plain(item) for key, item in value.items()}
+            is_bad = isinstance(value, str)
+            yield row, BadRecord(row, value) if is_bad else {key: _plain(item) for key, item in value.items()}
         passed(len(batch))
 
 
@@ -159,8 +182,8 @@ def is_dataset(path: Path) -> bool:
     return str(path).startswith(_PREFIX) or any((path / name).is_file() for name in _SAVED)
 
 
-def dataset_rows(path: Path, read: Callable[[int], None]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yields (row, object) of a data set's split.
+def dataset_rows(path: Path, read: Callable[[int], None]) -> Iterator[tuple[int, Any]]:
+    """Yields (row, object or `BadRecord`) of a data set's split.
 
     Raises:
         UserError: it cannot be loaded, has no such split, or `datasets` is not there.
@@ -173,7 +196,12 @@ def dataset_rows(path: Path, read: Callable[[int], None]) -> Iterator[tuple[int,
             dataset = dataset.cast_column(name, type(feature)(decode=False))
     batches = dataset.with_format(None).iter(batch_size=_rows_at_once(size, n))
     lists = ([dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True)] for batch in batches)
-    yield from _numbered(lists, dataset.column_names, path, lambda rows: read(size * rows // n))
+    try:
+        yield from _numbered(lists, dataset.column_names, path, lambda rows: read(size * rows // n))
+    except UserError:
+        raise
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"{path} holds what cannot be read: {' '.join(str(error).split())}") from error
 
 
 def dataset_files(path: Path) -> list[Path]:

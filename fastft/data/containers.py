@@ -96,7 +96,10 @@ def files_of(path: Path) -> Iterator[tuple[str, Path]]:
     if not path.is_dir() or arrow_rows.is_dataset(path):
         yield "", path
         return
-    held = sorted(one for one in path.iterdir() if not one.name.startswith((".", "_")))
+    try:
+        held = sorted(one for one in path.iterdir() if not one.name.startswith((".", "_")))
+    except OSError as error:
+        raise UserError(f"cannot read the folder {path}: {error.strerror or error}; check the path") from error
     data = [one for one in held if one.is_file() and Form.named(one)]
     others = [one.name for one in held if one.is_file() and not Form.named(one) and not _is_about(one)]
     if not data:
@@ -142,13 +145,15 @@ def rows_of(
         return
     packed: Packed | None = None
     try:
-        with io.BufferedReader(_Counted(path, read), _READ_BYTES) as plain:
+        counted = _Counted(path, read)
+        with io.BufferedReader(counted, _READ_BYTES) as plain:
             begin = plain.peek(_READ_BYTES)
             if begin.startswith(LFS_POINTER):
                 raise UserError(f"{path} is a pointer of Git LFS, not the file itself; fetch it with `git lfs pull`")
             packed = _packed(begin)
             kind = _binary_kind(begin, path)
             if kind is None:
+                counted.begin_telling()
                 file = _unpacked(plain, packed, path)
                 yield from _text_rows(file, packed, path, formed)
                 return
@@ -228,15 +233,24 @@ def _is_json(begin: bytes) -> bool:
 
 
 class _Counted(io.FileIO):
-    """A file that tells `read` how many bytes each reading of it gave."""
+    """A file that tells `read` how many bytes each reading of it gave, as soon as it is asked to."""
 
     def __init__(self, path: Path, read: Callable[[int], None]) -> None:
         super().__init__(path)
         self._read = read
+        self._untold: int | None = 0
+
+    def begin_telling(self) -> None:
+        """Tells what was read before, and from now on each reading."""
+        untold, self._untold = self._untold or 0, None
+        self._read(untold)
 
     def readinto(self, buffer: Any) -> int | None:
         n = super().readinto(buffer)
-        self._read(n or 0)
+        if self._untold is None:
+            self._read(n or 0)
+        else:
+            self._untold += n or 0
         return n
 
 
@@ -244,7 +258,8 @@ class _Counted(io.FileIO):
 
 
 def content_of(path: Path) -> str:
-    """SHA-256 of a file; of a folder or a data set, of all its files' contents and names.
+    """SHA-256 of a file, for a table with the kind that its name says, which nothing in it does; of a folder or a data
+    set, of all its files' contents and names.
 
     Raises:
         UserError: it cannot be read.
@@ -252,7 +267,9 @@ def content_of(path: Path) -> str:
     if arrow_rows.is_dataset(path):
         return _digest([("", _sha256(file)) for file in arrow_rows.dataset_files(path)], str(path))
     if not path.is_dir():
-        return _sha256(path)
+        named = Form.named(path)
+        is_table = named is not None and named.kind in _DELIMITERS
+        return _digest([(named.kind, _sha256(path))], "") if named and is_table else _sha256(path)
     return _digest([(name, _sha256(file)) for name, file in files_of(path)], "")
 
 

@@ -29,7 +29,7 @@ _OTHER_ROLES: dict[str, Role] = {
 }
 _CARRY = ("tool_calls", "function_call", "tool_call_id", "reasoning_content", "thinking", "audio", "images")
 """Keys of a turn that hold what was said too, and that are not read."""
-_AROUND = ("tools", "functions", "images", "videos")
+_AROUND = ("tools", "functions", "images", "videos", "history")
 """The same, of a row."""
 
 
@@ -47,14 +47,18 @@ def _conversation(
     row: int, fields: dict[str, Any], key: str, names: tuple[str, str], rules: ReadingRules, notes: list[str]
 ) -> Record:
     _check_around(fields)
-    turns = _turns(_array(fields, key), key, names, rules, notes)
-    system = fields.pop("system", None)
-    if system not in (None, ""):
-        if turns[0].role == "system":
-            raise Malformed(f"has a system text twice, as `system` and in `{key}`; leave one of them out")
-        turns.insert(0, Turn("system", check_text(system, "`system`")))
-        check_no_end(turns[0].text, "`system`", rules)
-    return _record(row, fields, turns, key, (key,), rules, notes)
+    turns = [*_system(fields, rules), *_turns(_array(fields, key), key, names, rules, notes)]
+    return _record(row, fields, turns, key, (key, "system"), rules, notes)
+
+
+def _system(fields: Mapping[str, Any], rules: ReadingRules) -> list[Turn]:
+    """The system's turn that a row has beside its messages, where it has one."""
+    system = fields.get("system")
+    if system is None or system == "":
+        return []
+    text = check_text(system, "`system`")
+    check_no_end(text, "`system`", rules)
+    return [Turn("system", text)]
 
 
 def prompt_and_completion(row: int, fields: dict[str, Any], rules: ReadingRules, notes: list[str]) -> Record:
@@ -64,12 +68,12 @@ def prompt_and_completion(row: int, fields: dict[str, Any], rules: ReadingRules,
         Malformed: it is none.
     """
     _check_around(fields)
-    asked = _turns(_array(fields, "prompt"), "prompt", OPENAI, rules, notes)
+    asked = [*_system(fields, rules), *_turns(_array(fields, "prompt"), "prompt", OPENAI, rules, notes)]
     answered = _turns(_array(fields, "completion"), "completion", OPENAI, rules, notes)
     if answered[0].role != "assistant":
         raise Malformed(f"`completion` begins with the {answered[0].role}, expected the assistant's answer")
     given = [turn._replace(learned=False) if turn.role == "assistant" else turn for turn in asked]
-    return _record(row, fields, [*given, *answered], "completion", ("prompt", "completion"), rules, notes)
+    return _record(row, fields, [*given, *answered], "completion", ("prompt", "completion", "system"), rules, notes)
 
 
 def segments(row: int, fields: dict[str, Any], rules: ReadingRules, notes: list[str]) -> Record:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fastft.common.errors import UserError
@@ -46,7 +46,7 @@ _NEEDS: dict[Format, tuple[str, ...]] = {
 _READS: dict[Format, tuple[str, ...]] = {
     "alpaca": FIELDS,
     "dolly": ("instruction", "context", "response"),
-    "prompt_completion": ("prompt", "completion"),
+    "prompt_completion": ("prompt", "completion", "system"),
     "messages": ("messages", "system"),
     "sharegpt": ("conversations", "system"),
     "segments": ("segments",),
@@ -86,20 +86,20 @@ def checked(
         rules: what is a record.
         told: is told the format as soon as it is known.
     """
-    file = _File(rules)
+    file, is_told = _File(rules), told is None
     for row, value in rows:
         if isinstance(value, BadRecord):
             yield value
             continue
-        known = file.format is not None
         try:
             found: Record | BadRecord = file.record(row, value)
         except Malformed as fault:
             found = BadRecord(row, str(fault))
         except RecursionError:
             found = BadRecord(row, "nested too deeply, expected a flat object")
-        if told is not None and file.format is not None and not known:
+        if told is not None and file.format is not None and not is_told:
             told(file.format)
+            is_told = True
         yield found
 
 
@@ -184,16 +184,16 @@ class _File:
                     f"{self._told_by} has; a file is of one format"
                 )
             if self._rules.format == "auto" and self.format == "alpaca" and not found:
-                _check_any(fields)
+                _check_any(fields, self._rules.fields)
             return self.format
         if not found:
-            _check_any(fields)
+            _check_any(fields, self._rules.fields)
             return "alpaca"
         return found[0]
 
 
 def _needs_of(format: Format | None) -> Sequence[str]:
-    return FIELDS if format in (None, "alpaca") else _READS[format]
+    return FIELDS if format in (None, "alpaca") else _NEEDS.get(format, _READS[format])
 
 
 def _keys(names: Sequence[str]) -> str:
@@ -221,8 +221,12 @@ def _told_by(keys: tuple[str, ...]) -> tuple[Format, ...]:
     )
 
 
-def _check_any(fields: Mapping[str, Any]) -> None:
+def _check_any(fields: Mapping[str, Any], mapped: Fields) -> None:
     """Looks at a row that tells no format.
+
+    Args:
+        fields: by their own names.
+        mapped: those that had others, as the rules say.
 
     Raises:
         Malformed: it does not begin to be one of alpaca's, which will be said to lack something.
@@ -233,32 +237,34 @@ def _check_any(fields: Mapping[str, Any]) -> None:
     halves = [key for key in _NEEDS["prompt_completion"] if fields.get(key) is not None]
     if halves and not any(key in fields for key in ("instruction", "output", "response")):
         (lacking,) = {*_NEEDS["prompt_completion"]} - {*halves}
-        raise Malformed(f"`{lacking}` is missing beside `{halves[0]}`, expected text{got}{_proposed(fields)}")
+        raise Malformed(f"`{lacking}` is missing beside `{halves[0]}`, expected text{got}{_proposed(fields, mapped)}")
     for key in ("instruction", "output"):
         if key not in fields and not (key == "output" and fields.get("response") is not None):
-            raise Malformed(f"`{key}` is missing, expected text{got}{_proposed(fields)}")
+            raise Malformed(f"`{key}` is missing, expected text{got}{_proposed(fields, mapped)}")
 
 
-def _proposed(fields: Mapping[str, Any]) -> str:
-    """The line that would read a row by its own names, where they are near to those of a format."""
-    theirs = {key.casefold(): key for key in reversed([*fields]) if not set(key) & set(",=\n")}
-    for keys in _NEEDS.values():
-        found = [(own, _meant(own, theirs)) for own in keys]
+def _proposed(fields: Mapping[str, Any], mapped: Fields) -> str:
+    """The line that would read a row by its own names, where they are near to those of a format; what is mapped already
+    stays in it."""
+    known = {key for keys in _READS.values() for key in keys}
+    for needed in _NEEDS.values():
+        theirs = {key.casefold(): key for key in reversed([*fields]) if not set(key) & set(",=\n")}
+        found = [(own, _meant(own, theirs, known)) for own in needed]
         if all(name is not None for _, name in found):
-            if keys == _NEEDS["alpaca"]:
-                found.insert(1, ("input", _meant("input", theirs)))
-            others = [f"{name}={own}" for own, name in found if name not in (None, own)]
-            return f"; --fields {','.join(others)} reads them" if others else ""
+            if needed == _NEEDS["alpaca"]:
+                found.insert(1, ("input", _meant("input", theirs, known)))
+            others = [(own, name) for own, name in found if name not in (None, own)]
+            line = ",".join(f"{name}={own}" for own, name in (*mapped, *others))
+            return f"; --fields {line} reads them" if others else ""
     return ""
 
 
-def _meant(own: str, theirs: Mapping[str, str]) -> str | None:
-    """The key of a row that may be meant by one of a format's; `theirs` by their names in lower case."""
-    for name in (own, *_ALSO.get(own, ())):
-        if name in theirs:
-            return theirs[name]
-    near = nearest(own, theirs)
-    return theirs[near] if near else None
+def _meant(own: str, theirs: dict[str, str], known: Collection[str]) -> str | None:
+    """The key of a row that may be meant by one of a format's; it is taken out of `theirs`, which are by their names in
+    lower case. What is `known` is no misspelt name."""
+    name = next((name for name in (own, *_ALSO.get(own, ())) if name in theirs), None)
+    name = name or nearest(own, [one for one in theirs if one not in known])
+    return theirs.pop(name) if name else None
 
 
 # What has a format of its own here
@@ -269,8 +275,7 @@ def _prompt_completion(row: int, fields: dict[str, Any], rules: ReadingRules, no
         raise Malformed(_OF_PREFERENCES)
     if isinstance(fields.get("label"), bool):
         raise Malformed(
-            "has a `label` (whether the completion is wanted), which is not read; leave out rows with "
-            "false, and the key"
+            "has a `label` (is the completion wanted?), which is not read; leave out rows with false, and the key"
         )
     lists = [isinstance(fields.get(key), list) for key in ("prompt", "completion")]
     if all(lists):
@@ -283,7 +288,9 @@ def _prompt_completion(row: int, fields: dict[str, Any], rules: ReadingRules, no
 def _text(row: int, fields: dict[str, Any], rules: ReadingRules, notes: list[str]) -> Record:
     """A document."""
     if "text" not in fields:
-        raise Malformed(f"`text` is missing, expected text; got the keys {named_keys(fields)}{_proposed(fields)}")
+        raise Malformed(
+            f"`text` is missing, expected text; got the keys {named_keys(fields)}{_proposed(fields, rules.fields)}"
+        )
     text = without_end(check_text(fields["text"], "`text`"), rules, notes)
     check_no_end(text, "`text`", rules, "a document")
     if not text.strip() and not rules.allow_empty_output:

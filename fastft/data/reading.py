@@ -140,7 +140,8 @@ def check_usable(source: str, n_good: int, bad: Sequence[BadRecord], *, skip_bad
         raise UserError(f"{problem}; mend them, or leave them out with --skip_bad_records")
     if not n_good:
         found = f"; {describe_bad(source, n_good, bad)}" if bad else ""
-        raise UserError(f"{source}: no usable record; expected objects with `instruction`, `input`, `output`{found}")
+        expected = "expected objects with `instruction`, `input`, `output`, or of another --format"
+        raise UserError(f"{source}: no usable record; {expected}{found}")
 
 
 def describe_bad(source: str, n_good: int, bad: Sequence[BadRecord]) -> str:

@@ -186,7 +186,7 @@ BAD: dict[Format, list[tuple[Any, str]]] = {
         ({"prompt": "q", "completion": 1}, "`completion` is a number"),
         ({"prompt": "q", "chosen": "a", "rejected": "b"}, "preferences .*--fields chosen=completion"),
         ({"prompt": "q", "completion": "a", "chosen": "a"}, "preferences"),
-        ({"prompt": "q", "completion": "a", "label": False}, "whether the completion is wanted"),
+        ({"prompt": "q", "completion": "a", "label": False}, "is the completion wanted"),
         ({"prompt": " ", "completion": "a"}, "`prompt` is blank"),
         ({"prompt": "q", "completion": ""}, "`completion` is empty"),
         ({"prompt": "q", "completion": f"a{MARK}b"}, "`completion` holds"),
@@ -217,7 +217,7 @@ BAD: dict[Format, list[tuple[Any, str]]] = {
         (said(("user", "q"), ("user", "r"), ("assistant", "a")), "turns 1 and 2 are both the user's; join them"),
         (said(("system", "s"), ("user", "q"), ("assistant", "a"), ("assistant", "b")), "turns 3 and 4 are both"),
         (said(("user", "q"), ("system", "s"), ("assistant", "a")), "turn 2 is a system's"),
-        (said(("system", "s"), ("user", "q"), ("assistant", "a"), system="t"), "a system text twice"),
+        (said(("system", "s"), ("user", "q"), ("assistant", "a"), system="t"), "turn 2 is a system's"),
         (said(("user", " "), ("assistant", "a")), r"turn 1 \(the user's\) is empty, expected text$"),
         (said(("user", "q"), ("assistant", "")), "turn 2 .* is empty.*--allow_empty_output"),
         (said(("user", LONE), ("assistant", "a")), "`content` of `messages` number 1 holds half"),
@@ -377,9 +377,15 @@ def test_unknown_keys_propose_the_line_that_reads_them(row: dict[str, Any], line
     assert isinstance(found, Record) or "missing" not in found.reason
 
 
+def test_what_is_mapped_already_stays_in_the_line() -> None:
+    why = reason({"frage": "q", "answer": "a"}, fields=parse_fields("frage=instruction"))
+    assert why.endswith("; --fields frage=instruction,answer=output reads them")
+
+
 def test_nothing_is_proposed_where_nothing_is_near() -> None:
     assert reason({"a": 1, "b": 2}) == "`instruction` is missing, expected text; got the keys `a`, `b`"
     assert "--fields" not in reason({"quest=ion": "q", "answer": "a"})
+    assert "--fields" not in reason({"instruction": "q", "input": "i"})  # near to `output`
 
 
 def test_fields_are_read_by_other_names() -> None:

@@ -464,7 +464,7 @@ def test_malformed_records_are_said_in_the_same_way(tmp_path: Path) -> None:
     ("name", "content", "fault"),
     [
         ("data.json", '[{},\n{"a": 1,,}]', r"data.json is not JSON: .*line 2 column 9"),
-        ("data.csv", "a,b", r"data.csv: unknown kind of file.*\.jsonl"),
+        ("data.txt", "a,b", r"data.txt: unknown kind of file.*\.jsonl"),
         ("data.json", "[]", r"no usable record"),
     ],
 )

@@ -27,6 +27,7 @@ OF_TRAINING = {
     "drop_last", "seed", "lr", "schedule", "weight_decay", "clip", "max_skipped", "tie_head", "dtype", "device", "impl",
     "compile", "cuda_graphs", "activation_checkpointing", "threads", "deepspeed_config", "save_every", "keep",
     "whole_every", "keep_best", "resume", "overwrite", "dry_run", "ledger", "tensorboard",
+    "format", "fields",
 }  # fmt: skip
 OF_ANSWERING = {"run", "max_new_tokens", "repetition_penalty", "dtype", "device"}
 
@@ -77,7 +78,7 @@ ALWAYS = {
     "chat": OF_ANSWERING,
     "inspect": {
         "data", "weights", "template", "mask_prompt", "max_length", "too_long", "allow_empty_output",
-        "end_of_text_in_data", "split_seed", "batch_size", "example",
+        "end_of_text_in_data", "split_seed", "batch_size", "example", "format", "fields",
     },
     "ab": {"run_a", "run_b", "import_"},
     "doctor": {"device", "json"},
