@@ -3,8 +3,8 @@
 To be read in this order:
 
     records.py           what an example is, and how many are split: `Record`, `Turn`, `Tokens`, `ReadingRules`,
-                         `EndOfTextInData`, `Format`, `digest_of`, `Split`, `split`; what an entry holds:
-                         `category_of`, `fault_of_category`, `choices_of`, `fault_of_choices`, `right_choice`,
+                         `EndOfTextInData`, `Format`, `Role`, `ROLES`, `digest_of`, `Split`, `split`; what an entry
+                         holds: `category_of`, `fault_of_category`, `choices_of`, `fault_of_choices`, `right_choice`,
                          `answers_of`, `left_out`
     json_rows.py         rows of JSON text: `BadRecord`
     csv_rows.py          rows of CSV and TSV
@@ -19,11 +19,15 @@ To be read in this order:
     reading.py           a source -> its records: `load_records`, `Records`, `Piece`, `place_of`, `data_path`,
                          `check_usable`, `describe_bad`
     audit.py             what in them is odd, left out or not read: `audit`, `Findings`
-    prompts.py           a template: training text, mask, prompt and extraction: `Template`, `TEMPLATES`, `ALPACA`
+    prompts.py           a template: training text, what is learned, prompt and extraction: `Template`, `TEMPLATES`,
+                         `ALPACA`, `Learn`, `RESPONSES`, `TrainOn`, `Part`, `Special`
+    chat_template.py     Jinja chat templates, read and written; any template by its name: `AnyTemplate`,
+                         `template_named`, `template_described`, `as_jinja`
     tokenizer.py         text to ids and back, and GPT-2's own: `Tokenizer`, `gpt2_tokenizer`, `carried_files`,
                          `END_OF_TEXT`, `VOCAB_SIZE`
-    folder_tokenizer.py  the one that lies beside weights: `tokenizer_of`, `NAMES`, `UNREAD`
+    folder_tokenizer.py  the one that lies beside weights: `tokenizer_of`, `with_special_tokens`, `NAMES`,
+                         `UNREAD`
     encode.py            records to ids, and the supervised spans of each example: `encode`, `EncodedSet`, `Text`,
-                         `EncodingRules`, `TooLong`, `encoded_set`, `texts_of`, `name_rows`
+                         `EncodingRules`, `TooLong`, `encoded_set`, `texts_of`, `prompts_of`, `name_rows`
     token_cache.py       the same for large files, memory-mapped: `RecordFile`, `cache_for`, `pick`
 """

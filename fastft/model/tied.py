@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from fastft_kernels.once import differentiable_once
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 AddRows = Callable[[Tensor, Tensor], Tensor]
 """Adds gradients `[T, C]` to the rows of a total `[V, C]` that they belong to, in place."""
@@ -44,7 +44,7 @@ class _Head(torch.autograd.Function):
         return weight.view_as(weight)
 
     @staticmethod
-    @differentiable_once
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
         if ctx.tie.looked_up:  # nobody will take it any more
             return grads[0], None
@@ -59,7 +59,7 @@ class _Lookup(torch.autograd.Function):
         return weight.index_select(0, tokens).to(torch.promote_types(weight.dtype, torch.float32))
 
     @staticmethod
-    @differentiable_once
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         tie = ctx.tie
         total, tie.head_gradient, tie.looked_up = tie.head_gradient, None, True

@@ -2,8 +2,8 @@
 
 To be read in this order:
 
-    config.py        everything that determines a run, as options: `TrainOptions`, `RECIPES`, `recipe_options`,
-                     `defaults_of`, `changed_settings`, `to_yaml`, `from_yaml`, `Schedule`
+    config.py        everything that determines a run, as options: `TrainOptions`, `LearningOptions`, `RECIPES`,
+                     `recipe_options`, `defaults_of`, `changed_settings`, `to_yaml`, `from_yaml`, `Schedule`
     needs.py         what its options need to have an effect
     folder.py        the names of its files, and where each lies: `Run`, `names_of`, `CONFIG`, `METRICS`, `RESPONSES`,
                      `SCORES`, `JUDGE_REPLIES`, `REPORT`, `REPORT_NUMBERS`, `AB_PAGE`, `AB_NUMBERS`, `COMPARISON`,
