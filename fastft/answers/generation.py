@@ -17,7 +17,6 @@ from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
 from fastft.common.lock import writing
 from fastft.common.options import Condition, check_values, option
-from fastft.data.encode import name_rows
 from fastft.data.folder_tokenizer import tokenizer_of
 from fastft.data.records import Record
 from fastft.data.tokenizer import Tokenizer, gpt2_tokenizer
@@ -97,8 +96,9 @@ class GenerateOptions(AnswerOptions):
     """Which records to answer."""
     limit: int | None = option(None, at_least=1)
     """Answer only so many records."""
-    data: str | None = None
-    """Where the run's data file is now, if it has been moved or renamed: its records must be the same."""
+    data: str | list[str] | None = None
+    """Where the run's data file is now, if it has been moved or renamed: its records must be the same. Of a run with
+    several, the files of its --data in their order, and perhaps those of its --val_data and --test_data after them."""
     batch_size: int = option(64, at_least=1)
     """The most prompts answered at a time: one that ends makes room for the next."""
     too_long: Literal["leave_out", "raise"] = "leave_out"
@@ -140,7 +140,7 @@ def _generate(run: Run, options: GenerateOptions) -> list[dict[str, Any]]:
     if missing:
         model = options.model(rows=options.batch_size)
         ids = model.config.tokenizer.encode_many(prompts[:asked])
-        without_room = _without_room(ids, model.config.n_ctx, records, options)
+        without_room = _without_room(ids, model.config.n_ctx, data, options)
         missing = [index for index in missing if index not in without_room]
         responses.begin()
         for index in without_room:
@@ -202,13 +202,11 @@ def _check_model(run: Run) -> None:
         )
 
 
-def _without_room(
-    prompts: list[list[int]], n_ctx: int, records: Sequence[Record], options: GenerateOptions
-) -> list[int]:
+def _without_room(prompts: list[list[int]], n_ctx: int, data: Data, options: GenerateOptions) -> list[int]:
     """Which prompts leave no room for a response, from 0; they are named, or refused where `--too_long` is `raise`."""
     too_long = [index for index, ids in enumerate(prompts) if len(ids) >= n_ctx]
     if too_long:
-        rows = name_rows([records[index].row for index in too_long])
+        rows = data.said_of(options.split, too_long)
         found = f"the prompts of {len(too_long)} records fill the model's context of {n_ctx} tokens"
         if options.too_long == "raise":
             raise UserError(
