@@ -240,8 +240,11 @@ def _settle_lists(options: Any) -> None:
         if one.of_list is None or typing.get_origin(one.hint) is list or value is None:
             continue
         several = list(value) if isinstance(value, list | tuple) else [value]
-        if one.of_list is float:
-            settled: Any = _numbers(one, value, several)
+        settled: Any
+        if several == ["null"] and type(None) in _kinds(one.hint):  # so a command line takes back what a file says
+            settled = None
+        elif one.of_list is float:
+            settled = _numbers(one, value, several)
         else:
             if not several or not all(isinstance(text, str | Path) for text in several):
                 raise UserError(f"got {one.flag} {value}, expected {one.type_in_words}")

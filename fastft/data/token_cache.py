@@ -54,7 +54,16 @@ from fastft.data.encode import (
 )
 from fastft.data.json_rows import BadRecord, Form
 from fastft.data.prompts import Template
-from fastft.data.records import ReadingRules, Record, Split, cache_folder, digest_of, stream_records
+from fastft.data.records import (
+    ReadingRules,
+    Record,
+    Split,
+    Tokens,
+    Turn,
+    cache_folder,
+    digest_of,
+    stream_records,
+)
 from fastft.data.tokenizer import Tokenizer
 
 LARGE_FILE = 32 << 20
@@ -216,7 +225,7 @@ class RecordFile:
             return {"records": [asdict(record) for record in pick(self, indices)]}
 
         _, facts = self._made("picked", {"indices": indices.tolist()}, make)
-        return [Record(**{**record, "notes": tuple(record["notes"])}) for record in facts["records"]]
+        return [_record_of(record) for record in facts["records"]]
 
     def audit(self, parts: Split, template: Template) -> Findings:
         """What `fastft.data.audit.audit` finds in all records."""
@@ -278,6 +287,13 @@ class RecordFile:
             return facts
 
         return self.cache.get(what, {"content": self.content, "reading": asdict(self.rules), **key}, make_of_the_same)
+
+
+def _record_of(facts: Facts) -> Record:
+    """A record that was written as JSON."""
+    tokens = facts["tokens"] and Tokens(*map(tuple, facts["tokens"]))
+    turns = tuple(Turn(*turn) for turn in facts["turns"])
+    return Record(**{**facts, "notes": tuple(facts["notes"]), "turns": turns, "tokens": tokens})
 
 
 def joined(sets: Sequence[EncodedSet], cache: TokenCache | None) -> EncodedSet:

@@ -110,7 +110,7 @@ WITHOUT: dict[str, dict[str, list[tuple[dict[str, Any], Facts, dict[str, Any]]]]
         "model": [
             ({"model": "pico", "weights": "./mine"}, NOTHING_KNOWN, {"weights": None}),
             ({"model": "pico", "weights": "gpt2"}, NOTHING_KNOWN, {"weights": "none"}),
-        ]
+        ],
     },
     "ab": {
         "seed": [({"seed": 4, "import_": [Path("a.json")]}, NOTHING_KNOWN, {"seed": 123})],
