@@ -17,8 +17,8 @@ from fastft.data.audit import audit
 from fastft.data.encode import EncodedSet, encode
 from fastft.data.prompts import ALPACA, PHI3
 from fastft.data.records import Record, load_records, split
-from fastft.data.sources import Source
 from fastft.data.sample import sample_records
+from fastft.data.sources import Source
 from fastft.data.tokenizer import END_OF_TEXT, gpt2_tokenizer
 from fastft.engines.engine import Engine
 from fastft.model.gpt2 import GPT2Config
