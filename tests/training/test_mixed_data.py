@@ -44,7 +44,7 @@ def settings(folder: Path, run: Path, **changes: Any) -> dict[str, Any]:
     return {
         "data": [str(folder / "a.json"), str(folder / "b.json")], "mix": "2,1", "val_data": str(folder / "v.json"),
         "test_data": str(folder / "t.json"), "model": "pico", "steps": STEPS, "batch_size": 4, "lr": 1e-3,
-        "save_every": 3, "eval_every": 5, "samples": 1, "keep_best": False, "dtype": "fp32", "device": "cpu",
+        "save_every": 7, "eval_every": 5, "samples": 1, "keep_best": False, "dtype": "fp32", "device": "cpu",
         "threads": 1, "ledger": True, "out": run, **changes,
     }  # fmt: skip
 
@@ -87,7 +87,7 @@ def test_an_epoch_is_drawn_in_its_ratio(unbroken: Path) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("stop_after", [1, 7, 11])
+@pytest.mark.parametrize("stop_after", [7, *(pytest.param(step, marks=pytest.mark.long) for step in (1, 11))])
 def test_stopped_and_resumed_it_is_the_same_run(stop_after: int, folder: Path, unbroken: Path, tmp_path: Path) -> None:
     """Within the first epoch, at its end, and in the second."""
     options = TrainOptions(**settings(folder, tmp_path / "run"))
@@ -97,13 +97,14 @@ def test_stopped_and_resumed_it_is_the_same_run(stop_after: int, folder: Path, u
     assert ledger(options.out) == ledger(unbroken)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forks of a warm process")
 def test_killed_at_random_moments_it_is_the_same_run(
     folder: Path, launcher: Launcher, unbroken: Path, tmp_path: Path
 ) -> None:
     values = settings(folder, tmp_path / "run")
     rng = random.Random(3)
-    for position, lines in enumerate(sorted(rng.sample(range(1, STEPS), 3))):
+    for position, lines in enumerate(sorted(rng.sample(range(1, STEPS), 5))):
         pid = launcher.start(argv({**values, "resume": position > 0}))
         wait_for_lines(values["out"], lines)
         os.kill(pid, signal.SIGKILL)
@@ -151,7 +152,7 @@ def test_each_option_changes_what_it_says(folder: Path, unbroken: Path, tmp_path
 
 
 def test_what_comes_after_it_takes_the_same_parts(
-    folder: Path, unbroken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, unbroken: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answer = ["generate", "--run", str(unbroken), "--max_new_tokens", "2"]
     for split, name in (("test", "t.json"), ("val", "v.json"), ("train", "a.json")):
@@ -171,6 +172,10 @@ def test_what_comes_after_it_takes_the_same_parts(
     ):
         assert main([*answer, "--data", *files]) == 2
         assert words in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_verify_resume_proves_it(folder: Path, tmp_path: Path) -> None:
     proof = argv(settings(folder, tmp_path / "proof", steps=4, ledger=False, samples=0))[1:]
     assert main(["verify-resume", *proof]) == 0
 
