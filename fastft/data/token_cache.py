@@ -277,13 +277,21 @@ class RecordFile:
         folder, facts = self._made("tokens", key, make)
         return _open_arrays(folder, facts)
 
+    def check_unchanged(self) -> None:
+        """Refuses to go on with what was read since the file was opened, where it is another file now.
+
+        Raises:
+            UserError: it is.
+        """
+        if _sha256_of_data(self.path) != self.content:
+            raise UserError(f"{self.path} has changed while it was read; start again when it is complete")
+
     def _made(self, what: str, key: Facts, make: Callable[[Path], Facts]) -> tuple[Path, Facts]:
         """`TokenCache.get` of something that is made of this file."""
 
         def make_of_the_same(folder: Path) -> Facts:
             facts = make(folder)
-            if _sha256_of_data(self.path) != self.content:
-                raise UserError(f"{self.path} has changed while it was read; start again when it is complete")
+            self.check_unchanged()
             return facts
 
         return self.cache.get(what, {"content": self.content, "reading": asdict(self.rules), **key}, make_of_the_same)

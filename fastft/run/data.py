@@ -107,18 +107,22 @@ class Data:
             return audit(one.records, one.parts, self.template, self.end_marks)
         places = self.places
 
-        def found() -> Findings:
-            return audit(places.records(self.sources), joined_parts(self.sources), self.template, self.end_marks)
+        def find() -> Findings:
+            found = audit(places.records(self.sources), joined_parts(self.sources), self.template, self.end_marks)
+            for source in self.sources:
+                if isinstance(source.records, RecordFile):
+                    source.records.check_unchanged()
+            return found
 
         if self._cache is None:
-            return places.findings(found())
+            return places.findings(find())
         key = {
             "sources": [source.content() for source in self.sources],
             "fingerprint": self.fingerprint(),
             "template": asdict(self.template),
             "end_marks": self.end_marks,
         }
-        _, facts = self._cache.get("audit", key, lambda _: asdict(found()))
+        _, facts = self._cache.get("audit", key, lambda _: asdict(find()))
         return places.findings(Findings(**facts))
 
     def fingerprint(self) -> str:

@@ -50,7 +50,7 @@ def _moved(options: TrainOptions, files: list[str]) -> TrainOptions:
     if len(files) == n and gone:
         raise UserError(
             f"the run's {gone[0]} is not there any more either; give --data all {len(inputs)} files, in the order of "
-            f"--data, --val_data and --test_data"
+            "--data, --val_data and --test_data"
         )
     found: dict[str, Any] = {flag: file for (flag, _), file in zip(inputs[n:], files[n:], strict=False)}
     return replace(options, data=files[:n], **found)

@@ -309,3 +309,30 @@ def test_inspect_shows_the_same_parts(folder: Path, capsys: pytest.CaptureFixtur
     said = capsys.readouterr().out
     assert "b.jsonl: 10 training, 10 test, 0 validation" in said
     assert "b.jsonl row 3 in its padded batch" in said  # of a.json it is dropped
+
+
+def test_a_large_file_that_changes_while_it_is_audited_is_refused(folder: Path) -> None:
+    data = load_data(options(token_cache="cache"))
+    write("b.jsonl", 20, output="another")
+    with pytest.raises(UserError, match=r"b.jsonl has changed while it was read"):
+        data.audit()
+    assert not list(Path("cache").glob("audit-*"))
+
+
+def test_a_run_says_where_to_find_what_was_moved(folder: Path) -> None:
+    from fastft.run.folder import Run
+    from fastft.run.trained import data_of
+
+    Path("run").mkdir()
+    now = options(test_data="t.json")
+    Path("run/config.yaml").write_text(to_yaml(now))
+    Path("run/data.json").write_text(json.dumps({"split_sha256": load_data(now).fingerprint()}))
+    everything = ["a.json", "b.jsonl", "t.json"]
+    for moved in (None, everything[:2], everything):
+        assert len(data_of(Run(Path("run")), moved).part("test")) == 6
+    Path("t.json").rename("u.json")
+    with pytest.raises(UserError, match=r"t.json is not there any more either; give --data all 3 files"):
+        data_of(Run(Path("run")), everything[:2])
+    assert len(data_of(Run(Path("run")), [*everything[:2], "u.json"]).part("test")) == 6
+    with pytest.raises(UserError, match=r"--data with 1 files, of a run with .*t.json; expected 2, or all 3 in this"):
+        data_of(Run(Path("run")), "a.json")
