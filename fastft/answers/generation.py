@@ -19,6 +19,7 @@ from fastft.common.lock import writing
 from fastft.common.options import Condition, check_values, option
 from fastft.data.folder_tokenizer import tokenizer_of
 from fastft.data.records import Record
+from fastft.data.sources import Places
 from fastft.data.tokenizer import Tokenizer, gpt2_tokenizer
 from fastft.decoding.decode import decode
 from fastft.decoding.inference import prepared
@@ -132,7 +133,8 @@ def _generate(run: Run, options: GenerateOptions) -> list[dict[str, Any]]:
     check_same_tokenizer(run, tokenizer)
     prompts = [data.template.prompt_of(record) for record in records]
     made_from = _made_from(run, tokenizer, options, records, prompts)
-    responses = Responses(run.responses_of(options.split), records, made_from)
+    rows = data.places_of(options.split, records)
+    responses = Responses(run.responses_of(options.split), records, made_from, [*map(data.places.called, rows)])
     asked = min(len(records), options.limit or len(records))
     missing = responses.missing(asked)
     if len(missing) < asked:
@@ -140,7 +142,7 @@ def _generate(run: Run, options: GenerateOptions) -> list[dict[str, Any]]:
     if missing:
         model = options.model(rows=options.batch_size)
         ids = model.config.tokenizer.encode_many(prompts[:asked])
-        without_room = _without_room(ids, model.config.n_ctx, data, options)
+        without_room = _without_room(ids, model.config.n_ctx, data.places, rows, options)
         missing = [index for index in missing if index not in without_room]
         responses.begin()
         for index in without_room:
@@ -202,15 +204,17 @@ def _check_model(run: Run) -> None:
         )
 
 
-def _without_room(prompts: list[list[int]], n_ctx: int, data: Data, options: GenerateOptions) -> list[int]:
+def _without_room(
+    prompts: list[list[int]], n_ctx: int, places: Places, rows: Sequence[int], options: GenerateOptions
+) -> list[int]:
     """Which prompts leave no room for a response, from 0; they are named, or refused where `--too_long` is `raise`."""
     too_long = [index for index, ids in enumerate(prompts) if len(ids) >= n_ctx]
     if too_long:
-        rows = data.said_of(options.split, too_long)
+        named = places.said([rows[index] for index in too_long])
         found = f"the prompts of {len(too_long)} records fill the model's context of {n_ctx} tokens"
         if options.too_long == "raise":
             raise UserError(
-                f"{found} and leave no room for a response: {rows}; --too_long leave_out answers the others"
+                f"{found} and leave no room for a response: {named}; --too_long leave_out answers the others"
             )
-        warn(f"{found} and are left without a response: {rows}")
+        warn(f"{found} and are left without a response: {named}")
     return too_long

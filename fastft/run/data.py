@@ -139,14 +139,11 @@ class Data:
         counts = sizes if most is None else first_of_each(sizes, most)
         return [record for source, n in zip(self.sources, counts, strict=True) for record in source.part(name, n)]
 
-    def said_of(self, name: str, indices: Sequence[int]) -> str:
-        """What the rows of some records of a part are called, by their place in it: `rows 3, 9`."""
-        found = [
-            place
-            for file, source in enumerate(self.sources)
-            for place in self.places.of_file(file, [record.row for record in source.part(name)])
-        ]
-        return self.places.said([found[index] for index in indices])
+    def places_of(self, name: str, records: Sequence[Record]) -> list[int]:
+        """The places of the records of a whole part."""
+        sizes = [len(getattr(source.parts, name)) for source in self.sources]
+        files = (file for file, size in enumerate(sizes) for _ in range(size))
+        return [place for file, one in zip(files, records, strict=True) for place in Places.of_file(file, [one.row])]
 
     def encode(self, name: str, options: TrainOptions, config: GPT2Config) -> EncodedSet:
         """A part's examples as token ids of a model; those of large files are memory-mapped. Its rows are places (see

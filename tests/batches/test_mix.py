@@ -91,6 +91,17 @@ def test_seeds_epochs_and_weights_differ() -> None:
     assert not first & second  # the two halves of the second file
 
 
+def test_files_of_very_different_sizes() -> None:
+    """One example beside a million, and half a million beside half: in well under a second, and in their ratio."""
+    mix = Mix((1, 10, 1_000_000), (1.0, 1.0, 2.0))
+    drawn = mix.drawn(0, 3)
+    assert (drawn == 0).sum() == mix.counts()[0] == 250_003
+    assert np.ptp(np.bincount(drawn[(drawn > 0) & (drawn < 11)])[1:]) <= 2  # the epoch begins and ends within a pass
+    first, second = (Mix((5000, 7000), (1.0, 1.0)).drawn(0, epoch) for epoch in (0, 1))
+    assert len(set(first[:5000].tolist())) == 5000  # beyond what is drawn at once
+    assert not np.array_equal(first[:5000], second[:5000])
+
+
 @pytest.mark.parametrize(("sizes", "weights", "counts"), [((1, 1, 1), (1, 1, 1), [1, 1, 1]), ((5, 5), (2, 1), [7, 3])])
 def test_rounding_keeps_the_sum(sizes: tuple[int, ...], weights: tuple[float, ...], counts: list[int]) -> None:
     assert Mix(sizes, weights).counts() == counts

@@ -202,6 +202,15 @@ def test_a_few_records_are_of_all_files(folder: Path) -> None:
     assert few == [("a.json", 1), ("a.json", 2), ("b.jsonl", 1)]
 
 
+def test_the_records_of_a_part_have_places(folder: Path) -> None:
+    data = load_data(options(test_data="t.json"))
+    places = data.places_of("train", data.part("train"))
+    assert places == data.encode("train", options(), PICO).rows.tolist()
+    assert data.places.said(places[-2:]) == "b.jsonl rows 18, 19"
+    with pytest.raises(ValueError, match="longer"):
+        data.places_of("train", data.part("train", 3) + data.part("train"))
+
+
 @pytest.mark.parametrize("token_cache", ["none", "cache"])
 def test_what_is_wrong_is_told_with_its_file(token_cache: str, folder: Path) -> None:
     long = "word " * 300

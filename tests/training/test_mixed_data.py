@@ -159,6 +159,8 @@ def test_what_comes_after_it_takes_the_same_parts(
         assert main([*answer, "--split", split, "--limit", "3"]) == 0
         path = unbroken / ("responses.json" if split == "test" else f"responses.{split}.json")
         assert [entry["instruction"].partition(":")[0] for entry in json.loads(path.read_text())[:3]] == [name] * 3
+        made_from = json.loads(path.with_suffix(".made-from.json").read_text())
+        assert all(tie["row"].startswith(f"{name}:") for tie in made_from["near_ties"])
     assert main([*answer, "--data", *(str(folder / name) for name in ("a.json", "b.json"))]) == 0
     everything = [str(folder / name) for name in PARTS]
     assert main(["score", "--run", str(unbroken), "--judge", "none", "--data", *everything]) == 0
