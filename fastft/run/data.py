@@ -83,11 +83,9 @@ class Data:
             }
             for source in self.sources
         ]
-        one = self.sources[0]
         return {
-            "source": one.name if len(files) == 1 else [source.name for source in self.sources],
             "records": len(self),
-            **({"taken_for": one.taken_for} if len(files) == 1 else {"files": files}),
+            "files": files,
             "split_sha256": self.fingerprint(),
             "left_out": [
                 {**asdict(bad), "row": self.places.called(place)}

@@ -81,7 +81,7 @@ def test_an_epoch_is_drawn_in_its_ratio(unbroken: Path) -> None:
     assert min(count for row, count in times.items() if row.startswith("a.json")) >= 2
     assert max(count for row, count in times.items() if row.startswith("b.json")) == 1
     said = json.loads((unbroken / "data.json").read_text())
-    assert [Path(one).name for one in said["source"]] == list(PARTS)
+    assert [Path(one["source"]).name for one in said["files"]] == list(PARTS)
     assert [(one["train"], one["val"], one["test"]) for one in said["files"]] == [
         (12, 0, 0), (30, 0, 0), (0, 6, 0), (0, 0, 5)
     ]  # fmt: skip
