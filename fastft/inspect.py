@@ -16,17 +16,18 @@ from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
 from fastft.common.keywords import hidden_path, is_keyword
 from fastft.common.options import Condition, check_values, option
-from fastft.data.audit import Findings, audit
+from fastft.data.audit import Findings
 from fastft.data.chat_template import template_named
-from fastft.data.encode import EncodedSet, TooLong, encode, name_rows
+from fastft.data.encode import EncodedSet, EncodingRules, TooLong
 from fastft.data.folder_tokenizer import with_special_tokens
 from fastft.data.formats import parse_fields
-from fastft.data.reading import load_records
-from fastft.data.records import EndOfTextInData, Format, ReadingRules, Record, split
+from fastft.data.records import EndOfTextInData, Format, ReadingRules
+from fastft.data.sources import Places
 from fastft.data.tokenizer import Tokenizer
 from fastft.model.gpt2 import SIZES, GPT2Config, config_for
 from fastft.model.weights import config_of
-from fastft.run.config import LearningOptions
+from fastft.run.config import DataOptions, LearningOptions
+from fastft.run.data import Data, read_sources
 
 _PARTS = ("train", "test", "val")
 _STYLES = {"prompt": "dim", "supervised": "bold green", "padding": "red"}
@@ -36,11 +37,9 @@ _NO_WEIGHTS = Condition(lambda o, _: o.weights in (None, "none"), "no --weights,
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectOptions(LearningOptions):
+class InspectOptions(LearningOptions, DataOptions):
     """What is looked at; options that `fastft train` has too mean the same."""
 
-    data: str = "book"
-    """A file, a folder of files, or hf:ID, as `fastft train` takes them; `book` or `sample`."""
     model: str = option("gpt2-medium", needs=_NO_WEIGHTS)
     """The model whose context limits an example's length."""
     weights: str | None = None
@@ -58,16 +57,15 @@ class InspectOptions(LearningOptions):
     end_of_text_in_data: EndOfTextInData = "refuse"
     """What happens to the text <|endoftext|> in a record: refuse (at the very end of an output it is taken as the end,
     elsewhere the record is malformed) or keep (it is text)."""
-    split_seed: int | None = None
-    """Shuffle the records before the split."""
     batch_size: int = option(8, at_least=1)
     """Examples in the padded batches that the padding is counted in."""
     example: int | None = None
-    """The row to show; the first training example where it is not given."""
+    """The row to show, of the first file that has it; the first training example where it is not given."""
 
     def __post_init__(self) -> None:
         check_values(self)
         self.check_learning()
+        self.check_data()
         config_for(self.model)  # refuses names that mean nothing
         self.rules()
 
@@ -113,40 +111,36 @@ def inspect(options: InspectOptions) -> None:
     config = options.config()
     out = SafeConsole(highlight=False, soft_wrap=True)
     rules = options.rules().with_end(config.tokenizer.end_mark)
-    records = load_records(options.data, skip_bad_records=True, rules=rules)
-    kept = (hidden_path("data", options.data), hidden_path("weights", options.weights), records.taken_for)
-    for line in filter(None, kept):
-        out.print(line, markup=False, style="yellow")
-    for line in records.describe_pieces():
-        out.print(line, markup=False)
-    for bad in records.bad:
-        out.print(f"{records.source} {bad}", markup=False, style="red")
-    if records.bad:
-        total = len(records.good) + len(records.bad)
-        out.print(f"{len(records.bad)} of {total} records are malformed: training stops, unless --skip_bad_records")
-    parts = split(len(records.good), options.split_seed)
+    sources = read_sources(options, rules, token_cache="none", skip_bad_records=True)
+    data = Data(sources, template_named(options.template), end_marks=rules.end_marks)
+    _print_reading(out, options, data)
     limit, tokenizer = options.max_length or config.n_ctx, config.tokenizer
-    sets = {
-        name: _encoded([records.good[i] for i in getattr(parts, name)], options, limit, tokenizer) for name in _PARTS
-    }
+    encoding = EncodingRules(options.learn(), limit, options.too_long)
+    sets = {name: data.encoded(name, encoding, tokenizer) for name in _PARTS}
     out.print(_lengths(sets), _positions(sets, options.batch_size))
-    _print_end_of_text(out, sets, tokenizer)
+    _print_end_of_text(out, sets, tokenizer, data.places)
     for name, encoded in sets.items():
-        for line in encoded.report.lines(limit):
+        for line in data.places.lines(encoded.report, limit):
             out.print(f"{name}: {line}", markup=False)
-    _print_findings(out, audit(records.good, parts, template_named(options.template), rules.end_marks))
-    _print_example(out, sets, options, tokenizer)
+    _print_findings(out, data.audit())
+    _print_example(out, sets, options, tokenizer, data.places)
 
 
-def _encoded(records: Sequence[Record], options: InspectOptions, limit: int, tokenizer: Tokenizer) -> EncodedSet:
-    return encode(
-        records,
-        template_named(options.template),
-        tokenizer,
-        learn=options.learn(),
-        max_length=limit,
-        too_long=options.too_long,
-    )
+def _print_reading(out: Console, options: InspectOptions, data: Data) -> None:
+    """What is to be known of how the files were read: other things of a name, forms, malformed records, parts."""
+    hidden = [hidden_path(flag, file) for flag, file in (*options.inputs(), ("weights", options.weights))]
+    for line in filter(None, (*hidden, *(source.taken_for for source in data.sources))):
+        out.print(line, markup=False, style="yellow")
+    for source in data.sources:
+        for line in source.describe_pieces():
+            out.print(line, markup=False)
+        for bad in source.bad:
+            out.print(f"{source.name} {bad}", markup=False, style="red")
+    if n_bad := sum(len(source.bad) for source in data.sources):
+        out.print(f"{n_bad} of {len(data) + n_bad} records are malformed: training stops, unless --skip_bad_records")
+    if len(data.sources) > 1:
+        for line in data.describe_parts():
+            out.print(line, markup=False)
 
 
 def _lengths(sets: dict[str, EncodedSet]) -> Table:
@@ -176,14 +170,14 @@ def _table(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
-def _print_end_of_text(out: Console, sets: dict[str, EncodedSet], tokenizer: Tokenizer) -> None:
+def _print_end_of_text(out: Console, sets: dict[str, EncodedSet], tokenizer: Tokenizer, places: Places) -> None:
     """Looks at each example's last id: supervised, as the last one always is, it teaches the model to stop."""
     n, without = 0, []
     for encoded in sets.values():
         ends = encoded.ids[encoded.offsets[1:] - 1]
         n += len(encoded)
         without += encoded.rows[ends != tokenizer.end_of_text].tolist()
-    where = f", not in {name_rows(without)}" if without else ""
+    where = f", not in {places.said(without)}" if without else ""
     out.print(f"end-of-text supervised in {n - len(without)} of {n} rows{where}", style="yellow" if without else None)
 
 
@@ -192,13 +186,15 @@ def _print_findings(out: Console, found: Findings) -> None:
         out.print(line, markup=False, style="yellow" if is_found else None)
 
 
-def _print_example(out: Console, sets: dict[str, EncodedSet], options: InspectOptions, tokenizer: Tokenizer) -> None:
-    encoded, index = _find(sets, options.example)
+def _print_example(
+    out: Console, sets: dict[str, EncodedSet], options: InspectOptions, tokenizer: Tokenizer, places: Places
+) -> None:
+    encoded, index = _find(sets, options.example, len(places.names))
     ids = encoded[index].tolist()
     begin = index - index % options.batch_size
     longest = int(encoded.lengths[begin : begin + options.batch_size].max())
     padding = [tokenizer.end_of_text] * (longest + 1 - len(ids))
-    out.print(f"row {encoded.rows[index]} in its padded batch of {options.batch_size}:")
+    out.print(f"{places.said([int(encoded.rows[index])])} in its padded batch of {options.batch_size}:", markup=False)
     for name, part in (*_parts(ids, encoded.spans_of(index).tolist()), ("padding", padding)):
         out.print(Text(f"  {name:<10} {len(part):>4} tokens  ").append(_quoted(part, tokenizer), style=_STYLES[name]))
 
@@ -222,11 +218,15 @@ def _quoted(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     return " + ".join(parts)
 
 
-def _find(sets: dict[str, EncodedSet], row: int | None) -> tuple[EncodedSet, int]:
-    for encoded in sets.values():
-        at = np.flatnonzero(encoded.rows == row) if row is not None else np.arange(min(1, len(encoded)))
-        if len(at):
-            return encoded, int(at[0])
+def _find(sets: dict[str, EncodedSet], row: int | None, n_files: int) -> tuple[EncodedSet, int]:
+    """The set and the place in it of the example of a row, of the first file that has one; the first example of all
+    where no row is given."""
+    wanted = [None] if row is None else [Places.of_file(file, [row])[0] for file in range(n_files)]
+    for place in wanted:
+        for encoded in sets.values():
+            at = np.flatnonzero(encoded.rows == place) if place is not None else np.arange(min(1, len(encoded)))
+            if len(at):
+                return encoded, int(at[0])
     if row is None:
         raise UserError("every example is longer than the limit and dropped; expected a larger --max_length")
     raise UserError(f"got --example {row}, which is not among the usable rows; expected the number of a good record")

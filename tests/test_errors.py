@@ -531,6 +531,60 @@ OPTIONS = [
     ),
 ]
 
+SPLITS = [
+    Case("shares over 1", lambda p: p.train("--split", "0.9,0.1,0.1"), ("--split 0.9,0.1,0.1", "sum to 1")),
+    Case("two shares", lambda p: p.train("--split", "0.9,0.1"), ("--split 0.9,0.1", "training, validation and test")),
+    Case("text for shares", lambda p: p.train("--split", "most"), ("--split most", "numbers with commas")),
+    Case("counts for shares", lambda p: p.train("--split", "20,5,5"), ("--split 20,5,5", "--val_data", "--test_data")),
+    Case("nothing to train on", lambda p: p.train("--split", "0,0.5,0.5"), ("--split 0,0.5,0.5", "for training")),
+    Case(
+        "a share beside a file",
+        lambda p: p.train("--split", "0.8,0.1,0.1", "--test_data", p.json(made_records(3), "t.json")),
+        ("--split 0.8,0.1,0.1 with --test_data", "0.9,0.1,0"),
+    ),
+    Case(
+        "no such validation file", lambda p: p.train("--val_data", "no.json"), ("--val_data: ", "no.json", "not found")
+    ),
+    Case("an empty test file", lambda p: p.train("--test_data", p.json([], "t.json")), ("--test_data: ", "no usable")),
+    Case("an empty name", lambda p: p.train("--val_data", ""), ("empty --val_data", "expected a file")),
+    Case(
+        "test records that are trained on",
+        lambda p: p.train("--test_data", p.json(made_records(), "t.json")),
+        ("--data", "good.json", "--test_data", "t.json", "same records"),
+    ),
+    Case(
+        "validation data in the run's folder",
+        lambda p: p.train("--val_data", p.json(made_records(3), "out/metrics.jsonl")),
+        ("--val_data", "metrics.jsonl", "move it"),
+    ),
+    Case(
+        "split beside both files",
+        lambda p: p.train("--split", "1,0,0", "--val_data", "v.json", "--test_data", "t.json"),
+        ("--split 1,0,0", "no effect", "--val_data and --test_data"),
+    ),
+    Case(
+        "shuffled beside both files",
+        lambda p: p.train("--split_seed", "3", "--val_data", "v.json", "--test_data", "t.json"),
+        ("--split_seed 3", "no effect", "split off"),
+    ),
+    Case("mix of one file", lambda p: p.train("--mix", "2,1"), ("--mix 2,1", "no effect", "several files")),
+    Case(
+        "mix in the book's order",
+        lambda _: ["train", "--recipe", "book", "--data", "a.json", "b.json", "--mix", "2,1"],
+        ("--mix 2,1", "no effect", "the book's"),
+    ),
+    Case("no files", lambda _: ["train", "--data"], ("--data", "at least one")),
+    Case("--data twice", lambda p: p.train("--data", "b.json"), ("--data twice", "--data A B")),
+    Case(
+        "a number for files", lambda p: p.train("--config", p.text("c.yaml", "val_data: [a]")), ("--val_data", "text")
+    ),
+    Case(
+        "moved to too few files",
+        lambda p: p.on_run("generate", "--data", "a", "b"),
+        ("--data with 2 files", "expected 1"),
+    ),
+]
+
 RANKS = [
     Case("a hang of less than nothing", lambda p: p.train("--hang_timeout", "-1"), ("--hang_timeout -1", "at least 0")),
     Case("a hang without a number", lambda p: p.train("--hang_timeout", "nan"), ("--hang_timeout nan", "a number")),
@@ -918,6 +972,7 @@ CASES = {
     f"{group}: {case.name}": case
     for group, cases in {
         "records": RECORDS,
+        "splits": SPLITS,
         "options": OPTIONS,
         "ranks": RANKS,
         "weights": WEIGHTS,

@@ -17,9 +17,10 @@ from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
 from fastft.common.lock import writing
 from fastft.common.options import Condition, check_values, option
-from fastft.data.encode import name_rows, prompts_of
+from fastft.data.encode import prompts_of
 from fastft.data.folder_tokenizer import tokenizer_of
 from fastft.data.records import Record
+from fastft.data.sources import Places
 from fastft.data.tokenizer import Tokenizer, gpt2_tokenizer
 from fastft.decoding.decode import decode
 from fastft.decoding.inference import prepared
@@ -97,8 +98,9 @@ class GenerateOptions(AnswerOptions):
     """Which records to answer."""
     limit: int | None = option(None, at_least=1)
     """Answer only so many records."""
-    data: str | None = None
-    """Where the run's data file is now, if it has been moved or renamed: its records must be the same."""
+    data: str | list[str] | None = None
+    """Where the run's data file is now, if it has been moved or renamed: its records must be the same. Of a run with
+    several, the files of its --data in their order, and perhaps those of its --val_data and --test_data after them."""
     batch_size: int = option(64, at_least=1)
     """The most prompts answered at a time: one that ends makes room for the next."""
     too_long: Literal["leave_out", "raise"] = "leave_out"
@@ -130,10 +132,11 @@ def _generate(run: Run, options: GenerateOptions) -> list[dict[str, Any]]:
         raise UserError(f"the {options.split} split holds no record; its data is too small")
     tokenizer = tokenizer_of(run.model) or gpt2_tokenizer()
     check_same_tokenizer(run, tokenizer)
-    check_questions(records, options.split)
+    rows = data.places_of(options.split, records)
+    _check_questions(records, options.split, data.places, rows)
     prompts = [data.template.prompt_of(record) for record in records]
     made_from = _made_from(run, tokenizer, options, records, prompts)
-    responses = Responses(run.responses_of(options.split), records, made_from)
+    responses = Responses(run.responses_of(options.split), records, made_from, [*map(data.places.called, rows)])
     asked = min(len(records), options.limit or len(records))
     missing = responses.missing(asked)
     if len(missing) < asked:
@@ -141,7 +144,7 @@ def _generate(run: Run, options: GenerateOptions) -> list[dict[str, Any]]:
     if missing:
         model = options.model(rows=options.batch_size)
         ids = prompts_of(records[:asked], data.template, model.config.tokenizer)
-        without_room = _without_room(ids, model.config.n_ctx, records, options)
+        without_room = _without_room(ids, model.config.n_ctx, data.places, rows, options)
         missing = [index for index in missing if index not in without_room]
         responses.begin()
         for index in without_room:
@@ -195,17 +198,17 @@ def _made_from(
     }
 
 
-def check_questions(records: Sequence[Record], split: str) -> None:
+def _check_questions(records: Sequence[Record], split: str, places: Places, rows: Sequence[int]) -> None:
     """Refuses records that ask for nothing: documents, and token ids.
 
     Raises:
         UserError: there are some.
     """
-    mute = [record.row for record in records if not record.asks]
+    mute = [row for row, record in zip(rows, records, strict=True) if not record.asks]
     if mute:
         raise UserError(
             f"{len(mute)} records of the {split} split ask for no answer, as documents and token ids do: "
-            f"{name_rows(mute)}; give questions with --test_data when you train"
+            f"{places.said(mute)}; give questions with --test_data when you train"
         )
 
 
@@ -218,16 +221,16 @@ def _check_model(run: Run) -> None:
 
 
 def _without_room(
-    prompts: list[list[int]], n_ctx: int, records: Sequence[Record], options: GenerateOptions
+    prompts: list[list[int]], n_ctx: int, places: Places, rows: Sequence[int], options: GenerateOptions
 ) -> list[int]:
     """Which prompts leave no room for a response, from 0; they are named, or refused where `--too_long` is `raise`."""
     too_long = [index for index, ids in enumerate(prompts) if len(ids) >= n_ctx]
     if too_long:
-        rows = name_rows([records[index].row for index in too_long])
+        named = places.said([rows[index] for index in too_long])
         found = f"the prompts of {len(too_long)} records fill the model's context of {n_ctx} tokens"
         if options.too_long == "raise":
             raise UserError(
-                f"{found} and leave no room for a response: {rows}; --too_long leave_out answers the others"
+                f"{found} and leave no room for a response: {named}; --too_long leave_out answers the others"
             )
-        warn(f"{found} and are left without a response: {rows}")
+        warn(f"{found} and are left without a response: {named}")
     return too_long

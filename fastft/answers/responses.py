@@ -28,19 +28,23 @@ _OF_A_LINE = {"index", "response", "tokens", "seconds"}
 class Responses:
     """The answers to a split's records on the disk."""
 
-    def __init__(self, path: Path, records: Sequence[Record], made_from: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, records: Sequence[Record], made_from: Mapping[str, Any], rows: Sequence[int | str]
+    ) -> None:
         """Takes up what an earlier call has answered from the same; `begin` forgets what was made from something else.
 
         Args:
             path: of `responses.json`.
             records: all of the split.
             made_from: of what answers depend on, digests and options, as JSON can say it.
+            rows: what the records' rows in the data are called.
 
         Raises:
             UserError: a file cannot be read or written.
         """
         self._path = path
         self._records = records
+        self._rows = rows
         self._made_from = dict(made_from)
         self._journal = JsonLines(path.with_suffix(".journal.jsonl"), what="the responses' journal")
         self._lines: dict[int, dict[str, Any]] = {}
@@ -111,7 +115,7 @@ class Responses:
     def near_ties(self) -> list[dict[str, Any]]:
         """The places where a greedy choice was a close one, by the records' rows in the data."""
         return [
-            {"row": self._records[index].row, **tie}
+            {"row": self._rows[index], **tie}
             for index in sorted(self._lines)
             for tie in self._lines[index].get("near_ties", [])
         ]

@@ -3,7 +3,7 @@
 To be read in this order:
 
     plan.py   which examples form which step, and how it is cut into packs of equal cost: `make_plan`, `Plan`, `Step`,
-              `Packing`, `Cost`, `Indices`
+              `Mix`, `Packing`, `Cost`, `Indices`
     asked.py  token ids with labels of any source, checked: what is asked of each example: `Asked`, `asked_rows`
     batch.py  `Batch`: a prefix tree of packed examples, which share the tokens they begin with alike, or padded rows:
               `pack`, `pack_asked`, `padded_batch`, `from_padded`, `Batcher`, `Planner`, `RowPlanner`, `with_tensors`,

@@ -20,6 +20,8 @@ from fastft.data.encode import EncodedSet
 Indices = npt.NDArray[np.int64]
 EpochOrder = Callable[[int], Indices]
 
+_DRAWN_AT_ONCE = 4096
+
 WINDOW_STEPS = 64
 """Steps whose examples `bucketed` sorts by length together."""
 
@@ -67,6 +69,51 @@ class Packing:
     shared: int = 0
     ranks: int = 1
     cost: Cost = Cost()
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """The examples of several files, drawn in a ratio.
+
+    An epoch has as many examples as all files together, of each file its `counts`. The file's examples are gone through
+    again and again, each time in another order, on over the ends of epochs: none comes again before all have come.
+
+    Attributes:
+        sizes: examples of each file; in the encoded set they stand one file after another.
+        weights: how many of each file are drawn for those of the others.
+    """
+
+    sizes: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    def counts(self) -> list[int]:
+        """How many examples of each file an epoch has: by the weights, rounded so that their sum stays (the largest
+        remainders up)."""
+        n, total = sum(self.sizes), sum(self.weights)
+        exact = [n * weight / total for weight in self.weights]
+        counts = [int(one) for one in exact]
+        by_remainder = sorted(range(len(exact)), key=lambda file: (counts[file] - exact[file], file))
+        for file in by_remainder[: n - sum(counts)]:
+            counts[file] += 1
+        return counts
+
+    def drawn(self, seed: int, epoch: int) -> Indices:
+        """The examples of an epoch, `[sum of sizes]` int64, file by file."""
+        begins = np.cumsum((0, *self.sizes[:-1]))
+        files = zip(begins.tolist(), self.sizes, self.counts(), strict=True)
+        drawn = [begin + _gone_through(size, epoch * n, n, (seed, file)) for file, (begin, size, n) in enumerate(files)]
+        return np.concatenate(drawn)
+
+
+def _gone_through(size: int, begin: int, n: int, seed: tuple[int, int]) -> Indices:
+    """Draws `begin` to `begin + n` of an endless row of permutations of `size` examples; short ones are made some at a
+    time, as each seed costs its microseconds."""
+    in_order = np.tile(np.arange(size, dtype=np.int64), (max(1, _DRAWN_AT_ONCE // size), 1))
+    first, last = begin // in_order.size, -(-(begin + n) // in_order.size)
+    # Spawned: the plain seeds [seed, number] are those of the epochs' own orders.
+    seeds = [np.random.SeedSequence(seed[0], spawn_key=(seed[1], number)) for number in range(first, last)]
+    drawn = [np.random.default_rng(one).permuted(in_order, axis=1).reshape(-1) for one in seeds]
+    return np.concatenate(drawn)[begin - first * in_order.size :][:n]
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +256,7 @@ def make_plan(
     bucketed: bool = False,
     packing: Packing | None = None,
     epoch_order: EpochOrder | None = None,
+    mix: Mix | None = None,
 ) -> Plan:
     """Plans a run.
 
@@ -223,13 +271,14 @@ def make_plan(
         bucketed: examples of similar length form a step: sorted within windows of `WINDOW_STEPS` steps.
         packing: how a step is cut; into `accumulate` equal parts where it is not given.
         epoch_order: epoch to `[n]` order of the examples, in place of the seeded one.
+        mix: in which ratio the examples of several files are drawn; every example once an epoch where it is not given.
 
     Raises:
         UserError: there are no examples, or too few for one step with `drop_last`.
     """
     n = len(encoded)
     if n == 0:
-        raise UserError("no training example: the data has too few records for a split of 85% / 10% / 5%")
+        raise UserError("no training example: the data has too few records for its split (85% / 10% / 5%, or --split)")
     if drop_last and n < batch_size:
         raise UserError(f"got {n} training examples, expected at least --batch_size {batch_size} of them")
     per_epoch = n // batch_size if drop_last else -(-n // batch_size)
@@ -242,23 +291,25 @@ def make_plan(
         packing=packing or Packing(),
         steps_per_epoch=per_epoch,
         total_steps=epochs * per_epoch if steps is None else steps,
-        epoch_order=epoch_order or _Shuffled(n, seed, _Bucketed(lengths, batch_size) if bucketed else None),
+        epoch_order=epoch_order or _Shuffled(n, seed, _Bucketed(lengths, batch_size) if bucketed else None, mix),
     )
 
 
 class _Shuffled:
-    """A permutation of `n` examples for each epoch; the newest one is kept, as steps ask for it one by one."""
+    """A permutation of `n` examples, or of those that a mix draws, for each epoch; the newest one is kept, as steps ask
+    for it one by one."""
 
-    def __init__(self, n: int, seed: int, bucketed: _Bucketed | None) -> None:
+    def __init__(self, n: int, seed: int, bucketed: _Bucketed | None, mix: Mix | None) -> None:
         self.n = n
         self.seed = seed
         self._bucketed = bucketed
+        self._mix = mix
         self._newest: tuple[int, Indices] | None = None
 
     def __call__(self, epoch: int) -> Indices:
         if self._newest is None or self._newest[0] != epoch:
             random = np.random.default_rng([self.seed, epoch])
-            order = random.permutation(self.n)
+            order = random.permutation(self.n if self._mix is None else self._mix.drawn(self.seed, epoch))
             self._newest = epoch, order if self._bucketed is None else self._bucketed.sort(order, random)
         return self._newest[1]
 

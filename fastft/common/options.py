@@ -35,6 +35,7 @@ _WORDS = {
     Path: "a path",
     type(None): "null",
 }
+_SEVERAL = {Path: "paths", str: "several of them", float: "numbers with commas between"}
 _PLACES = {int: "INTEGER", float: "NUMBER", bool: "true|false", str: "TEXT", Path: "PATH"}
 _WRONG_VALUE = re.compile(r'Parser key "(?P<key>\w+)":.*(?:Got|Given) value: ?(?P<value>.*)', re.DOTALL)
 _NO_CONFIG = re.compile(r"File does not exist: '(?P<path>[^']*)'")
@@ -114,16 +115,22 @@ class Option:
         return self.hint is bool
 
     @property
+    def of_list(self) -> Any:
+        """Of what it is a list, where it is one or may be one; else None."""
+        lists = [one for one in _kinds(self.hint) if typing.get_origin(one) is list]
+        return typing.get_args(lists[0])[0] if lists else None
+
+    @property
     def is_list(self) -> bool:
-        """Whether it takes all values that follow its name."""
-        return typing.get_origin(self.hint) is list
+        """Whether it takes all values that follow its name. Numbers are one value, with commas between them."""
+        return self.of_list not in (None, float)
 
     @property
     def value(self) -> str:
         """What stands for its value in help: `INTEGER`, `auto|cpu|cuda`."""
         kinds = [one for one in _kinds(self.hint) if one is not type(None)]
-        if self.is_list:
-            return f"{_PLACES[typing.get_args(self.hint)[0]]} ..."
+        if self.of_list is not None:
+            return f"{_PLACES[self.of_list]}{' ...' if self.is_list else ',...'}"
         choices = [str(choice) for one in kinds for choice in _choices(one)]
         return "|".join(choices) or _PLACES.get(kinds[0], "TEXT")
 
@@ -205,11 +212,14 @@ def _texts(of: type[Any]) -> dict[str, str]:
 
 
 def check_values(options: Any) -> None:
-    """Holds the values of an options object against the choices and limits in its table.
+    """Holds the values of an options object against the choices and limits in its table; what is or may be a list is
+    first put into the form that it is written in: one text as it is, several as a list, numbers as a list of them, also
+    where they came as `2,1`.
 
     Raises:
-        UserError: one is not among its choices, or beyond a limit.
+        UserError: one is not among its choices, beyond a limit, or no text or number.
     """
+    _settle_lists(options)
     for one in table(type(options)):
         value = getattr(options, one.name)
         if value is None:
@@ -224,6 +234,36 @@ def check_values(options: Any) -> None:
             raise UserError(f"got {one.flag} {value}, expected at most {one.at_most:,}")
 
 
+def _settle_lists(options: Any) -> None:
+    for one in table(type(options)):
+        value = getattr(options, one.name)
+        if one.of_list is None or typing.get_origin(one.hint) is list or value is None:
+            continue
+        several = list(value) if isinstance(value, list | tuple) else [value]
+        settled: Any
+        if several == ["null"] and type(None) in _kinds(one.hint):  # so a command line takes back what a file says
+            settled = None
+        elif one.of_list is float:
+            settled = _numbers(one, value, several)
+        else:
+            if not several or not all(isinstance(text, str | Path) for text in several):
+                raise UserError(f"got {one.flag} {value}, expected {one.type_in_words}")
+            texts = [str(text) for text in several]
+            settled = texts[0] if len(texts) == 1 else texts
+        object.__setattr__(options, one.name, settled)
+
+
+def _numbers(one: Option, value: Any, several: list[Any]) -> list[float]:
+    parts = several[0].split(",") if len(several) == 1 and isinstance(several[0], str) else several
+    try:
+        numbers = [float(part) for part in parts if not isinstance(part, bool)]
+        if len(numbers) < max(1, len(parts)):
+            raise ValueError
+        return numbers
+    except (TypeError, ValueError):
+        raise UserError(f"got {one.flag} {value}, expected {one.type_in_words}") from None
+
+
 def check_given(one: Option, value: Any) -> None:
     """Holds a value that was read from a file, or is None, against an option's type as far as the parser does not.
 
@@ -233,7 +273,7 @@ def check_given(one: Option, value: Any) -> None:
     kinds = _kinds(one.hint)
     if value is None and type(None) not in kinds:
         raise UserError(f"got {one.flag} null, expected {one.type_in_words}")
-    if one.is_list and not isinstance(value, list):
+    if typing.get_origin(one.hint) is list and not isinstance(value, list):
         raise UserError(f"got {one.flag} {value}, expected a list: [{value}]")
     if Path in kinds and str not in kinds and not isinstance(value, str | Path | None):
         raise UserError(f"got {one.flag} {value}, expected {one.type_in_words}")
@@ -270,14 +310,24 @@ def without_effect(
         value, default = getattr(options, one.name), (defaults or {}).get(one.name, one.default)
         for condition in one.needs if value != default else ():
             if not condition.holds(options, facts or Facts()):
-                said = str(value).lower() if isinstance(value, bool) else value
-                yield condition, f"got {one.flag} {said}, which has no effect here: it needs {condition.needs}"
+                yield (
+                    condition,
+                    f"got {one.flag} {_written(value)}, which has no effect here: it needs {condition.needs}",
+                )
+
+
+def _written(value: Any) -> Any:
+    """A value as a command line gives it."""
+    if isinstance(value, list):
+        return ",".join(f"{one:g}" if isinstance(one, float) else str(one) for one in value)
+    return str(value).lower() if isinstance(value, bool) else value
 
 
 def options_parser(options: type[Any], *, prog: str) -> jsonargparse.ArgumentParser:
     """A parser with an option or a place for each field of a dataclass; it raises `jsonargparse.ArgumentError`.
 
     A list takes all values that follow its name. A place that has a default may be left empty. Its help is `help_of`.
+    What may be a list comes out as it was given: see `check_values`.
     """
     import jsonargparse
 
@@ -286,12 +336,14 @@ def options_parser(options: type[Any], *, prog: str) -> jsonargparse.ArgumentPar
         prog=prog, exit_on_error=False, default_env=False, allow_abbrev=False, add_help=False
     )
     parser.add_argument("--config", action="config", help="a YAML file of this command's options")
-    by_hand = [one for one in table(options) if one.is_list or (one.is_place and one.default is None)]
+    by_hand = [one for one in table(options) if one.of_list or (one.is_place and one.default is None)]
     skip: set[str | int] = {one.name for one in by_hand}
     parser.add_class_arguments(options, as_group=False, as_positional=True, skip=skip)
     for one in by_hand:  # what jsonargparse does not make of a field
-        if one.is_list:
-            parser.add_argument(one.flag, dest=one.name, nargs="+", type=Path, default=[])
+        if typing.get_origin(one.hint) is list:
+            parser.add_argument(one.flag, dest=one.name, nargs="+", type=one.of_list, default=one.default)
+        elif one.of_list is not None:
+            parser.add_argument(one.flag, dest=one.name, nargs="+" if one.is_list else None, default=one.default)
         else:
             parser.add_argument(one.name, nargs="?", type=Path)
     return parser
@@ -302,15 +354,20 @@ def spelt_out(options: type[Any], arguments: Sequence[str], *, prog: str) -> lis
     files of options in front, as the parser lets what comes later count.
 
     Raises:
-        UserError: an option that there is not; the nearest one is named.
+        UserError: an option that there is not; the nearest one is named. Or one that takes several values stands twice:
+            the first ones would not count.
     """
     rows = {one.flag: one for one in table(options)}
     has_places = any(one.is_place for one in rows.values())
     spelt: list[str] = []
+    lists: set[str] = set()
     for position, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name.startswith("--") and name != "--":
             name = _known(name, [*rows, "--config", "--help"], prog)
+            if name in lists:
+                raise UserError(f"{prog}: got {name} twice, expected all its values behind one: {name} A B")
+            lists.update([name] if name in rows and rows[name].is_list else [])
         spelt.append(name + equals + value)
         following = arguments[position + 1] if position + 1 < len(arguments) else "--"
         # Where something can come without an option's name, only what is a value is taken for the flag's.
@@ -449,7 +506,9 @@ def _in_words(hint: Any) -> str:
         return _listed([_in_words(one) for one in kinds])
     if choices := _choices(hint):
         return _listed([str(choice) for choice in choices])
-    return _WORDS.get(hint, "paths" if typing.get_origin(hint) is list else str(hint))
+    if typing.get_origin(hint) is list:
+        return _SEVERAL[typing.get_args(hint)[0]]
+    return _WORDS.get(hint, str(hint))
 
 
 def _listed(words: list[str]) -> str:

@@ -15,8 +15,9 @@ To be read in this order:
     conversations.py     rows of turns and of segments
     formats.py           what a row's keys mean: `parse_fields`
     documents.py         documents cut into contexts: `contexts`
+    splits.py            which of them are for what, by shares: `Shares`, `shares_of`, `split_by`
     sample.py            the embedded data
-    reading.py           a source -> its records: `load_records`, `Records`, `Piece`, `place_of`, `data_path`,
+    reading.py           a source -> its records: `load_records`, `Records`, `Piece`, `piece_of`, `data_path`,
                          `check_usable`, `describe_bad`
     audit.py             what in them is odd, left out or not read: `audit`, `Findings`
     prompts.py           a template: training text, what is learned, prompt and extraction: `Template`, `TEMPLATES`,
@@ -29,5 +30,7 @@ To be read in this order:
                          `UNREAD`
     encode.py            records to ids, and the supervised spans of each example: `encode`, `EncodedSet`, `Text`,
                          `EncodingRules`, `TooLong`, `encoded_set`, `texts_of`, `prompts_of`, `name_rows`
-    token_cache.py       the same for large files, memory-mapped: `RecordFile`, `cache_for`, `pick`
+    token_cache.py       the same for large files, memory-mapped: `RecordFile`, `TokenCache`, `joined`
+    sources.py           the files of a run, each split, and what a row is called: `Source`, `read_source`,
+                         `check_different`, `Places`, `joined_parts`, `first_of_each`
 """

@@ -58,12 +58,18 @@ def taken_for(source: Path, pieces: Iterable[Piece]) -> str | None:
     return "; ".join(filter(None, (piece.unlike_its_name(source) for piece in pieces))) or None
 
 
-def place_of(row: int, pieces: Sequence[Piece]) -> str:
-    """`row 12` of a file, `NAME:12` in a folder of several: rows count on from one file to the next."""
-    if not pieces or not pieces[0].name:
-        return f"row {row}"
-    piece = next(one for one in reversed(pieces) if one.before < row)
-    return f"{piece.name}:{row - piece.before}"
+def piece_of(row: int, pieces: Sequence[Piece]) -> Piece | None:
+    """The file that a row of a source is in; None where there is none. Rows count on from one file to the next."""
+    return next((one for one in reversed(pieces) if one.before < row), None)
+
+
+def describe_pieces(source: str, pieces: Iterable[Piece]) -> list[str]:
+    """A line for each file: which rows it has where there are several, and what they were read as."""
+    return [
+        f"{source}{f': rows from {piece.before + 1}: {piece.name}' if piece.name else ''} is read as {piece.format}"
+        for piece in pieces
+        if piece.format is not None
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +87,6 @@ class Records:
     def describe_bad(self) -> str:
         """The malformed records in one line."""
         return describe_bad(self.source, len(self.good), self.bad)
-
-    def describe_pieces(self) -> list[str]:
-        """A line for each file: which rows it has where there are several, and what they were read as."""
-        return [
-            f"{self.source}{f': rows from {piece.before + 1}: {piece.name}' if piece.name else ''}"
-            f" is read as {piece.format}"
-            for piece in self.pieces
-            if piece.format is not None
-        ]
 
 
 def load_records(source: str, *, skip_bad_records: bool = False, rules: ReadingRules | None = None) -> Records:

@@ -7,6 +7,7 @@ it, and its DONE file holds the SHA-256 of every other file: a killed process le
 torn is made again.
 
     tokens-KEY/    ids.int32, offsets.int64, spans.int64, span_offsets.int64, rows.int64 (an `EncodedSet`), DONE
+    joined-KEY/    the same of several files, one after another
     records-KEY/   DONE alone: how many records a file holds, the malformed ones, a digest of them
     audit-KEY/     DONE alone: what the audit found
     picked-KEY/    DONE alone: a few records, such as those that training answers as samples
@@ -26,8 +27,8 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -277,16 +278,44 @@ class RecordFile:
         folder, facts = self._made("tokens", key, make)
         return _open_arrays(folder, facts)
 
+    def check_unchanged(self) -> None:
+        """Refuses to go on with what was read since the file was opened, where it is another file now.
+
+        Raises:
+            UserError: it is.
+        """
+        if content_of(self.path) != self.content:
+            raise UserError(f"{self.path} has changed while it was read; start again when it is complete")
+
     def _made(self, what: str, key: Facts, make: Callable[[Path], Facts]) -> tuple[Path, Facts]:
         """`TokenCache.get` of something that is made of this file."""
 
         def make_of_the_same(folder: Path) -> Facts:
             facts = make(folder)
-            if content_of(self.path) != self.content:
-                raise UserError(f"{self.path} has changed while it was read; start again when it is complete")
+            self.check_unchanged()
             return facts
 
         return self.cache.get(what, {"content": self.content, "reading": asdict(self.rules), **key}, make_of_the_same)
+
+
+def joined(sets: Sequence[EncodedSet], cache: TokenCache | None) -> EncodedSet:
+    """Several sets as one, their examples one after another.
+
+    Args:
+        sets: at least one.
+        cache: keeps the whole, memory-mapped; in memory where it is None.
+    """
+    if len(sets) == 1:
+        return sets[0]
+    report = EncodingReport(*(
+        [row for one in sets for row in getattr(one.report, of.name)] for of in fields(EncodingReport)
+    ))  # fmt: skip
+    if cache is None:
+        arrays: dict[str, Any] = {name: np.concatenate(list(_blocks(name, sets))) for name in _DTYPES}
+        return EncodedSet(**arrays, report=report)
+    key = {"sets": [[one.fingerprint(), _digest_of_indices(one.rows)] for one in sets]}
+    folder, facts = cache.get("joined", key, lambda into: _write_joined(into, sets))
+    return replace(_open_arrays(folder, facts), report=report)
 
 
 def pick(records: Iterable[Record], indices: Indices) -> list[Record]:
@@ -441,6 +470,47 @@ def _write_arrays(folder: Path, chunks: Iterator[Chunk], indices: Indices, max_l
         "common_prefix": writer.common_prefix,
         "report": asdict(report),
     }
+
+
+def _write_joined(folder: Path, sets: Sequence[EncodedSet]) -> Facts:
+    """Writes several sets as one."""
+    for name in _DTYPES:
+        with _file_of(folder, name).open("wb") as file:
+            for block, array in zip(_blocks(name, sets), (getattr(one, name) for one in sets), strict=True):
+                behind = _file_behind(array) if name == "ids" else None
+                if behind is None:
+                    file.write(np.ascontiguousarray(block, dtype=_DTYPES[name]).data)
+                else:  # read, not mapped: the pages of a map would count as this process's
+                    _feed(behind, file.write)
+    whole = [one for one in sets if len(one)]
+    beginning = min((one[0][: one.common_prefix()] for one in whole), key=len, default=np.zeros(0, dtype=np.int32))
+    for one in whole:
+        beginning = beginning[: agreeing(one.ids, one.offsets[:1], beginning)]
+    return {
+        "fingerprint": _fingerprint(folder, are_suffixes=all(one.are_suffixes for one in sets)),
+        "common_prefix": len(beginning),
+        "report": asdict(EncodingReport()),
+    }
+
+
+def _blocks(name: str, sets: Sequence[EncodedSet]) -> Iterator[npt.NDArray[Any]]:
+    """What one array of several sets joined is made of: each set's, but that offsets go on from those before."""
+    end, begin = 0, 0
+    for one in sets:
+        array: npt.NDArray[Any] = getattr(one, name)
+        yield array[begin:] + end if name.endswith("offsets") else array
+        if name.endswith("offsets"):
+            end, begin = end + int(array[-1]), 1
+
+
+def _file_behind(array: npt.NDArray[Any]) -> Path | None:
+    """The file that an array maps the whole of; None of one in memory."""
+    of: Any = array
+    while of is not None:
+        if isinstance(of, np.memmap) and of.filename is not None:
+            return Path(of.filename)
+        of = getattr(of, "base", None)
+    return None
 
 
 def _fingerprint(folder: Path, *, are_suffixes: bool) -> str:
@@ -663,7 +733,7 @@ def _identity(path: Path, *, expected_bytes: int | None = None) -> Facts:
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
-def _feed(path: Path, update: Callable[[bytes], None]) -> None:
+def _feed(path: Path, update: Callable[[bytes], object]) -> None:
     """Reads a file by parts: not mapped, so that its pages do not count as this process's memory."""
     with path.open("rb") as file:
         for block in iter(functools.partial(file.read, _MIB), b""):

@@ -21,6 +21,7 @@ from fastft.data.encode import TooLong
 from fastft.data.formats import parse_fields
 from fastft.data.prompts import Learn, TrainOn
 from fastft.data.records import ROLES, EndOfTextInData, Format, ReadingRules, Role
+from fastft.data.splits import Shares, shares_of
 from fastft.model.names import Device, DType
 from fastft.run import needs
 
@@ -33,12 +34,54 @@ _IF_CONSTANT = "where --schedule is constant"
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """The data."""
+
+    data: str | list[str] = option("book", may_change=True)
+    """A file (JSON, JSON lines, CSV, TSV, also as .gz or .zst; Parquet, Arrow), a folder of them, or hf:ID; `book`
+    (downloaded once) or `sample` (embedded); or several of these. Of several each is split for itself, and their
+    examples are trained on together."""
+    val_data: str | None = option(None, may_change=True)
+    """A file of validation records, of which --data then gives none."""
+    test_data: str | None = option(None, may_change=True)
+    """A file of test records, of which --data then gives none."""
+    split: list[float] | None = option(None, needs=needs.A_PART_WITHOUT_A_FILE)
+    """Shares of training, validation and test in each file of --data, such as 0.9,0.05,0.05. In the file training comes
+    first, then test, then validation; counts are rounded down, and the last part has the rest. Not given: the book's
+    0.85,0.05,0.10, where the share of a part with a file of its own falls to training."""
+    split_seed: int | None = option(None, at_least=0, at_most=_LARGEST_SEED, needs=needs.A_PART_SPLIT_OFF)
+    """Shuffle the records of each file before its split; not given: file order, as in the book."""
+
+    @property
+    def files(self) -> list[str]:
+        """The files, or words, of `data`."""
+        return self.data if isinstance(self.data, list) else [self.data]
+
+    def inputs(self) -> list[tuple[Option, str]]:
+        """All data that the run reads, by the option that names it."""
+        given: list[tuple[Option, str | None]] = [("val_data", self.val_data), ("test_data", self.test_data)]
+        return [*(("data", file) for file in self.files), *((flag, file) for flag, file in given if file is not None)]
+
+    def check_data(self) -> None:
+        """Refuses what names no files, and no shares of them.
+
+        Raises:
+            UserError: which it is.
+        """
+        for flag, file in self.inputs():
+            if not file:
+                raise UserError(f"got an empty --{flag}, expected a file or a word of its own; see --help")
+        self.shares()
+
+    def shares(self) -> Shares:
+        """Of training, validation and test in each file of `data`."""
+        return shares_of(self.split, val_file=self.val_data is not None, test_file=self.test_data is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """The run."""
 
-    data: str = option("book", may_change=True)
-    """A file (JSON, JSON lines, CSV, TSV, also as .gz or .zst; Parquet, Arrow), a folder of them, or hf:ID; `book`
-    (downloaded once) or `sample` (embedded)."""
     model: str = "gpt2-medium"
     """gpt2, gpt2-medium, gpt2-large, gpt2-xl, nano or pico."""
     weights: str | None = None
@@ -107,8 +150,6 @@ class ReadingOptions:
     elsewhere the record is malformed; keep: it is learned as text."""
     skip_bad_records: bool = False
     """Leave malformed records out, naming them, rather than stop."""
-    split_seed: int | None = option(None, at_least=0, at_most=_LARGEST_SEED)
-    """Shuffle the records before the 85/10/5 split; not given: file order, as in the book."""
     token_cache: str = option("auto", needs=needs.A_FILE, may_change=True)
     """Where the token ids of a large data file are kept, memory-mapped, so that memory does not grow with it.
     auto: for files from 32 MiB on, in $FASTFT_CACHE or ~/.cache/fastft; none; or a folder, for files of any size."""
@@ -133,6 +174,10 @@ class StepOptions:
     """Passes over the training examples."""
     steps: int | None = option(None, at_least=1, may_change=_IF_CONSTANT)
     """Optimizer steps in all; overrides --epochs."""
+    mix: list[float] | None = option(None, needs=(needs.SEVERAL_FILES, needs.NOT_THE_BOOKS_ORDER))
+    """How many examples of each file of --data are drawn for those of the others, such as 2,1. An epoch is as long as
+    without it, as many examples as all files have; of each file none comes again before all of it have come, over the
+    epochs' ends. Not given: every example once an epoch."""
     drop_last: bool = False
     """Leave the last incomplete step of an epoch out."""
     seed: int = option(123, at_least=0, at_most=_LARGEST_SEED)
@@ -248,6 +293,7 @@ class TrainOptions(
     ReadingOptions,
     LearningOptions,
     RunOptions,
+    DataOptions,
 ):
     """Everything that determines a training run."""
 
@@ -258,11 +304,10 @@ class TrainOptions(
             object.__setattr__(self, "deepspeed_config", Path(self.deepspeed_config))
         if not self.token_cache:
             raise UserError("got an empty --token_cache, expected auto, none or a folder")
-        for name in ("data", "weights"):
-            if getattr(self, name) == "":
-                raise UserError(f"got an empty --{name}, expected a file, a folder or a word of its own; see --help")
         self.check_learning()
         parse_fields(self.fields, self.format)
+        if self.weights == "":
+            raise UserError("got an empty --weights, expected a file, a folder or a word of its own; see --help")
         if self.out == Path():
             raise UserError("got an empty --out, expected a folder for the run")
         if not 0 < self.lr < float("inf"):
@@ -274,6 +319,16 @@ class TrainOptions(
                 f"got --drop_last {str(self.drop_last).lower()} and --eval_every {self.eval_every} with --recipe book, "
                 "expected true and at least 1: both determine the book's order of examples"
             )
+        self.check_data()
+        self._check_mix()
+
+    def _check_mix(self) -> None:
+        mix, n = self.mix, len(self.files)
+        if mix is None or n == 1:  # with one file it is refused with what can have no effect
+            return
+        if len(mix) != n or not all(0 < weight < float("inf") for weight in mix):
+            written = ",".join(f"{weight:g}" for weight in mix)
+            raise UserError(f"got --mix {written}, expected a number above 0 for each of the {n} files of --data")
 
     def reading_rules(self) -> ReadingRules:
         """What is a record of the data."""
@@ -338,13 +393,20 @@ def _located(options: TrainOptions) -> dict[str, Any]:
     """The options, with files by their absolute paths: a run can be read from any folder."""
     values = asdict(options)
     if Path(options.template).suffix:
-        values["template"] = str(Path(options.template).resolve())
-    keywords: tuple[Option, ...] = ("data", "weights")
-    paths = [name for name in keywords if not is_keyword(name, values[name])]
-    for name in (*paths, "deepspeed_config"):
-        if values[name] is not None and Path(values[name]).exists():
-            values[name] = str(Path(values[name]).resolve())
+        values["template"] = _absolute(options.template)
+    keywords: tuple[Option, ...] = ("data", "val_data", "test_data", "weights")
+    for name in keywords:
+        given = values[name]
+        values[name] = [_absolute(one, name) for one in given] if isinstance(given, list) else _absolute(given, name)
+    values["deepspeed_config"] = _absolute(values["deepspeed_config"])
     return values
+
+
+def _absolute(path: str | Path | None, option: Option | None = None) -> str | Path | None:
+    """The absolute path of what is there; anything else, and a keyword of the option, as it is."""
+    if path is None or (option is not None and is_keyword(option, path)) or not Path(path).exists():
+        return path
+    return str(Path(path).resolve())
 
 
 CONFIG_BEGINS = "# fastft "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,19 +128,19 @@ class Run:
         found += [self.metrics, self.data, self.config]
         return [path for path in found if path.is_symlink() or path.exists()]
 
-    def refuse_files_of_others(self, inputs: Mapping[str, Path | None]) -> None:
+    def refuse_files_of_others(self, inputs: Iterable[tuple[str, Path]]) -> None:
         """Looks for files under the names that a run writes, or that `--overwrite` removes, which are not this run's.
 
         Args:
-            inputs: options to the files that they name, which the run reads.
+            inputs: options and the files that they name, which the run reads.
 
         Raises:
             UserError: an input lies there, or no run of fastft has written what is there.
         """
         found = self.written()
         places = {path.resolve(): path for path in (*found, self.config, self.data, self.metrics, self.ledger)}
-        for name, path in inputs.items():
-            if path is not None and path.resolve() in places:
+        for name, path in inputs:
+            if path.resolve() in places:
                 raise UserError(
                     f"got --{name} {path}, which lies under a name that a run writes in {self.folder}; move it, or "
                     "take another --out"

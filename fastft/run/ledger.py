@@ -13,9 +13,10 @@ MOST_SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An example's mean losses, from its first visit to its last; `row` counts from 1 in the data file."""
+    """An example's mean losses, from its first visit to its last; `row` counts from 1 in the data file, and is
+    `FILE:ROW` where the run has several."""
 
-    row: int
+    row: int | str
     first: float
     last: float
     visits: int
@@ -42,7 +43,7 @@ def read_ledger(lines: Iterable[Mapping[str, Any]]) -> Ledger | None:
 
     An example that was visited once cannot have improved, and is not counted among those that have not.
     """
-    losses: dict[int, list[float]] = defaultdict(list)
+    losses: dict[int | str, list[float]] = defaultdict(list)
     for line in lines:
         for row, loss in zip(line.get("rows", []), line.get("losses", []), strict=False):
             if isinstance(loss, int | float) and math.isfinite(loss):  # a step that was left out may have others
@@ -50,6 +51,6 @@ def read_ledger(lines: Iterable[Mapping[str, Any]]) -> Ledger | None:
     if not losses:
         return None
     entries = [Entry(row, seen[0], seen[-1], len(seen)) for row, seen in losses.items()]
-    entries.sort(key=lambda entry: (-entry.last, entry.row))
+    entries.sort(key=lambda entry: -entry.last)  # of equal ones the first that was visited
     stuck = [entry for entry in entries if entry.visits > 1 and not entry.improved]
     return Ledger(len(entries), entries[:MOST_SHOWN], stuck[:MOST_SHOWN], len(stuck))

@@ -17,7 +17,26 @@ def _evaluates(options: Any, facts: Facts) -> bool:
 
 _VALIDATION = "a validation split that is not empty"
 
-A_FILE = Condition(lambda o, _: o.data != "sample", "a data file: the embedded records have no cache")
+
+def _has_a_file(options: Any, _: Facts) -> bool:
+    named = [*(options.data if isinstance(options.data, list) else [options.data]), options.val_data, options.test_data]
+    return any(one not in (None, "sample") for one in named)
+
+
+def _lacks_a_part(options: Any, _: Facts) -> bool:
+    return options.val_data is None or options.test_data is None
+
+
+def _splits_off(options: Any, facts: Facts) -> bool:
+    return _lacks_a_part(options, facts) and (options.split is None or options.split[0] < 1)
+
+
+A_FILE = Condition(_has_a_file, "a data file: the embedded records have no cache")
+SEVERAL_FILES = Condition(lambda o, _: isinstance(o.data, list), "several files in --data")
+A_PART_WITHOUT_A_FILE = Condition(
+    _lacks_a_part, "a part to split off --data: --val_data and --test_data give both of them"
+)
+A_PART_SPLIT_OFF = Condition(_splits_off, "a part that is split off --data")
 NOT_ALL = Condition(lambda o, _: o.learn().what != "all", "--train_on responses or last")
 PACKED = Condition(lambda o, _: o.batching == "packed", "--batching packed")
 AN_EXAMPLE_A_PASS = Condition(
@@ -38,6 +57,7 @@ VALIDATION_TO_EVALUATE = Condition(
 VALIDATION_TO_SAMPLE = Condition(
     lambda o, facts: o.samples == 0 or _has_validation(o, facts), _VALIDATION, refused=False
 )
+NOT_THE_BOOKS_ORDER = Condition(lambda o, _: o.recipe != "book", "another run than the book's, which has an order")
 NOT_THE_BOOKS_BATCHES = Condition(
     lambda o, _: o.recipe != "book", "another run than the book's, which reads its first 5 batches"
 )

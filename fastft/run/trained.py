@@ -2,31 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from fastft.common import files
 from fastft.common.errors import UserError
+from fastft.common.keywords import is_keyword
 from fastft.data.tokenizer import Tokenizer
 from fastft.model.gpt2 import GPT2
 from fastft.model.weights import load
+from fastft.run.config import TrainOptions
 from fastft.run.data import Data, load_data
 from fastft.run.folder import Run
 
 
-def data_of(run: Run, moved_to: str | None = None) -> Data:
-    """The data that a run was trained on, from the file that it was read from, or that this one is now.
+def data_of(run: Run, moved_to: str | Sequence[str] | None = None) -> Data:
+    """The data that a run was trained on, from the files that it was read from, or that these are now.
+
+    Args:
+        run: its folder.
+        moved_to: the files of `--data`, in their order; those of `--val_data` and `--test_data` may come after them.
 
     Raises:
         UserError: it has changed since, or nothing tells whether it has.
     """
     options = run.options()
-    data = load_data(options if moved_to is None else replace(options, data=moved_to), run.own_tokenizer())
+    if moved_to is not None:
+        options = _moved(options, [moved_to] if isinstance(moved_to, str) else list(moved_to))
+    data = load_data(options, run.own_tokenizer())
     if not check_same_data(run, data):
         raise UserError(
             f"{run.data} does not say what {run.folder} was trained on, so that its test split may hold training "
             f"records; write it again with `fastft train --resume --out {run.folder}`"
         )
     return data
+
+
+def _moved(options: TrainOptions, files: list[str]) -> TrainOptions:
+    inputs, n = options.inputs(), len(options.files)
+    if len(files) not in (n, len(inputs)):
+        was = ", ".join(f"--{flag} {file}" for flag, file in inputs)
+        more = "" if len(inputs) == n else f", or all {len(inputs)} in this order"
+        raise UserError(f"got --data with {len(files)} files, of a run with {was}; expected {n}{more}")
+    gone = [file for flag, file in inputs[n:] if not is_keyword(flag, file) and not Path(file).exists()]
+    if len(files) == n and gone:
+        raise UserError(
+            f"the run's {gone[0]} is not there any more either; give --data all {len(inputs)} files, in the order of "
+            "--data, --val_data and --test_data"
+        )
+    found: dict[str, Any] = {flag: file for (flag, _), file in zip(inputs[n:], files[n:], strict=False)}
+    return replace(options, data=files[:n], **found)
 
 
 def check_same_tokenizer(run: Run, tokenizer: Tokenizer) -> None:

@@ -54,9 +54,10 @@ class _RunOptions:
 
     run: Path
     """Folder of the run; its responses.json is scored."""
-    data: str | None = None
+    data: str | list[str] | None = None
     """The run's data file, wherever it is now: its records must be the same, and the responses those to its test split.
-    Without it, responses.json alone is read."""
+    Of a run with several, the files of its --data in their order, and perhaps those of its --val_data and --test_data
+    after them. Without it, responses.json alone is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +267,7 @@ def _answered(entries: Sequence[dict[str, Any]], run: Path) -> list[dict[str, An
     return [entry for entry in entries if left_out(entry) is None]
 
 
-def _check_data(run: Path, source: str, entries: Sequence[Mapping[str, Any]]) -> None:
+def _check_data(run: Path, files: str | Sequence[str], entries: Sequence[Mapping[str, Any]]) -> None:
     """Holds the entries against the test split of the run's data.
 
     Raises:
@@ -275,7 +276,8 @@ def _check_data(run: Path, source: str, entries: Sequence[Mapping[str, Any]]) ->
     from fastft.run.folder import Run
     from fastft.run.trained import data_of  # torch, which a score without a model does not wait for
 
-    records = Counter(map(_asked, (record.as_entry() for record in data_of(Run(run), source).part("test"))))
+    records = Counter(map(_asked, (record.as_entry() for record in data_of(Run(run), files).part("test"))))
+    source = files if isinstance(files, str) else " ".join(files)
     for row, entry in enumerate(entries, start=1):
         records[_asked(entry)] -= 1
         if records[_asked(entry)] < 0:

@@ -11,7 +11,6 @@ from fastft.batches.batch import Batch
 from fastft.batches.plan import Step
 from fastft.common.console import say, show
 from fastft.common.memory import peak_memory
-from fastft.data.encode import name_rows
 from fastft.engines.moments import BYTES_OF_A_WEIGHT
 from fastft.engines.zero import ZeroEngine
 from fastft.model.gpt2 import number_of_parameters
@@ -64,7 +63,7 @@ def _evaluate_largest(job: Job) -> None:
 
 
 def _say_largest(job: Job, largest: Step, seconds: float) -> None:
-    rows = name_rows(job.prepared.train_set.rows[largest.examples].tolist())
+    rows = job.prepared.data.places.said(job.prepared.train_set.rows[largest.examples].tolist())
     say(f"largest step: {len(largest.examples)} examples ({rows}), {seconds:.2f} s forward and backward")
 
 

@@ -8,13 +8,16 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from fastft.batches.batch import Batcher
-from fastft.batches.plan import Cost, Packing, Plan, make_plan
-from fastft.common.console import warn
+from fastft.batches.plan import Cost, Mix, Packing, Plan, make_plan
+from fastft.common.console import say, warn
 from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
 from fastft.common.options import Facts
-from fastft.data.encode import EncodedSet, name_rows
+from fastft.data.encode import EncodedSet
+from fastft.data.sources import first_of_each
 from fastft.engines.engine import AnyEngine
 from fastft.model import ops
 from fastft.model.gpt2 import GPT2Config
@@ -54,18 +57,17 @@ class Prepared:
 
     def as_json(self) -> dict[str, Any]:
         """What the run's data is, and all rows that something happened to, for `data.json`."""
-        return {
-            "source": self.data.source,
-            "records": len(self.data.records),
-            "split_sha256": self.data.fingerprint(),
-            "tokenizer_sha256": self.tokenizer_sha256,
-            "template": self.data.template.description(),
-            "taken_for": self.data.taken_for,
-            "left_out": [asdict(bad) for bad in self.data.bad],
-            "audit": self.data.audit().as_json(),
+        happened = {
             "train": asdict(self.train_set.report),
             "val": asdict(self.val_set.report),
             "test": {"longer_than_context": self.test_too_long},
+        }
+        return {
+            **self.data.as_json(),
+            "tokenizer_sha256": self.tokenizer_sha256,
+            "template": self.data.template.description(),
+            "audit": self.data.audit().as_json(),
+            **self.data.places.called_in(happened),
             "seconds": self.seconds,
         }
 
@@ -81,14 +83,14 @@ def prepare(options: TrainOptions, data: Data, engine: AnyEngine) -> Prepared:
     with world.together():
         train_set, val_set = data.encode("train", options, config), data.encode("val", options, config)
         too_long = data.longer_than(config, options)
-        _warn_of_lengths(train_set, val_set, too_long, options.max_length, config.n_ctx)
+        _warn_of_lengths(data, train_set, val_set, too_long, options.max_length, config.n_ctx)
         batcher = ops.batcher(
             engine.impl, engine.device, packed=options.batching == "packed", share_prefix=options.share_prefix
         )
         order = _book_order(len(train_set), options)
-        plan = _plan(train_set, order, options, _packing(train_set, options, world, config))
+        plan = _plan(train_set, order, _mix(data, train_set), options, _packing(train_set, options, world, config))
         evaluation = (
-            _token_mean(val_set, batcher, options, world)
+            _token_mean(data, val_set, batcher, options, world)
             if order is None
             else BookMeans(train_set, val_set, batcher, options.batch_size, order)
         )
@@ -106,13 +108,18 @@ def prepare(options: TrainOptions, data: Data, engine: AnyEngine) -> Prepared:
 
 
 def _warn_of_lengths(
-    train_set: EncodedSet, val_set: EncodedSet, test_too_long: list[int], max_length: int | None, n_ctx: int
+    data: Data,
+    train_set: EncodedSet,
+    val_set: EncodedSet,
+    test_too_long: list[int],
+    max_length: int | None,
+    n_ctx: int,
 ) -> None:
     if test_too_long:
-        rows = name_rows(test_too_long)
+        rows = data.places.said(test_too_long)
         warn(f"test: {len(test_too_long)} examples do not fit the context of {n_ctx} tokens: {rows}")
     for name, encoded in (("training", train_set), ("validation", val_set)):
-        for line in encoded.report.lines(max_length or n_ctx):
+        for line in data.places.lines(encoded.report, max_length or n_ctx):
             warn(f"{name}: {line}")
 
 
@@ -127,7 +134,28 @@ def _book_order(n: int, options: TrainOptions) -> BookOrder | None:
     )
 
 
-def _plan(train_set: EncodedSet, order: BookOrder | None, options: TrainOptions, packing: Packing) -> Plan:
+def _mix(data: Data, train_set: EncodedSet) -> Mix | None:
+    """What the data's mix draws of the examples of its files, where it has one.
+
+    Raises:
+        UserError: a file has no example, or so little weight that an epoch has none of it.
+    """
+    if data.mix is None:
+        return None
+    names, n = data.places.names, len(data.mix)
+    sizes = np.bincount(data.places.files(train_set.rows), minlength=n)[:n].tolist()
+    mix = Mix(tuple(sizes), data.mix)
+    for name, size, count in zip(names, sizes, mix.counts(), strict=False):
+        if not size or not count:
+            lack = "has no training example" if not size else f"would give none of the {sum(sizes)} of an epoch"
+            raise UserError(f"got --mix with {name}, which {lack}; leave the file out, or give it more")
+        say(f"mix: an epoch has {count} examples of {name}, which has {size}: {count / size:.2f} times each")
+    return mix
+
+
+def _plan(
+    train_set: EncodedSet, order: BookOrder | None, mix: Mix | None, options: TrainOptions, packing: Packing
+) -> Plan:
     return make_plan(
         train_set,
         batch_size=options.batch_size,
@@ -139,6 +167,7 @@ def _plan(train_set: EncodedSet, order: BookOrder | None, options: TrainOptions,
         bucketed=options.batching == "bucketed",
         packing=packing,
         epoch_order=order.epoch_order if order else None,
+        mix=mix,
     )
 
 
@@ -150,14 +179,19 @@ def _packing(train_set: EncodedSet, options: TrainOptions, world: World, config:
     return Packing(pack_tokens=options.pack_tokens, shared=shared, ranks=world.size, cost=cost)
 
 
-def _token_mean(val_set: EncodedSet, batcher: Batcher, options: TrainOptions, world: World) -> TokenMean:
-    packs = options.batching == "packed"
+def _token_mean(data: Data, val_set: EncodedSet, batcher: Batcher, options: TrainOptions, world: World) -> TokenMean:
+    packs, most = options.batching == "packed", options.eval_examples
+    files = data.places.files(val_set.rows)
+    sizes = np.bincount(files, minlength=len(data.sources)).tolist()
+    begins = np.cumsum([0, *sizes[:-1]]).tolist()
+    counts = sizes if most is None else first_of_each(sizes, most)
+    examples = [np.arange(begin, begin + count) for begin, count in zip(begins, counts, strict=True)]
     return TokenMean(
         val_set,
         batcher,
         options.batch_size,
         options.eval_every,
-        options.eval_examples,
+        np.concatenate(examples),
         world,
         pack_tokens=options.pack_tokens if packs else None,
         shares_prefix=packs and options.share_prefix,
@@ -176,6 +210,6 @@ def _check_same_on_all_ranks(world: World, tokenizer: str, fingerprint: str, opt
         odd = world.differing(fingerprint)
         if odd is not None:
             raise UserError(
-                f"got other examples on {odd} than on rank 0: --data {options.data} is not the same file on all "
-                "machines; copy it, or put it on a file system that they share"
+                f"got other examples on {odd} than on rank 0: --data {' '.join(options.files)} is not the same file on "
+                "all machines; copy it, or put it on a file system that they share"
             )

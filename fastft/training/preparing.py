@@ -41,7 +41,9 @@ def check_folder(run: Run, options: TrainOptions) -> None:
     something else."""
     if not run.folder.is_dir() and (run.folder.exists() or run.folder.is_symlink()):
         raise UserError(f"got --out {run.folder}, which is there and is no folder; expected a folder for the run")
-    run.refuse_files_of_others({"data": _file(options.data), "deepspeed_config": options.deepspeed_config})
+    files = [(name, Path(file)) for name, file in options.inputs() if not is_keyword("data", file)]
+    zero = [] if options.deepspeed_config is None else [("deepspeed_config", options.deepspeed_config)]
+    run.refuse_files_of_others([*files, *zero])
     if options.resume:
         if run.config.is_file() and (changed := changed_settings(run.options(), options)):
             raise UserError(
@@ -50,10 +52,6 @@ def check_folder(run: Run, options: TrainOptions) -> None:
             )
     elif run.holds_something() and not (options.overwrite or options.dry_run):
         raise UserError(f"{run.folder} already holds a run; go on with --resume, replace it with --overwrite")
-
-
-def _file(data: str) -> Path | None:
-    return None if is_keyword("data", data) else Path(data)
 
 
 def tokenizer_to_be(options: TrainOptions, run: Run) -> Tokenizer:

@@ -191,17 +191,17 @@ class Steps:
         size, prepared = self._job.world.size, self._job.prepared
         in_order = [of_ranks[pack % size][pack // size] for pack in range(len(step.packs))]
         means = np.concatenate(in_order) / prepared.plan.supervised[step.examples]
-        rows = prepared.train_set.rows[step.examples].tolist()
+        rows = [prepared.data.places.called(place) for place in prepared.train_set.rows[step.examples].tolist()]
         entry = {"step": step.index + 1, "epoch": step.epoch + 1, "rows": rows, "losses": means.round(6).tolist()}
         self._lines.append_to_ledger(entry)
 
-    def _suspects(self, step: Step, sums: list[Tensor]) -> list[int]:
+    def _suspects(self, step: Step, sums: list[Tensor]) -> list[int | str]:
         """The rows whose own losses are not finite; where all are, all rows of the step: a gradient does not say whose
         it is."""
-        row_of = self._job.prepared.train_set.rows
+        row_of, places = self._job.prepared.train_set.rows, self._job.prepared.data.places
         mine = [
             row_of[examples[~torch.isfinite(losses).numpy()]].tolist()
             for examples, losses in zip(self.packs_of(step), sums, strict=True)
         ]
         found = sorted(row for rows in self._job.world.gather(mine) for pack in rows for row in pack)
-        return found or sorted(row_of[step.examples].tolist())
+        return [places.called(place) for place in found or sorted(row_of[step.examples].tolist())]

@@ -27,7 +27,8 @@ class TokenMean:
     batcher: Batcher
     batch_size: int
     every: int
-    limit: int | None = None
+    examples: Indices | None = None
+    """Those that are read; all where it is not given."""
     world: World = ALONE
     pack_tokens: int | None = None
     """The most tokens of a batch of more than one example, where batches are packed."""
@@ -58,7 +59,8 @@ class TokenMean:
 
     def batches(self) -> list[Indices]:
         """The examples of each batch: at most `batch_size`, and no more tokens than a pack of a step has."""
-        lengths = self.val.lengths[: self.limit]
+        examples = np.arange(len(self.val)) if self.examples is None else self.examples
+        lengths = self.val.lengths[examples]
         shared = self.val.common_prefix() if self.shares_prefix else 0
         room = math.inf if self.pack_tokens is None else self.pack_tokens - shared
         batches: list[list[int]] = []
@@ -69,7 +71,7 @@ class TokenMean:
                 batches.append([])
                 own = int(lengths[index]) - shared
             batches[-1].append(index)
-        return [np.array(batch, dtype=np.int64) for batch in batches]
+        return [examples[batch] for batch in batches]
 
     def largest_batch(self) -> Batch:
         """The batch that memory must suffice for."""

@@ -79,9 +79,12 @@ def train(options: TrainOptions, *, stop_after: int | None = None) -> Outcome:
             model = model_to_go_on(options, run) or initial_model(options)
             if options.resume:
                 check_same_tokenizer(run, model.config.tokenizer)
-        if data.bad:
+        if data.has_bad:
             warn(f"left out, and listed in {run.data}: {data.describe_bad()}")
         warn_of_data(options, data)
+        if len(data.sources) > 1 or options.split is not None:
+            for line in data.describe_parts():
+                say(f"records of {line}")
         with Watchdog(world, run.hangs, options.hang_timeout).watching() as watchdog:
             trainer = Trainer(run, options, data, make_engine(model, options, world), watchdog=watchdog)
             if options.dry_run:

@@ -26,8 +26,9 @@ from small_records import made_records
 
 from fastft.common.errors import UserError
 from fastft.data.containers import rows_of
-from fastft.data.reading import load_records, place_of
+from fastft.data.reading import load_records
 from fastft.data.records import ReadingRules, Record
+from fastft.data.sources import Places, read_source
 from fastft.data.token_cache import RecordFile, TokenCache, cache_for
 
 Rows = list[dict[str, Any]]
@@ -284,22 +285,26 @@ def test_rows_of_a_folder_count_on_and_are_named_by_their_file(tmp_path: Path) -
         load_records(str(path))
     found = load_records(str(path), skip_bad_records=True)
     assert [record.row for record in found.good] == [1, 2, 3, 4, 6]
-    assert [place_of(row, found.pieces) for row in (1, 2, 3, 5, 6)] == [
+    source = read_source(str(path), ReadingRules(), token_cache="none", skip_bad_records=True)
+    places = Places.of([source])
+    assert [places.called(row) for row in (1, 2, 3, 5, 6)] == [
         "a.csv:1",
         "a.csv:2",
         "b.jsonl:1",
         "b.jsonl:3",
         "c.jsonl:1",
     ]
-    assert found.describe_pieces() == [
+    assert places.said([1, 2, 6]) == "a.csv rows 1, 2; c.jsonl row 1"
+    assert Places.of([source, source]).called(6).endswith("data/c.jsonl:1")
+    assert source.describe_pieces() == [
         f"{path}: rows from 1: a.csv is read as alpaca",
         f"{path}: rows from 3: b.jsonl is read as alpaca",
         f"{path}: rows from 6: c.jsonl is read as messages",
     ]
     kept = RecordFile.open(path, TokenCache(tmp_path / "cache"))
     assert (kept.bad, kept.pieces, list(kept)) == (found.bad, found.pieces, found.good)
-    one = load_records(str(path / "b.jsonl"), skip_bad_records=True)
-    assert place_of(3, one.pieces) == "row 3"
+    one = read_source(str(path / "b.jsonl"), ReadingRules(), token_cache="none", skip_bad_records=True)
+    assert Places.of([one]).called(3) == 3
 
 
 def test_a_folders_content_is_that_of_its_files(tmp_path: Path) -> None:

@@ -57,7 +57,9 @@ def test_train_says_it_and_data_json_keeps_it(tmp_path: Path, capsys: pytest.Cap
     seen = json.loads((run / "data.json").read_text())
     assert seen["audit"]["unknown_keys"] == {"source": 1}
     assert (seen["audit"]["end_taken"], seen["audit"]["test_in_train"]) == ([3], [36])
-    assert seen["taken_for"].endswith("not by its name")
+    (file,) = seen["files"]
+    assert file["taken_for"].endswith("not by its name")
+    assert [file[part] for part in ("records", "train", "test", "val")] == [40, 34, 4, 2]
     assert main(["generate", "--run", str(run), "--max_new_tokens", "2"]) == 0
     assert "data:" not in capsys.readouterr().err
 

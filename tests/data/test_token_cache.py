@@ -340,8 +340,8 @@ def test_data_that_changes_while_it_is_read_is_refused(
 # Killed, and two at once
 
 
-def builder(data: Path, cache: TokenCache, how: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(BUILDER), str(data), str(cache.folder), how]
+def builder(data: Path, cache: TokenCache, *how: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(BUILDER), str(data), str(cache.folder), *how]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
 
 
@@ -401,11 +401,28 @@ def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
     assert grown[1] - grown[0] < MEMORY_SLACK < in_memory - grown[0], (grown, in_memory)
 
 
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a peak of memory that can begin anew")
+def test_nor_beside_a_small_file(tmp_path: Path) -> None:
+    """Also where their tokens are put together, which are some 30 MB here."""
+    small = write_lines(
+        tmp_path / "small.jsonl", [{**one, "instruction": f"s {one['output']}"} for one in made_records(99)]
+    )
+    few, many = (write_lines(tmp_path / f"{n}.jsonl", wordy_records(n, words=80)) for n in (12_000, 40_000))
+    grown = [
+        result_of(builder(data, TokenCache(tmp_path / data.stem), "beside", str(small)))["grown"]
+        for data in (few, many)
+    ]
+    assert grown[1] - grown[0] < MEMORY_SLACK, grown
+    tokens = sum(path.stat().st_size for path in (tmp_path / many.stem).glob("joined-*/ids.int32"))
+    assert tokens > 1.5 * MEMORY_SLACK
+
+
 MEMORY_SLACK = 16 << 20
 
 
-def wordy_records(n: int) -> list[dict[str, Any]]:
-    return [{**record, "output": f"{record['output']} " * 40} for record in made_records(n)]
+def wordy_records(n: int, words: int = 40) -> list[dict[str, Any]]:
+    return [{**record, "output": f"{record['output']} " * words} for record in made_records(n)]
 
 
 # Training

@@ -22,8 +22,9 @@ from fastft.scores.ratings import import_ratings
 from fastft.training.verify import VerifyOptions, verify_resume
 
 OF_TRAINING = {
-    "data", "model", "weights", "out", "recipe", "template", "mask_prompt", "max_length", "too_long",
-    "allow_empty_output", "end_of_text_in_data", "skip_bad_records", "split_seed", "batching", "batch_size", "steps",
+    "data", "model", "weights", "out", "recipe", "template", "mask_prompt", "train_on", "max_length", "too_long",
+    "allow_empty_output", "end_of_text_in_data", "skip_bad_records", "val_data", "test_data", "batching", "batch_size",
+    "steps",
     "drop_last", "seed", "lr", "schedule", "weight_decay", "clip", "max_skipped", "tie_head", "dtype", "device", "impl",
     "compile", "cuda_graphs", "activation_checkpointing", "threads", "deepspeed_config", "save_every", "keep",
     "whole_every", "keep_best", "resume", "overwrite", "dry_run", "ledger", "tensorboard",
@@ -46,7 +47,27 @@ _OF_ANSWERS: dict[str, list[tuple[dict[str, Any], Facts, dict[str, Any]]]] = {
     ],
     "seed": [({"seed": 4}, NOTHING_KNOWN, DRAWN), ({"seed": 4, "repetition_penalty": 1.1}, NOTHING_KNOWN, DRAWN)],
 }
+BOTH = {"val_data": "v.json", "test_data": "t.json"}
+_OF_SPLITS: dict[str, list[tuple[dict[str, Any], Facts, dict[str, Any]]]] = {
+    "split": [({"split": [1, 0, 0], **BOTH}, NOTHING_KNOWN, {"test_data": None})],
+    "split_seed": [
+        ({"split_seed": 4, **BOTH}, NOTHING_KNOWN, {"val_data": None}),
+        ({"split_seed": 4, "split": [1, 0, 0]}, NOTHING_KNOWN, {"split": [0.9, 0.1, 0]}),
+    ],
+}
+_OF_LEARNING: dict[str, list[tuple[dict[str, Any], Facts, dict[str, Any]]]] = {
+    "train_roles": [
+        ({"train_roles": "user", "train_on": "all"}, NOTHING_KNOWN, {"train_on": None}),
+        ({"train_roles": "user", "mask_prompt": False}, NOTHING_KNOWN, {"mask_prompt": True}),
+    ],
+}
 _OF_TRAINING: dict[str, list[tuple[dict[str, Any], Facts, dict[str, Any]]]] = {
+    **_OF_SPLITS,
+    **_OF_LEARNING,
+    "mix": [
+        ({"mix": [2, 1]}, WHOLE, {"data": ["a.json", "b.json"]}),
+        ({"mix": [2, 1], "data": ["a.json", "b.json"], "recipe": "book", "drop_last": True}, WHOLE, {"recipe": None}),
+    ],
     "token_cache": [({"token_cache": "none", "data": "sample"}, WHOLE, {"data": "mine.json"})],
     "share_prefix": [({"share_prefix": False, "batching": "padded"}, WHOLE, {"batching": "packed"})],
     "pack_tokens": [({"pack_tokens": 99, "batching": "bucketed"}, WHOLE, {"batching": "packed"})],
@@ -77,8 +98,8 @@ ALWAYS = {
     "generate": OF_ANSWERING | {"split", "limit", "data", "batch_size", "too_long"},
     "chat": OF_ANSWERING,
     "inspect": {
-        "data", "weights", "template", "mask_prompt", "max_length", "too_long", "allow_empty_output",
-        "end_of_text_in_data", "split_seed", "batch_size", "example", "format", "fields",
+        "data", "val_data", "test_data", "weights", "template", "mask_prompt", "train_on", "max_length", "too_long",
+        "allow_empty_output", "end_of_text_in_data", "batch_size", "example", "format", "fields",
     },
     "ab": {"run_a", "run_b", "import_"},
     "doctor": {"device", "json"},
@@ -93,10 +114,12 @@ WITHOUT: dict[str, dict[str, list[tuple[dict[str, Any], Facts, dict[str, Any]]]]
     "generate": _OF_ANSWERS,
     "chat": _OF_ANSWERS,
     "inspect": {
+        **_OF_SPLITS,
+        **_OF_LEARNING,
         "model": [
             ({"model": "pico", "weights": "./mine"}, NOTHING_KNOWN, {"weights": None}),
             ({"model": "pico", "weights": "gpt2"}, NOTHING_KNOWN, {"weights": "none"}),
-        ]
+        ],
     },
     "ab": {
         "seed": [({"seed": 4, "import_": [Path("a.json")]}, NOTHING_KNOWN, {"seed": 123})],
@@ -158,7 +181,7 @@ def test_an_option_without_effect_is_refused_or_said(
 
 
 def test_each_condition_of_training_has_its_case() -> None:
-    assert {name: len(cases) for name, cases in WITHOUT["train"].items()} | {"patience": 2} == {
+    assert {name: len(cases) for name, cases in WITHOUT["train"].items()} | {"patience": 2, "split_seed": 1} == {
         name: len(needs) for name, needs in conditions("train").items()
     }
 

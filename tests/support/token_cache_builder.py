@@ -5,6 +5,9 @@ fingerprint and by how many bytes the process's peak of memory has grown. WORKER
 
 python token_cache_builder.py DATA CACHE kills: does it in forks, each killed before its nth change in CACHE, for each n
 there is, and each followed by a whole one; prints the number of kills and the fingerprints that came out.
+
+python token_cache_builder.py DATA CACHE beside OTHER: reads the file as a run does beside another one, which is held in
+memory, audits both and encodes their training splits as one; prints the same line.
 """
 
 from __future__ import annotations
@@ -18,12 +21,16 @@ from pathlib import Path
 
 from warm_launcher import Changes
 
+from fastft.data import sources
 from fastft.data.encode import EncodedSet, EncodingRules, encode
 from fastft.data.prompts import ALPACA, RESPONSES
 from fastft.data.reading import load_records
 from fastft.data.records import split
 from fastft.data.token_cache import RecordFile, TokenCache, pick
 from fastft.data.tokenizer import gpt2_tokenizer
+from fastft.model.gpt2 import config_for
+from fastft.run.config import TrainOptions
+from fastft.run.data import load_data
 
 SEED = 7
 
@@ -38,6 +45,14 @@ def build_plain(data: Path) -> EncodedSet:
     held = load_records(str(data)).good
     records = pick(held, split(len(held), SEED).train)
     return encode(records, ALPACA, gpt2_tokenizer(), max_length=1024)
+
+
+def build_beside(data: Path, folder: Path, other: Path) -> EncodedSet:
+    sources.cache_for = lambda path, _: TokenCache(folder) if path == data else None
+    options = TrainOptions(data=[str(data), str(other)], split_seed=SEED)
+    both = load_data(options)
+    both.audit()
+    return both.encode("train", options, config_for("gpt2"))
 
 
 def forget_peak() -> int:
@@ -80,5 +95,8 @@ if __name__ == "__main__":
         kills(data, folder)
     else:
         before = forget_peak()
-        some = build_plain(data) if how == "plain" else build(data, folder, int(how))
+        if how == "beside":
+            some = build_beside(data, folder, Path(sys.argv[4]))
+        else:
+            some = build_plain(data) if how == "plain" else build(data, folder, int(how))
         print(json.dumps({"fingerprint": some.fingerprint(), "grown": peak_bytes() - before}))

@@ -19,6 +19,7 @@ from fastft.data.prompts import ALPACA, PHI3
 from fastft.data.reading import load_records
 from fastft.data.records import Record, split
 from fastft.data.sample import sample_records
+from fastft.data.sources import Source
 from fastft.data.tokenizer import END_OF_TEXT, gpt2_tokenizer
 from fastft.engines.engine import Engine
 from fastft.model.gpt2 import GPT2Config
@@ -239,7 +240,7 @@ def test_recipe_follows_the_books_own_training(tmp_path: Path) -> None:
 
     options = recipe_options("book", model="pico", out=tmp_path / "run", device="cpu")
     records = [Record(**{key: e[key] for key in ("instruction", "input", "output")}) for e in entries]
-    data = Data("sample", records, [], split(len(records)), ALPACA)
+    data = Data((Source("sample", records, [], split(len(records))),), ALPACA)
     Trainer(Run(options.out), options, data, Engine(model, options)).run_all()
     mine = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "val_loss" in line and line["step"]]
 

@@ -339,7 +339,7 @@ class TestOneData:
         mine.write_text(json.dumps(records))
         options = replace(options, data=str(mine), steps=1, eval_every=0)
         train(options)
-        row = getattr(load_data(options).parts, part)[0]
+        row = getattr(load_data(options).sources[0].parts, part)[0]
         records[row]["output"] += " changed"
         mine.write_text(json.dumps(records))
         for _ in range(2):
