@@ -459,8 +459,9 @@ def test_no_record_is_held(data: Path, tmp_path: Path) -> None:
     options = TrainOptions(data=str(data), token_cache=str(tmp_path / "cache"))
     seen = load_data(options)
     held = load_data(replace(options, token_cache="none"))
-    assert isinstance(seen.records, RecordFile)
-    assert len(seen.records) == len(held.records) == 60
+    assert isinstance(seen.sources[0].records, RecordFile)
+    assert isinstance(held.sources[0].records, list)
+    assert len(seen) == len(held) == 60
     assert seen.fingerprint() == held.fingerprint()
     for name in ("train", "test", "val"):
         assert seen.part(name) == held.part(name)
@@ -474,7 +475,7 @@ def test_malformed_records_are_said_in_the_same_way(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"12 of 42 records are malformed: row 31: `output` is missing.*and 2 more"):
             load_data(options)
         left_out = load_data(replace(options, skip_bad_records=True))
-        assert [bad.row for bad in left_out.bad] == list(range(31, 43))
+        assert [bad.row for bad in left_out.sources[0].bad] == list(range(31, 43))
 
 
 @pytest.mark.parametrize(
