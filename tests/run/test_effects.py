@@ -56,10 +56,7 @@ _OF_SPLITS: dict[str, list[tuple[dict[str, Any], Facts, dict[str, Any]]]] = {
     ],
 }
 _OF_LEARNING: dict[str, list[tuple[dict[str, Any], Facts, dict[str, Any]]]] = {
-    "train_roles": [
-        ({"train_roles": "user", "train_on": "all"}, NOTHING_KNOWN, {"train_on": None}),
-        ({"train_roles": "user", "mask_prompt": False}, NOTHING_KNOWN, {"mask_prompt": True}),
-    ],
+    "train_roles": [({"train_roles": "user", "mask_prompt": False}, NOTHING_KNOWN, {"mask_prompt": True})],
 }
 _OF_TRAINING: dict[str, list[tuple[dict[str, Any], Facts, dict[str, Any]]]] = {
     **_OF_SPLITS,
