@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastft.common.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from fastft.answers.asking import answer
     from fastft.answers.generation import GenerateOptions, generate
     from fastft.batches.batch import Batch, pack
     from fastft.common.errors import FastftError, UserError
@@ -28,6 +29,7 @@ _HOMES = {
     "GenerateOptions": "answers.generation",
     "TrainOptions": "run.config",
     "UserError": "common.errors",
+    "answer": "answers.asking",
     "generate": "answers.generation",
     "linear_cross_entropy": "model.loss",
     "load": "model.weights",
@@ -45,6 +47,7 @@ __all__ = [
     "GenerateOptions",
     "TrainOptions",
     "UserError",
+    "answer",
     "generate",
     "linear_cross_entropy",
     "load",

@@ -72,10 +72,25 @@ def _verify_resume(options: VerifyOptions) -> None:
 
 def _generate(options: GenerateOptions) -> None:
     from fastft.answers.generation import generate
-    from fastft.run.folder import Run
 
+    if not options.of_a_split:
+        _ask(options)
+        return
     entries = generate(options)
-    _say_result(f"answered {len(entries)} prompts: {Run(options.run).responses_of(options.split)}")
+    _say_result(f"answered {len(entries)} prompts: {options.folder().responses_of(options.split)}")
+
+
+def _ask(options: GenerateOptions) -> None:
+    import json
+
+    from fastft.answers.asking import ask, write_answers
+
+    if options.out is not None:
+        _say_result(f"answered {write_answers(options.out, ask(options))} questions: {options.out}")
+        return
+    for entry in ask(options):
+        only = options.prompt is not None
+        _say_result(entry["model_response"] if only else json.dumps(entry, ensure_ascii=False))
 
 
 def _score(options: ScoreOptions) -> None:

@@ -1,4 +1,4 @@
-"""README's blocks on data of one's own, run as they stand."""
+"""README's blocks on data and questions of one's own, run as they stand."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ README = Path(__file__).parents[1] / "README.md"
 BLOCKS = dict(re.findall(r"<!-- runs: (\w+) -->\n```\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL))
 
 
-@pytest.mark.parametrize("name", ["json", "columns", "chat", "splits"])
+@pytest.mark.parametrize("name", ["json", "columns", "chat", "splits", "ask"])
 def test_it_runs(tmp_path: Path, name: str) -> None:
     fastft = tmp_path / "bin" / "fastft"
     fastft.parent.mkdir()
@@ -29,7 +29,8 @@ def test_it_runs(tmp_path: Path, name: str) -> None:
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(BLOCKS[name].splitlines()) <= 10
-    (run,) = (tmp_path / "out").iterdir()
+    run, *others = sorted((tmp_path / "out").iterdir())
+    assert [other.name for other in others] == (["untuned"] if name == "ask" else [])
     assert (run / "model" / "model.safetensors").is_file()
     if name == "splits":
         asked = [entry["instruction"] for entry in json.loads((run / "responses.json").read_text())]

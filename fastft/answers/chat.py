@@ -20,7 +20,6 @@ from fastft.data.records import Record
 from fastft.decoding.answers import Answer
 from fastft.decoding.decode import decode
 from fastft.model.gpt2 import GPT2
-from fastft.run.folder import Run
 
 HELP = "/input TEXT gives the next instruction an input, /quit or Ctrl-D ends, Ctrl-C stops a response"
 
@@ -37,11 +36,11 @@ def chat(options: ChatOptions) -> None:
         UserError: the run has no model, or an option can have no effect.
     """
     check_effects(options)
-    model = options.model(rows=1)
-    template = Run(options.run).template()
+    model = options.answering(rows=1)
+    template = options.asked_by()
     given = ""
     if sys.stdin.isatty():
-        say(f"{options.run}, each line an instruction of its own; {HELP}")
+        say(f"{options.run or options.model}, each line an instruction of its own; {HELP}")
     for turn, line in enumerate(_lines()):
         command, _, rest = line.partition(" ")
         if command in ("/quit", "/exit"):

@@ -1,13 +1,13 @@
-"""The stage RUN/model -> responses.json: answers to a split's prompts."""
+"""The stage RUN/model -> responses.json: answers to a split's prompts; the same of a model that is no run's."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -17,8 +17,9 @@ from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
 from fastft.common.lock import writing
 from fastft.common.options import Condition, check_values, option
+from fastft.data.chat_template import AnyTemplate
 from fastft.data.encode import prompts_of
-from fastft.data.folder_tokenizer import tokenizer_of
+from fastft.data.folder_tokenizer import tokenizer_of, with_special_tokens
 from fastft.data.records import Record
 from fastft.data.sources import Places
 from fastft.data.tokenizer import Tokenizer, gpt2_tokenizer
@@ -28,12 +29,25 @@ from fastft.decoding.sampling import Sampling
 from fastft.model.gpt2 import GPT2
 from fastft.model.names import Device
 from fastft.model.precision import choose_device
+from fastft.model.vocabulary import with_tokenizer
+from fastft.model.weights import load
+from fastft.run.config import TrainOptions, changed_settings
 from fastft.run.data import Data
 from fastft.run.folder import Run
+from fastft.run.given import template_for, template_name_for
 from fastft.run.trained import check_same_tokenizer, data_of, trained_model
 
 _SEVERAL = Condition(
     lambda o, _: o.top_k != 1, "more than the one most likely token to draw from: another --top_k than 1"
+)
+_A_MODEL = Condition(lambda o, _: o.model is not None, "a --model: a run has its own")
+_OF_A_SPLIT = Condition(
+    lambda o, _: o.prompt is None and o.prompts is None, "the answers of a split: no --prompt, no --prompts"
+)
+_MORE_THAN_ONE = Condition(lambda o, _: o.prompt is None, "several questions: no --prompt")
+_SOMEWHERE = Condition(
+    lambda o, _: o.prompts is not None or (o.model is not None and o.prompt is None),
+    "--prompts, or a --model with --data",
 )
 _DRAWING = Condition(lambda o, _: o.temperature > 0, "a --temperature above 0: else the most likely token is taken")
 
@@ -42,8 +56,13 @@ _DRAWING = Condition(lambda o, _: o.temperature > 0, "a --temperature above 0: e
 class AnswerOptions:
     """How a run's model answers."""
 
-    run: Path
+    run: Path | None = None
     """The folder of a trained run."""
+    model: str | None = None
+    """Another model in its place: a run, its `model` or one of its `checkpoints`, a Hugging Face folder or id, or a
+    .pth."""
+    template: str | None = option(None, needs=_A_MODEL)
+    """The template that a --model is asked by; not given: its run's, or the chat template beside it, or alpaca."""
     max_new_tokens: int = option(256, at_least=1)
     """The most tokens of a response."""
     temperature: float = option(0.0, needs=_SEVERAL)
@@ -62,7 +81,11 @@ class AnswerOptions:
     """Where to generate."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "run", Path(self.run))
+        if (self.run is None) == (self.model is None):
+            both = "both" if self.run is not None else "neither"
+            raise UserError(f"got {both} of --run and --model, expected one: a run's folder, or another model")
+        if self.run is not None:
+            object.__setattr__(self, "run", Path(self.run))
         check_values(self)
         _ = self.sampling  # refuses values that mean nothing
 
@@ -77,16 +100,40 @@ class AnswerOptions:
             seed=self.seed,
         )
 
-    def model(self, *, rows: int) -> GPT2:
-        """The run's model, ready to answer so many prompts at a time.
+    def asked_by(self) -> AnyTemplate:
+        """The template of the prompts."""
+        return template_for(self.model, self.template) if self.model is not None else self.of_run().template()
+
+    def of_run(self) -> Run:
+        """The run, which is there and has a model.
 
         Raises:
-            UserError: the run has none.
+            UserError: it is not, or has none.
         """
-        run = Run(self.run)
+        run = Run(cast(Path, self.run))
         run.options()  # that there is a run is said first
         _check_model(run)
-        model = trained_model(run).to(choose_device(self.device)).eval()
+        return run
+
+    def answering(self, *, rows: int) -> GPT2:
+        """The model, ready to answer so many prompts at a time.
+
+        Raises:
+            UserError: the run has none, or the model cannot be loaded.
+        """
+        if self.model is not None:
+            model = load(self.model)
+            tokenizer, template = model.config.tokenizer, self.asked_by()
+            if not tokenizer.special_tokens() >= set(template.special_tokens):
+                raise UserError(
+                    f"got --model {self.model} and template {template.name}, whose tokens it has not "
+                    f"({', '.join(template.special_tokens)}); expected one that was trained with them, or another "
+                    "--template"
+                )
+            model = with_tokenizer(model, with_special_tokens(tokenizer, template.special_tokens, template.end))
+        else:
+            model = trained_model(self.of_run())
+        model = model.to(choose_device(self.device)).eval()
         return prepared(model, torch.bfloat16 if self.dtype == "bf16" else torch.float32, rows=rows)
 
 
@@ -94,18 +141,48 @@ class AnswerOptions:
 class GenerateOptions(AnswerOptions):
     """What is answered."""
 
-    split: Literal["test", "val", "train"] = "test"
+    prompt: str | None = None
+    """An instruction of your own: its answer is printed, and nothing is written."""
+    prompts: str | None = None
+    """A file of questions, in any format that --data reads, answers need not be there; or -, for JSON lines or plain
+    lines on standard input. The answers are printed as JSON lines, or written to --out."""
+    out: Path | None = option(None, needs=_SOMEWHERE)
+    """Of --prompts: the file for the answers. Of a --model with --data: the folder of the run that is made of it, which
+    `score`, `compare` and `report` take, as the baseline."""
+    split: Literal["test", "val", "train"] = option("test", needs=_OF_A_SPLIT)
     """Which records to answer."""
-    limit: int | None = option(None, at_least=1)
+    limit: int | None = option(None, at_least=1, needs=_MORE_THAN_ONE)
     """Answer only so many records."""
-    data: str | list[str] | None = None
-    """Where the run's data file is now, if it has been moved or renamed: its records must be the same. Of a run with
-    several, the files of its --data in their order, and perhaps those of its --val_data and --test_data after them."""
+    data: str | list[str] | None = option(None, needs=_OF_A_SPLIT)
+    """Of a --model: the data whose split is answered. Of a run: where its data file is now, if it has been moved or
+    renamed: its records must be the same; of a run with several, the files of its --data in their order, and perhaps
+    those of its --val_data and --test_data after them."""
     batch_size: int = option(64, at_least=1)
     """The most prompts answered at a time: one that ends makes room for the next."""
     too_long: Literal["leave_out", "raise"] = "leave_out"
     """What happens where a prompt fills the context: its entry is kept with an empty response and the reason, or the
     call stops."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prompt is not None and self.prompts is not None:
+            raise UserError("got --prompt and --prompts, expected one of them")
+        if self.out is not None:
+            object.__setattr__(self, "out", Path(self.out))
+        if self.model is not None and self.of_a_split and (self.data is None or self.out is None):
+            raise UserError(
+                "got --model without --prompt, --prompts, or --data and --out; expected a question, or data whose test "
+                "split is answered and a folder for the answers"
+            )
+
+    @property
+    def of_a_split(self) -> bool:
+        """Whether a split's records are answered."""
+        return self.prompt is None and self.prompts is None
+
+    def folder(self) -> Run:
+        """The run whose split is answered."""
+        return Run(cast(Path, self.run if self.model is None else self.out))
 
 
 def generate(options: GenerateOptions) -> list[dict[str, Any]]:
@@ -118,11 +195,35 @@ def generate(options: GenerateOptions) -> list[dict[str, Any]]:
             have no effect.
     """
     check_effects(options)
-    run = Run(options.run)
-    run.options()  # that there is a run is said first
-    _check_model(run)
+    if not options.of_a_split:
+        raise ValueError("got prompts of one's own, expected a split: fastft.answers.asking.ask answers those")
+    if options.model is not None:
+        become_a_run(options)
+        options = replace(options, model=None, template=None, run=options.out, out=None, data=None)
+    run = options.of_run()
     with writing(run.folder):
         return _generate(run, options)
+
+
+def become_a_run(options: GenerateOptions) -> None:
+    """Makes a run of a `--model` that nobody has trained on the data: its weights as they are, after no step.
+
+    Raises:
+        UserError: `--out` holds something else, or the data cannot be read.
+    """
+    from fastft.training.train import train  # it needs what a training does
+
+    model, out = cast(str, options.model), cast(Path, options.out)
+    wanted = TrainOptions(
+        data=cast(str, options.data), weights=model, template=template_name_for(model, options.template), out=out,
+        steps=0, eval_every=0, samples=0, keep_best=False, dtype="fp32", device=options.device,
+    )  # fmt: skip
+    run = Run(out)
+    if run.config.is_file() and run.weights.is_file():
+        if not (changed := changed_settings(run.options(), wanted)):
+            return
+        raise UserError(f"{out} holds another run ({'; '.join(changed)}); choose another --out")
+    train(wanted)
 
 
 def _generate(run: Run, options: GenerateOptions) -> list[dict[str, Any]]:
@@ -142,7 +243,7 @@ def _generate(run: Run, options: GenerateOptions) -> list[dict[str, Any]]:
     if len(missing) < asked:
         say(f"{asked - len(missing)} of {asked} responses are there already")
     if missing:
-        model = options.model(rows=options.batch_size)
+        model = options.answering(rows=options.batch_size)
         ids = prompts_of(records[:asked], data.template, model.config.tokenizer)
         without_room = _without_room(ids, model.config.n_ctx, data.places, rows, options)
         missing = [index for index in missing if index not in without_room]

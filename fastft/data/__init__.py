@@ -9,11 +9,11 @@ To be read in this order:
     json_rows.py         rows of JSON text: `BadRecord`
     csv_rows.py          rows of CSV and TSV
     arrow_rows.py        rows of Parquet, Arrow and Hugging Face data sets
-    containers.py        which of them a file gets, by its content; folders
+    containers.py        which of them a file gets, by its content; folders: `rows_of`
     texts.py             the texts of a row, checked
     pairs.py             rows of an instruction and an output
     conversations.py     rows of turns and of segments
-    formats.py           what a row's keys mean: `parse_fields`
+    formats.py           what a row's keys mean: `checked`, `parse_fields`
     documents.py         documents cut into contexts: `contexts`
     splits.py            which of them are for what, by shares: `Shares`, `shares_of`, `split_by`
     sample.py            the embedded data

@@ -2,7 +2,8 @@
 
 To be read in this order:
 
-    names.py          what devices, dtypes and the file of weights are called: `Device`, `DType`, `WEIGHTS`
+    names.py          what devices, dtypes and the file of weights are called: `Device`, `DType`, `WEIGHTS`,
+                      `STATE`
     gpt2.py           GPT-2 from scratch: `GPT2`, `GPT2Config`, `Block`, `SIZES`, `config_for`, `number_of_parameters`
     ops.py            the choice of kernels, the one file that runs them
     loss.py           cross-entropy behind a head, for a loop of one's own: `linear_cross_entropy`
@@ -11,6 +12,6 @@ To be read in this order:
     precision.py      the arithmetic of a device, and narrow copies of weights: `choose_device`, `choose_dtype`,
                       `autocast`, `NARROW`, `BF16Copies`, `is_narrowed`, `with_weights`, `total_norm`
     vocabulary.py     rows for the tokens of a template: `with_tokenizer`
-    weights.py        folders, hub ids, the book's files: `load`, `config_of`, `save_hf`, `write_tokenizer`,
-                      `load_weights`, `save_weights`
+    weights.py        folders, hub ids, the book's files: `load`, `config_of`, `is_checkpoint`, `save_hf`,
+                      `write_tokenizer`, `load_weights`, `save_weights`
 """

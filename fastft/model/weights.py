@@ -34,7 +34,7 @@ from fastft.data.folder_tokenizer import NAMES as TOKENIZER_FILES
 from fastft.data.folder_tokenizer import UNREAD, tokenizer_of
 from fastft.data.tokenizer import VOCAB_SIZE, Tokenizer, gpt2_tokenizer
 from fastft.model.gpt2 import GPT2, SIZES, GPT2Config
-from fastft.model.names import WEIGHTS
+from fastft.model.names import STATE, WEIGHTS
 
 _HEAD, _EMBEDDING = "lm_head.weight", "wte.weight"
 _INDEX = f"{WEIGHTS}.index.json"
@@ -143,11 +143,12 @@ def load(source: str | Path, *, tie_head: bool | None = None, config: GPT2Config
     """GPT-2 with the weights of `source`, in float32 on the CPU.
 
     Args:
-        source: a Hugging Face folder (`config.json`, `model.safetensors` or its shards, the files of its tokenizer); a
-            `.pth` or `.pt` file in the book's layout, also of a compiled or wrapped model, also in a checkpoint's
-            dictionary, with the files of its tokenizer beside it where it is not GPT-2's; or a Hugging Face id:
-            `gpt2-medium` means `openai-community/gpt2-medium`, also beside a folder of that name, which is
-            `./gpt2-medium`. Else what exists on the disk comes before an id; a `Path` is never an id.
+        source: a run, or one of its checkpoints; a Hugging Face folder (`config.json`, `model.safetensors` or its
+            shards, the files of its tokenizer); a `.pth` or `.pt` file in the book's layout, also of a compiled or
+            wrapped model, also in a checkpoint's dictionary, with the files of its tokenizer beside it where it is not
+            GPT-2's; or a Hugging Face id: `gpt2-medium` means `openai-community/gpt2-medium`, also beside a folder of
+            that name, which is `./gpt2-medium`. Else what exists on the disk comes before an id; a `Path` is never an
+            id.
         tie_head: None keeps the head as the source has it; False gives a tied one weights of its own, a copy of the
             token embedding (the book); True ties a head that equals the token embedding.
         config: the shape of a `.pth` whose width is none of GPT-2's four, which would leave the number of heads open.
@@ -281,7 +282,34 @@ def _downloaded(model_id: str) -> Path:
 
 def _opened(source: str | Path, config: GPT2Config | None) -> contextlib.AbstractContextManager[_Checkpoint]:
     path = _located(source)
-    return _opened_folder(path, config) if path.is_dir() else _opened_book(path, config)
+    if not path.is_dir():
+        return _opened_book(path, config)
+    if is_checkpoint(path):
+        return _opened_checkpoint(path)
+    of_a_run = path / "model"
+    is_run = (path / "config.yaml").is_file() and not (path / "config.json").is_file() and of_a_run.is_dir()
+    return _opened_folder(of_a_run if is_run else path, config)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is one of those that a training writes: `RUN/checkpoints/step-N` or `best-N`."""
+    return all((folder / name).is_file() for name in (WEIGHTS, STATE, "DONE")) and not (folder / "config.json").exists()
+
+
+@contextlib.contextmanager
+def _opened_checkpoint(folder: Path) -> Iterator[_Checkpoint]:
+    """A checkpoint of a training: the parameters by their own names, and in another place the run's tokenizer."""
+    shape = files.object_or_empty(folder / STATE).get("model")
+    try:
+        own = GPT2Config(**shape)  # type: ignore[arg-type] # what is not its fields is refused
+    except TypeError as error:
+        raise UserError(
+            f"{folder / STATE} does not say the model's shape; expected a checkpoint of this version of fastft"
+        ) from error
+    beside = folder.resolve().parent.parent / "tokenizer"
+    tokenizer = (tokenizer_of(beside) if beside.is_dir() else None) or gpt2_tokenizer()
+    with _opened_safetensors([folder / WEIGHTS]) as tensors:
+        yield _Checkpoint(folder, replace(own, tokenizer=tokenizer), dict(tensors), lambda name: _Recipe((name,)))
 
 
 @contextlib.contextmanager

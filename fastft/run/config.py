@@ -172,7 +172,7 @@ class StepOptions:
     """The least number of forward and backward passes that one optimizer step is cut into, on each rank."""
     epochs: int = option(2, at_least=1, needs=needs.NO_STEPS, may_change=_IF_CONSTANT)
     """Passes over the training examples."""
-    steps: int | None = option(None, at_least=1, may_change=_IF_CONSTANT)
+    steps: int | None = option(None, at_least=0, may_change=_IF_CONSTANT)
     """Optimizer steps in all; overrides --epochs."""
     mix: list[float] | None = option(None, needs=(needs.SEVERAL_FILES, needs.NOT_THE_BOOKS_ORDER))
     """How many examples of each file of --data are drawn for those of the others, such as 2,1. An epoch is as long as

@@ -37,14 +37,14 @@ from fastft.common.errors import UserError
 from fastft.engines.engine import AnyEngine
 from fastft.engines.zero import ZeroEngine
 from fastft.model.gpt2 import GPT2Config
-from fastft.model.names import WEIGHTS
+from fastft.model.names import STATE, WEIGHTS
 from fastft.model.weights import save_weights
 from fastft.ranks.world import World
 
 _DONE = "DONE"
 MODEL, MOMENTS = WEIGHTS, "optimizer.safetensors"
 """The files of a whole checkpoint that hold weights and moments."""
-_RNG, _STATE = "rng.safetensors", "state.json"
+_RNG, _STATE = "rng.safetensors", STATE
 _WHOLE, _BEST, _SHARDS = "step", "best", "shards"
 _MUST_HAVE = {_WHOLE: {MODEL, _STATE}, _BEST: {MODEL, _STATE}, _SHARDS: {_RNG, _STATE}}
 
@@ -119,7 +119,7 @@ def save_best(folder: Path, engine: AnyEngine, progress: Progress) -> None:
 
         def write(into: Path) -> None:
             save_weights(model, into / MODEL)
-            files.write_json(into / _STATE, asdict(progress))
+            files.write_json(into / _STATE, {**asdict(progress), "model": model.config.shape()})
 
         _write_whole(folder / f"{_BEST}-{progress.step}", write)
         _prune_best(folder, progress)

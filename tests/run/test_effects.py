@@ -30,7 +30,7 @@ OF_TRAINING = {
     "whole_every", "keep_best", "resume", "overwrite", "dry_run", "ledger", "tensorboard",
     "format", "fields",
 }  # fmt: skip
-OF_ANSWERING = {"run", "max_new_tokens", "repetition_penalty", "dtype", "device"}
+OF_ANSWERING = {"run", "model", "max_new_tokens", "repetition_penalty", "dtype", "device"}
 
 ELSEWHERE = {"score", "compare", "report"}
 """Commands that judge have a test of their own (tests/judging/test_judge_options.py); a report takes runs alone."""
@@ -92,7 +92,7 @@ _OF_TRAINING: dict[str, list[tuple[dict[str, Any], Facts, dict[str, Any]]]] = {
 ALWAYS = {
     "train": OF_TRAINING,
     "verify-resume": OF_TRAINING | _OF_TRAINING.keys() - {"epochs"},
-    "generate": OF_ANSWERING | {"split", "limit", "data", "batch_size", "too_long"},
+    "generate": OF_ANSWERING | {"prompt", "prompts", "batch_size", "too_long"},
     "chat": OF_ANSWERING,
     "inspect": {
         "data", "val_data", "test_data", "weights", "template", "mask_prompt", "train_on", "max_length", "too_long",
@@ -108,8 +108,18 @@ engine."""
 WITHOUT: dict[str, dict[str, list[tuple[dict[str, Any], Facts, dict[str, Any]]]]] = {
     "train": _OF_TRAINING,
     "verify-resume": {"epochs": [({"epochs": 3}, NOTHING_KNOWN, {"epochs": 2})]},
-    "generate": _OF_ANSWERS,
-    "chat": _OF_ANSWERS,
+    "generate": {
+        **_OF_ANSWERS,
+        "template": [({"template": "plain", "prompt": "a"}, NOTHING_KNOWN, {"run": None, "model": "m"})],
+        "split": [({"split": "val", "prompt": "a"}, NOTHING_KNOWN, {"prompt": None})],
+        "data": [({"data": "a.json", "prompts": "a"}, NOTHING_KNOWN, {"prompts": None})],
+        "limit": [({"limit": 2, "prompt": "a"}, NOTHING_KNOWN, {"prompt": None})],
+        "out": [({"out": Path("a"), "prompt": "a"}, NOTHING_KNOWN, {"prompt": None, "prompts": "a"})],
+    },
+    "chat": {
+        **_OF_ANSWERS,
+        "template": [({"template": "plain"}, NOTHING_KNOWN, {"run": None, "model": "m"})],
+    },
     "inspect": {
         **_OF_SPLITS,
         **_OF_LEARNING,
