@@ -91,7 +91,7 @@ def _forward_of(original: Any) -> Callable[..., Any]:
 
     @functools.wraps(own)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.training and kwargs.get("visible_until") is not None and not torch.compiler.is_compiling():
+        if self.training and kwargs.get("visible_until") is not None and not ops.is_recorded():
             check_branches(self, kwargs.get("position_ids"))
         head = _head_without_logits(self, args, kwargs)
         if head is None:
@@ -109,7 +109,7 @@ def _head_without_logits(model: Any, args: tuple[Any, ...], kwargs: dict[str, An
     The model may have got its own class back meanwhile: accelerate keeps a forward that it has wrapped.
     """
     facts = model.facts if isinstance(model, CausalLM) else {"loss": False}
-    if not facts["loss"] or torch.compiler.is_compiling():
+    if not facts["loss"] or ops.is_recorded():
         return None
     if args:
         kwargs = inspect.signature(type(model).forward).bind_partial(model, *args, **kwargs).arguments
