@@ -229,6 +229,19 @@ class TestWhatABreakerFound:
         with pytest.raises(UserError, match=f"{name}, which the model reads"):
             collator([example, {**example, name: [1, 1]}])
 
+    def test_noise_of_embeddings_is_refused(self, make_model: Make) -> None:
+        """NEFTune's, as a trainer puts it there: in a pack of n rows it would be weaker by the root of n."""
+        model = make_model("llama").train()
+        accelerate(model)
+        collator = TreeCollator(model, share=False)
+        pack = collator([{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}] * 2)
+        del pack["example_lengths"]
+        model.get_input_embeddings().neftune_noise_alpha = 5.0
+        with pytest.raises(UserError, match="neftune_noise_alpha 5"):
+            model(**pack)
+        del model.get_input_embeddings().neftune_noise_alpha
+        assert torch.isfinite(model(**pack).loss)
+
     def test_a_loss_that_balances_experts_is_refused_where_tokens_are_shared(self) -> None:
         """It counts routed tokens: the loss was 4e-3 off, and a gradient by half."""
         from transformers import MixtralConfig, MixtralForCausalLM
