@@ -742,3 +742,17 @@ def test_what_sees_an_image_keeps_its_attention() -> None:
         TreeCollator(model)([{name: x[0].numpy() for name, x in given.items()}])
     restore(model)
     assert state(model) == before
+
+
+def test_a_loss_function_that_was_read_and_set_back_is_the_models_own(make_model: Make) -> None:
+    model = make_model().train()
+    own = model.loss_function
+    expected = step(model, batch())
+    accelerate(model)
+    before, model.loss_function = model.loss_function, lambda **given: given["logits"].sum()
+    model.loss_function = before
+    with counted() as ran:
+        assert error(step(model, batch()), expected) < 1e-5
+    assert (ran["loss"], ran["loss_of_logits"]) == (1, 0)
+    restore(model)
+    assert model.loss_function is own

@@ -83,7 +83,9 @@ class CausalLM(Swapped, nn.Module):
 
     @loss_function.setter
     def loss_function(self, value: Any) -> None:
-        self._loss_function = value
+        # What was read here may be set back, and is the model's own then, which `restore` leaves.
+        ours = isinstance(value, functools.partial) and value.func is causal_lm_loss
+        self._loss_function = value.args[0] if ours else value
 
 
 def _forward_of(original: Any) -> Callable[..., Any]:
