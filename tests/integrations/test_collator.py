@@ -205,6 +205,66 @@ class TestWhatABreakerFound:
         with pytest.raises(UserError, match="see its neighbour"):
             TreeCollator(model)
 
+    def test_a_model_that_counts_positions_itself_is_refused(self) -> None:
+        """Its second example would stand behind the first: of this one, the loss was 4e-2 off."""
+        from transformers import BartConfig, BartForCausalLM
+
+        torch.manual_seed(0)
+        config = BartConfig(
+            vocab_size=97, d_model=32, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=48, dropout=0.0,
+            max_position_embeddings=64, attention_dropout=0.0, activation_dropout=0.0, is_decoder=True,
+        )  # fmt: skip
+        model = BartForCausalLM(config).eval()
+        accelerate(model)
+        with pytest.raises(UserError, match="other logits than by itself"):
+            TreeCollator(model, share=False)
+
+    @pytest.mark.parametrize("name", ["token_type_ids", "inputs_embeds"])
+    def test_what_a_model_reads_is_not_left_out(self, make_model: Make, name: str) -> None:
+        model = make_model("gpt2")
+        accelerate(model)
+        collator = TreeCollator(model)
+        example: dict[str, Any] = {"input_ids": [1, 2], "labels": [1, 2], "text": "of no model", "use_cache": None}
+        assert collator([example])["input_ids"].tolist() == [[1, 2]]
+        with pytest.raises(UserError, match=f"{name}, which the model reads"):
+            collator([example, {**example, name: [1, 1]}])
+
+    def test_noise_of_embeddings_is_refused(self, make_model: Make) -> None:
+        """NEFTune's, as a trainer puts it there: in a pack of n rows it would be weaker by the root of n."""
+        model = make_model("llama").train()
+        accelerate(model)
+        collator = TreeCollator(model, share=False)
+        pack = collator([{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}] * 2)
+        del pack["example_lengths"]
+        model.get_input_embeddings().neftune_noise_alpha = 5.0
+        with pytest.raises(UserError, match="neftune_noise_alpha 5"):
+            model(**pack)
+        del model.get_input_embeddings().neftune_noise_alpha
+        assert torch.isfinite(model(**pack).loss)
+
+    def test_a_loss_that_balances_experts_is_refused_where_tokens_are_shared(self) -> None:
+        """It counts routed tokens: the loss was 4e-3 off, and a gradient by half."""
+        from transformers import MixtralConfig, MixtralForCausalLM
+
+        torch.manual_seed(0)
+        config = MixtralConfig(
+            vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, num_local_experts=4, router_aux_loss_coef=0.5,
+        )  # fmt: skip
+        model = MixtralForCausalLM(config).train()
+        accelerate(model)
+        examples = [{"input_ids": [*range(9, 20), last], "labels": [-100] * 11 + [last]} for last in (5, 6)]
+        collator = TreeCollator(model)
+        assert collator(examples)["input_ids"].shape == (1, 14)
+        model.config.output_router_logits = True
+        for refused in (lambda: collator(examples), lambda: TreeCollator(model)):
+            with pytest.raises(UserError, match="balances its experts"):
+                refused()
+        pack = TreeCollator(model, share=False)(examples)
+        found = model(**{name: x for name, x in pack.items() if name != "example_lengths"}).loss
+        rows = {name: torch.tensor([one[name] for one in examples]) for name in ("input_ids", "labels")}
+        assert abs(float(found - model(**rows).loss)) < 1e-5
+
     def test_dropout_that_comes_after_the_collator_is_refused(self, make_model: Make) -> None:
         model = make_model("llama")
         accelerate(model)

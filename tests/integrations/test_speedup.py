@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from fastft.common.errors import UserError
 from fastft.integrations.transformers import (
     Report,
+    TreeCollator,
     accelerate,
     accelerated,
     counted,
@@ -654,3 +655,104 @@ def test_a_number_of_items_keeps_its_shape(make_model: Make) -> None:
     assert abs(found - expected) < 1e-5
     with pytest.raises(UserError, match="one number"):
         model(**{**inputs, "num_items_in_batch": torch.tensor([7, 8])})
+
+
+class Logits(nn.Module):
+    """A model with tensors in and out, as `torch.jit.trace` takes them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+
+
+@pytest.mark.parametrize("how", ["jit", "export"])
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_what_is_recorded_reads_the_mask_it_is_given(make_model: Make, name: str, how: str) -> None:
+    """Not the one that it was recorded with, whose plan would be a constant."""
+    model = Logits(make_model(name).eval())
+    ids = batch()["input_ids"]
+    first, second = torch.ones_like(ids), torch.ones_like(ids)
+    first[1, 8:] = 0
+    second[:, 2:5] = 0
+    with torch.no_grad():
+        expected = model(ids, second)
+        accelerate(model.model)
+        if how == "jit":
+            recorded: Any = torch.jit.trace(model, (ids, first), check_trace=False)
+        else:
+            recorded = torch.export.export(model, (ids, first), strict=False).module()
+        found = recorded(ids, second)
+        assert torch.allclose(found, expected, atol=1e-5)
+        assert not torch.allclose(recorded(ids, first), expected, atol=1e-2)  # what the first mask gives
+
+
+def test_transforms_of_functions_get_the_models_own_operations(make_model: Make) -> None:
+    """`torch.func` has no rules for the fused operations: each operation is the model's own there, or torch's."""
+    model = make_model("llama").train()
+    accelerate(model)
+    expected = step(model, batch())
+    parameters = {name: x.detach() for name, x in model.named_parameters()}
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(model, parameters, kwargs={**batch(), "use_cache": False}).loss
+
+    gradients, value = torch.func.grad_and_value(loss)(parameters)
+    assert error({"loss": value, **gradients}, expected) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["visible_until", "cu_seq_lens_q"])
+def test_what_no_transform_can_have_is_refused(make_model: Make, name: str) -> None:
+    model = make_model("llama").eval()
+    accelerate(model)
+    says = {"visible_until": torch.full((1, 12), 12), "cu_seq_lens_q": torch.tensor([0, 5, 12], dtype=torch.int32)}
+
+    def summed(weights: dict[str, Tensor]) -> Tensor:
+        given = {"input_ids": torch.arange(12)[None], name: says[name], "use_cache": False}
+        return torch.func.functional_call(model, weights, kwargs=given).logits.sum()
+
+    with pytest.raises(UserError, match="expected rows that are padded"):
+        torch.func.grad(summed)(dict(model.named_parameters()))
+
+
+def test_what_sees_an_image_keeps_its_attention() -> None:
+    """Of a model of images and text, the text's attention alone is causal."""
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**sizes, image_size=16, patch_size=8),
+        text_config=LlamaConfig(**sizes, vocab_size=97), image_token_id=90, image_seq_length=4,
+    )  # fmt: skip
+    model = LlavaForConditionalGeneration(config).train()
+    ids = torch.tensor([[5, 90, 90, 90, 90, 6, 7, 8]])
+    given = {"input_ids": ids, "labels": ids.masked_fill(ids == 90, -100), "pixel_values": torch.randn(1, 3, 16, 16)}
+    expected, before = step(model, given), state(model)
+    accelerate(model)
+    with counted() as ran:
+        found = step(model, given)
+    assert (ran["attention"], ran["loss"]) == (2, 1)
+    assert found.keys() == expected.keys()
+    assert max(float((found[name] - expected[name]).abs().max()) for name in expected) < 1e-5
+    assert float((found["loss"] - expected["loss"]).abs()) < 1e-5
+    with pytest.raises(UserError, match="pixel_values, which the model reads"):
+        TreeCollator(model)([{name: x[0].numpy() for name, x in given.items()}])
+    restore(model)
+    assert state(model) == before
+
+
+def test_a_loss_function_that_was_read_and_set_back_is_the_models_own(make_model: Make) -> None:
+    model = make_model().train()
+    own = model.loss_function
+    expected = step(model, batch())
+    accelerate(model)
+    before, model.loss_function = model.loss_function, lambda **given: given["logits"].sum()
+    model.loss_function = before
+    with counted() as ran:
+        assert error(step(model, batch()), expected) < 1e-5
+    assert (ran["loss"], ran["loss_of_logits"]) == (1, 0)
+    restore(model)
+    assert model.loss_function is own

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import AttentionMaskInterface, DataCollatorWithFlattening
 
 from fastft.common.errors import UserError
-from fastft.integrations.transformers import counted, register
+from fastft.integrations.transformers import attention, counted, register
 
 LIMITS = {torch.float32: 1e-5, torch.float64: 1e-10}
 MODELS = ("gpt2", "llama", "qwen3", "mistral")
@@ -246,3 +246,22 @@ def test_a_mask_that_was_written_to_is_read_again(make_model: Make, write: Calla
         again = model(input_ids=ids, visible_until=until.clone()).logits
     assert not torch.equal(whole, cut)
     assert torch.equal(cut, again)
+
+
+def test_what_was_planned_without_autograd_serves_a_training_step(make_model: Make) -> None:
+    """Evaluation in inference mode, then a step over the same padding: its plan is no inference tensor."""
+    model = make_model("gpt2")
+    given = padded("left")
+    given["labels"] = given["input_ids"].masked_fill(given["position_ids"] == 0, -100)  # no padding predicts one
+
+    def step() -> list[Tensor]:
+        loss = model(**given).loss
+        return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
+
+    expected = step()
+    model.set_attn_implementation("fastft")
+    attention._memory.clear()
+    with torch.inference_mode():
+        model(**given)
+    for found, own in zip(step(), expected, strict=True):
+        assert torch.allclose(found, own, atol=1e-5)

@@ -193,3 +193,18 @@ def test_mistakes(make_model: Make, tmp_path: Path) -> None:
     bare = [{"input_ids": one["input_ids"]} for one in labelled()]
     with pytest.raises(UserError, match="expected input_ids and labels"):
         trainer_of(make_model(), tmp_path, kind=SFT, fast=True, dataset=bare, **left_unlabelled).train()
+
+
+def test_dropout_that_an_adapter_brings_after_the_collator_is_refused(make_model: Make, tmp_path: Path) -> None:
+    """The fused head goes past the model's forward, which looks for it."""
+    from fastft.integrations.trl import use_fused_head
+
+    peft = pytest.importorskip("peft", reason="pip install 'fastft[peft]'")
+    model = make_model("llama")
+    accelerate(model)
+    collator = TreeCollator(model, least_shared=1)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], lora_dropout=0.3))
+    trainer = trainer_of(adapted, tmp_path, kind=SFT, fast=False, collator=collator, max_steps=1)
+    use_fused_head(trainer.model)
+    with pytest.raises(UserError, match=r"dropout 0\.3"):
+        trainer.train()

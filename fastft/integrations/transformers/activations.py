@@ -65,7 +65,7 @@ class Silu(Swapped, nn.Module):
 
     def forward(self, input: Tensor) -> Any:
         """`silu(input)`, or the `Gate` that waits for the other factor."""
-        if torch.compiler.is_compiling() or not is_plain(input) or is_listened_to(self):
+        if ops.is_recorded() or not is_plain(input) or is_listened_to(self):
             return super().forward(input)
         return Gate(input) if ops.runs(input, on_a_cpu=False) else super().forward(input)
 

@@ -77,7 +77,7 @@ def interval_mask(
     _forget_devices()
     mask_function = causal_mask_function if mask_function is None else mask_function
     square = q_length == kv_length and isinstance(q_offset, int) and q_offset == 0 == kv_offset
-    if square and (attention_mask is None or attention_mask.shape[-1] == kv_length):
+    if square and not ops.is_recorded() and (attention_mask is None or attention_mask.shape[-1] == kv_length):
         parts = _parts(mask_function, q_length)
         if parts == ():
             return None if attention_mask is None else _as_padding(intervals.of_padding(attention_mask))
@@ -183,6 +183,13 @@ def attend(
     """
     _refuse(module, is_causal, kwargs)
     tree = kwargs.get("visible_until")
+    if ops.is_recorded():  # nothing may be asked of values there: sdpa's mask, which interval_mask gave
+        if tree is not None or kwargs.get("cu_seq_lens_q") is not None:
+            raise UserError(
+                "got visible_until or cu_seq_lens_q in torch.export, torch.jit or torch.func, expected rows that are "
+                "padded"
+            )
+        return _by_sdpa(module, query, key, value, attention_mask, dropout, scaling)
     full_mask = attention_mask is not None and attention_mask.ndim == 4
     if full_mask or query.shape[2] != key.shape[2]:
         if tree is not None:
@@ -318,7 +325,8 @@ def _remembered(of: Tensor, make: Callable[[], Any], *what: Any) -> Any:
     key = (of.device, of.dtype, tuple(of.shape), *known, *what)
     with _lock:
         if key not in _memory:
-            _memory[key] = (of, make())
+            with torch.inference_mode(False):  # what is made in evaluation serves training too, which saves it
+                _memory[key] = (of, make())
         _memory.move_to_end(key)
         while len(_memory) > REMEMBERED:
             _memory.popitem(last=False)

@@ -11,6 +11,7 @@ Letters: T tokens of a micro-batch.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,6 +31,8 @@ from fastft.integrations.transformers.loss import IGNORE_INDEX
 from fastft.integrations.transformers.speedup import base_of, evaluating
 
 Ids = npt.NDArray[np.int64]
+LAID_OUT = frozenset(["input_ids", "labels", "attention_mask", "position_ids"])
+"""What of an example a pack has, or `_example` refuses; of what else a model reads nothing may be left out."""
 
 
 def features_of(encoded: EncodedSet) -> list[dict[str, list[int]]]:
@@ -72,24 +75,48 @@ class TreeCollator:
         UserError: the model lets neighbours see one another, or hides a shared beginning, or has dropout.
     """
 
+    read: frozenset[str] = frozenset()
+    """What the model's forward takes and a pack has no place for."""
+
     def __init__(self, model: Any, *, share: bool = True, least_shared: int = 8) -> None:
         base = base_of(model)
         if share:
             check_dropout(base)
         self.config = base.config
         self.least_shared = max(1, least_shared) if share else None
+        self.read = frozenset(inspect.signature(base.forward).parameters) - LAID_OUT
         self._check_attention()
         check_isolation(base)
         if share:
             check_certainty(base)
 
     def _check_attention(self) -> None:
-        """The model's attention may have been set to another one since."""
+        """The model's attention may have been set to another one since, as any of its settings."""
         if self.config._attn_implementation != NAME:
             raise UserError(
                 f"got a model with attn_implementation={self.config._attn_implementation!r}, to which examples of a "
                 f"pack that share a beginning are not visible as they are; expected {NAME!r}: accelerate(model)"
             )
+        self._check_balance()
+
+    def _check_balance(self) -> None:
+        """A loss that balances experts counts each token that was routed, and a shared one but once."""
+        text = self.config.get_text_config()
+        share = getattr(text, "router_aux_loss_coef", 1.0)
+        if self.least_shared is not None and getattr(text, "output_router_logits", False) and share:
+            raise UserError(
+                "got a model with output_router_logits, whose loss balances its experts by tokens, of which a pack has "
+                "the shared ones once; expected config.output_router_logits False, or TreeCollator(model, share=False)"
+            )
+
+    def _check_nothing_is_lost(self, features: Sequence[Mapping[str, Any]]) -> None:
+        for feature in features:
+            lost = sorted(name for name in self.read & feature.keys() if feature[name] is not None)
+            if lost:
+                raise UserError(
+                    f"got an example with {', '.join(lost)}, which the model reads and a pack has no place for, "
+                    "expected input_ids and labels: dataset.remove_columns(...), or a collator that pads"
+                )
 
     def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """One micro-batch.
@@ -98,6 +125,7 @@ class TreeCollator:
             UserError: an example without labels or tokens, or that several are packed in already.
         """
         self._check_attention()
+        self._check_nothing_is_lost(features)
         examples = [_example(feature) for feature in features]
         examples.sort(key=lambda example: example.ids.astype(">u4").tobytes())  # big-endian bytes compare as ids do
         shared = np.zeros(len(examples), dtype=np.int64)
@@ -168,21 +196,27 @@ BEGINNING, FIRST, SECOND = slice(0, 4), slice(4, 7), slice(7, 10)
 
 
 def check_isolation(model: Any) -> None:
-    """Tries out whether a model sees in a pack what it should: changes one part, and looks at another.
+    """Tries out whether a model sees in a pack what it should: changes one part, and looks at another; and looks at
+    an example by itself.
 
     Raises:
-        UserError: an example of a pack sees its neighbour, or does not see the beginning that they share.
+        UserError: an example of a pack sees its neighbour, or does not see the beginning that they share, or stands
+            elsewhere than by itself, as in a model that counts its positions without `position_ids`.
     """
     # Each token of the neighbour: a convolution reaches a little way, attention any.
     neighbour = max(_influence(model, on) for on in range(FIRST.start, FIRST.stop))
     beginning, itself = (_influence(model, on) for on in (BEGINNING.start, SECOND.start))
-    if beginning and itself and neighbour <= 1e-3 * beginning:
-        return
-    seen = "see its neighbour" if neighbour > 1e-3 * beginning else "not see the beginning that it shares"
-    raise UserError(
-        f"got a {type(model).__name__} that lets an example of a pack {seen}, expected a causal model whose layers all "
-        f"read visible_until, as attn_implementation={NAME!r} does"
-    )
+    if not (beginning and itself and neighbour <= 1e-3 * beginning):
+        seen = "see its neighbour" if neighbour > 1e-3 * beginning else "not see the beginning that it shares"
+        raise UserError(
+            f"got a {type(model).__name__} that lets an example of a pack {seen}, expected a causal model whose layers "
+            f"all read visible_until, as attn_implementation={NAME!r} does"
+        )
+    if not _is_itself(model):
+        raise UserError(
+            f"got a {type(model).__name__} that gives an example of a pack other logits than by itself, expected one "
+            "whose positions are those of position_ids, as a pack's restart: a collator that pads"
+        )
 
 
 def check_certainty(model: Any) -> None:
@@ -191,11 +225,10 @@ def check_certainty(model: Any) -> None:
     Raises:
         UserError: it does not.
     """
-    weight = model.get_input_embeddings().weight
-    ids = torch.arange(1, 1 + SECOND.stop, device=weight.device)[None] % weight.shape[0]
-    devices = [weight.device] if weight.device.type == "cuda" else []
+    ids, _ = _pack_of(model)
+    devices = [ids.device] if ids.device.type == "cuda" else []
     with torch.random.fork_rng(devices), evaluating(model, training=True):
-        first, second = (model(input_ids=ids, use_cache=False).logits for _ in range(2))
+        first, second = (model(input_ids=ids[None], use_cache=False).logits for _ in range(2))
     if not torch.equal(first, second):
         raise UserError(
             f"got a {type(model).__name__} that answers at random in training, expected one without dropout or noise, "
@@ -206,16 +239,37 @@ def check_certainty(model: Any) -> None:
 
 def _influence(model: Any, token: int) -> float:
     """How much the second example's own tokens change with another id in place of one of the pack's."""
-    device = model.get_input_embeddings().weight.device
-    vocab = model.get_input_embeddings().weight.shape[0]
-    ids = torch.arange(1, 1 + SECOND.stop) % vocab
+    ids, vocab = _pack_of(model)
     changed = ids.clone()
     changed[token] = (ids[token] + vocab // 2) % vocab
+    before, after = (_logits_in_pack(model, one) for one in (ids, changed))
+    return float((before - after).abs().max())
+
+
+def _is_itself(model: Any) -> bool:
+    """Whether the second example has in a pack the logits that it has by itself, up to rounding."""
+    ids, _ = _pack_of(model)
+    alone = torch.cat([ids[BEGINNING], ids[SECOND]])[None]
+    with evaluating(model):
+        expected = model(input_ids=alone, use_cache=False).logits[0, BEGINNING.stop :]
+    narrow = expected.element_size() == 2 or torch.is_autocast_enabled(expected.device.type)
+    limit = (5e-2 if narrow else 1e-3) * expected.abs().max()
+    return bool(((_logits_in_pack(model, ids) - expected).abs() <= limit).all())
+
+
+def _pack_of(model: Any) -> tuple[Tensor, int]:
+    """The ids `[T]` of the pack that a model is tried out with, and how many there are."""
+    weight = model.get_input_embeddings().weight
+    return torch.arange(1, 1 + SECOND.stop, device=weight.device) % weight.shape[0], weight.shape[0]
+
+
+def _logits_in_pack(model: Any, ids: Tensor) -> Tensor:
+    """Of the second example's own tokens, in a pack of ids `[T]`."""
     rest = {
-        "position_ids": torch.tensor([[0, 1, 2, 3, 4, 5, 6, 4, 5, 6]], device=device),
-        "visible_until": torch.tensor([[10] * 4 + [7] * 3 + [10] * 3], device=device),
+        "position_ids": torch.tensor([[0, 1, 2, 3, 4, 5, 6, 4, 5, 6]], device=ids.device),
+        "visible_until": torch.tensor([[10] * 4 + [7] * 3 + [10] * 3], device=ids.device),
         "use_cache": False,
     }
     with evaluating(model):
-        logits = [model(input_ids=one.to(device)[None], **rest).logits[0, SECOND] for one in (ids, changed)]
-    return float((logits[0] - logits[1]).abs().max())
+        logits: Tensor = model(input_ids=ids[None], **rest).logits[0, SECOND]
+    return logits

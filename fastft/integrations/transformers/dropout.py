@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from fastft.common.errors import UserError
@@ -65,3 +67,17 @@ def check_branches(model: nn.Module, position_ids: Tensor | None) -> None:
     begins = position_ids.diff(dim=-1) != 1
     if bool((begins & (position_ids[..., 1:] != 0)).any()):
         check_dropout(model)
+
+
+def check_noise(model: Any) -> None:
+    """Refuses NEFTune for packs: its noise is the weaker, the longer a row is, and a pack is one row.
+
+    Raises:
+        UserError: the model's embeddings have some.
+    """
+    alpha = getattr(model.get_input_embeddings(), "neftune_noise_alpha", None)
+    if alpha:
+        raise UserError(
+            f"got neftune_noise_alpha {alpha:g}, whose noise hangs on the length of a row, expected none in packs: "
+            "leave it out, or a collator that pads"
+        )

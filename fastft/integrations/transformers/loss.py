@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from fastft.common.errors import UserError
 from fastft.integrations.transformers import ops
-from fastft.integrations.transformers.dropout import check_branches
+from fastft.integrations.transformers.dropout import check_branches, check_noise
 from fastft.integrations.transformers.replaced import is_listened_to, is_plain
 from fastft.integrations.transformers.swap import Swapped, own_class, swap
 
@@ -83,7 +83,9 @@ class CausalLM(Swapped, nn.Module):
 
     @loss_function.setter
     def loss_function(self, value: Any) -> None:
-        self._loss_function = value
+        # What was read here may be set back, and is the model's own then, which `restore` leaves.
+        ours = isinstance(value, functools.partial) and value.func is causal_lm_loss
+        self._loss_function = value.args[0] if ours else value
 
 
 def _forward_of(original: Any) -> Callable[..., Any]:
@@ -91,8 +93,7 @@ def _forward_of(original: Any) -> Callable[..., Any]:
 
     @functools.wraps(own)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.training and kwargs.get("visible_until") is not None and not torch.compiler.is_compiling():
-            check_branches(self, kwargs.get("position_ids"))
+        _check_pack(self, kwargs)
         head = _head_without_logits(self, args, kwargs)
         if head is None:
             return own(self, *args, **kwargs)
@@ -103,13 +104,20 @@ def _forward_of(original: Any) -> Callable[..., Any]:
     return forward
 
 
+def _check_pack(model: Any, kwargs: dict[str, Any]) -> None:
+    """Refuses what came to a model since the collator tried it out, in training."""
+    if model.training and kwargs.get("visible_until") is not None and not ops.is_recorded():
+        check_branches(model, kwargs.get("position_ids"))
+        check_noise(model)
+
+
 def _head_without_logits(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> nn.Module | None:
     """The head, where a call asks for a loss and nothing stands against computing it without logits; else None.
 
     The model may have got its own class back meanwhile: accelerate keeps a forward that it has wrapped.
     """
     facts = model.facts if isinstance(model, CausalLM) else {"loss": False}
-    if not facts["loss"] or torch.compiler.is_compiling():
+    if not facts["loss"] or ops.is_recorded():
         return None
     if args:
         kwargs = inspect.signature(type(model).forward).bind_partial(model, *args, **kwargs).arguments
@@ -129,6 +137,7 @@ def _head_without_logits(model: Any, args: tuple[Any, ...], kwargs: dict[str, An
 
 def head_input(model: Any, head: nn.Module, *args: Any, **kwargs: Any) -> Any:
     """The outputs of an accelerated model for a call without labels, a `HeadInput` in place of their logits."""
+    _check_pack(model, kwargs)
     with _without_logits(head):
         return type(model).original.forward(model, *args, **kwargs)
 

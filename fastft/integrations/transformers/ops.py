@@ -59,6 +59,16 @@ def everywhere() -> Iterator[None]:
         _everywhere.reset(token)
 
 
+def is_recorded() -> bool:
+    """Whether what runs now is recorded to run again (torch.compile, torch.export, torch.jit.trace), or transformed by
+    torch.func: what is planned here from values would be a constant there, and the fused operations have no rules for
+    transforms. The model's own operations run then."""
+    if torch.compiler.is_compiling():  # alone, as the compiler reads this too
+        return True
+    transformed: bool = torch._C._are_functorch_transforms_active()  # as autograd functions ask themselves
+    return transformed or torch._C._get_tracing_state() is not None
+
+
 def runs(x: Tensor, on_a_cpu: bool) -> bool:
     """Whether an operation on x is computed here: on a CPU where it pays there."""
     return on_a_cpu or _everywhere.get() or x.device.type != "cpu" or _impl(x) == "triton"

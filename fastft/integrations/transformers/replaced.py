@@ -70,7 +70,7 @@ def _forward_of(mixin: type[Replaced], original: Any) -> Callable[..., Any]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         # The module may have got its own class back: what wraps a forward keeps it. The compiler gets the model's own
         # operations, which it fuses with their neighbours.
-        if torch.compiler.is_compiling() or not isinstance(self, mixin):
+        if ops.is_recorded() or not isinstance(self, mixin):
             return own(self, *args, **kwargs)
         given = (*args, *kwargs.values())
         if len(given) == 1 and is_plain(*given, *self.learnt()) and self.pays(given[0]):

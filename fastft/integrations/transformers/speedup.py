@@ -177,6 +177,7 @@ def _attention(base: Any, own_loss: float) -> Line:
     parts = ((name, module) for name, module in base.named_modules() if isinstance(module, PreTrainedModel))
     before = tuple((name, module.config._attn_implementation) for name, module in parts)
     base.set_attn_implementation(NAME)
+    _set_attention(base, tuple(one for one in before if _is_bidirectional(base.get_submodule(one[0]))))
     why_not = _why_not_equal(base, own_loss, "attention")
     if why_not is not None:
         _set_attention(base, before)
@@ -185,6 +186,12 @@ def _attention(base: Any, own_loss: float) -> Line:
     dropout = dropout_of(base)
     why = "" if not dropout else f"by torch in training, where dropout is {dropout:g}: zero_dropout(model)"
     return Line("attention", f"{base.config.get_text_config().num_hidden_layers} layers", NAME, why)
+
+
+def _is_bidirectional(part: nn.Module) -> bool:
+    """Whether all attention of a part says that it is not causal, as that of what sees images does."""
+    said = [vars(module)["is_causal"] for module in part.modules() if "is_causal" in vars(module)]
+    return bool(said) and not any(said)
 
 
 def _implementation(base: Any, name: str) -> str:
