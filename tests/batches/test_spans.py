@@ -17,7 +17,8 @@ from fastft.batches.batch import Batch, Batcher
 from fastft.batches.plan import make_plan
 from fastft.common.errors import UserError
 from fastft.data.encode import EncodedSet, EncodingRules, Text, encoded_set
-from fastft.data.prompts import END, RESPONSES
+from fastft.data.prompts import ALPACA, END, PLAIN, RESPONSES, VICUNA, Template
+from fastft.data.records import Record, Turn
 from fastft.data.token_cache import _open_arrays, _write_arrays, encode_chunks
 from fastft.data.tokenizer import gpt2_tokenizer
 from fastft.model.gpt2 import GPT2, GPT2Config
@@ -36,15 +37,31 @@ PARTS = st.lists(st.sampled_from(["Hello", " you", "\n\n", " 1", "Ünï", " you 
 
 @st.composite
 def conversations(draw: st.DrawFn) -> list[Text]:
-    """Texts of several turns, of few words and with common beginnings, each with some turn that is learned."""
+    """Texts of several turns, of few words and with common beginnings, each with some turn that is learned: bare parts,
+    or what a template writes around them."""
     beginnings = draw(st.lists(PARTS, min_size=1, max_size=2))
+    template = draw(st.sampled_from([None, ALPACA, VICUNA, PLAIN]))
     texts = []
     for row in range(1, draw(st.integers(1, 5)) + 1):
-        turns = [draw(st.sampled_from(beginnings)), *draw(st.lists(PARTS, min_size=1, max_size=5))]
+        turns = ["".join(turn) for turn in (draw(st.sampled_from(beginnings)), *draw(st.lists(PARTS, max_size=5)))]
+        if template is not None:
+            texts.append(draw(written(template, row, turns)))
+            continue
         before = ["Hello you"] * draw(st.integers(0, 1))  # then the first thing that is learned has one before it
-        parts = tuple(("".join(turn), bool(k % 2) != bool(before)) for k, turn in enumerate(before + turns))
+        spoken = [*before, *turns] if len(turns) > 1 else [*before, *turns, " you"]
+        parts = tuple((turn, bool(k % 2) != bool(before)) for k, turn in enumerate(spoken))
         texts.append(Text(row, (*parts, (END, parts[-1][1]))))
     return texts
+
+
+@st.composite
+def written(draw: st.DrawFn, template: Template, row: int, texts: list[str]) -> Text:
+    """A conversation of these texts, any turns of which are learned, the last answer always."""
+    asked = texts if len(texts) % 2 else texts[:-1]  # the last one is a question
+    turns = [Turn("assistant" if k % 2 else "user", text, draw(st.booleans())) for k, text in enumerate(asked)]
+    answer = Turn("assistant", draw(PARTS.map("".join)), True)
+    record = Record(instruction=texts[0], output=answer.text, turns=(*turns, answer), row=row)
+    return Text(row, template.parts(record), template.as_transformers)
 
 
 def labels_of(encoded: EncodedSet, index: int) -> Tensor:
