@@ -277,3 +277,36 @@ def test_tokens_keep_their_ids(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected a model whose tokenizer has it"):
         gpt2_tokenizer().special("<|im_end|>")
     assert ALPACA.special_tokens == ()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("template", CHATS, ids=lambda template: template.name)
+def test_trl_learns_the_same(template: Any, tmp_path: Path) -> None:
+    """`assistant_only_loss` of its SFTTrainer."""
+    trl = pytest.importorskip("trl", reason="pip install 'fastft[trl]'")
+    import datasets
+    import transformers
+
+    ours = tokenizer_for(template)
+    for name, content in {**ours.files(1024), "chat_template.jinja": as_jinja(template).encode()}.items():
+        (tmp_path / name).write_bytes(content)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    config = transformers.GPT2Config(n_layer=1, n_head=1, n_embd=8, n_positions=1024, vocab_size=ours.size())
+    records = random_conversations(200, seed=2)
+    rows = [{"messages": [{"role": turn.role, "content": turn.text} for turn in one.turns]} for one in records]
+    trainer = trl.SFTTrainer(
+        model=transformers.GPT2LMHeadModel(config),
+        args=trl.SFTConfig(
+            output_dir=str(tmp_path / "out"), assistant_only_loss=True, max_length=None, report_to=[], use_cpu=True
+        ),
+        train_dataset=datasets.Dataset.from_list(rows),
+        processing_class=theirs,
+    )
+    masked = encode(records, template, ours, max_length=4096)
+    whole = encode(records, template, ours, learn=ALL, max_length=4096)
+    for index, row in enumerate(trainer.train_dataset):
+        assert whole[index].tolist() == row["input_ids"]
+        labels = [-100] * len(row["input_ids"])
+        for begin, end in masked.spans_of(index):
+            labels[begin:end] = row["input_ids"][begin:end]
+        assert labels[1:] == row["labels"][1:]  # the first id has nothing before it that could predict it
