@@ -34,6 +34,7 @@ from fastft.data.prompts import (
     split_at,
     template_of_file,
     text_of,
+    with_options,
 )
 from fastft.data.records import END_OF_TEXT_MARK, Record, Turn
 
@@ -144,7 +145,8 @@ class JinjaTemplate:
 
     def prompt_parts(self, question: Question) -> tuple[Part, ...]:
         """See `Template.prompt_parts`."""
-        turns = question.turns[:-1] or (Turn("user", self._asked(question)),)
+        turns = with_options(question.turns, question.choices, self.before_choices)[:-1]
+        turns = turns or (Turn("user", self._asked(question)),)
         return tuple((text, False) for text, _ in self._rendered(turns, answer=True))
 
     def parts(self, record: Record, learn: Learn = RESPONSES) -> tuple[Part, ...]:
@@ -153,7 +155,8 @@ class JinjaTemplate:
         Raises:
             UserError: the record, or `learn`, asks for other parts than the program marks.
         """
-        turns = record.turns or (Turn("user", self._asked(record)), Turn("assistant", record.output))
+        turns = with_options(record.turns, record.choices, self.before_choices)
+        turns = turns or (Turn("user", self._asked(record)), Turn("assistant", record.output))
         if turns[0].role == "raw":
             return Template(name=self.name, before_instruction="", before_response=" ").parts(record, learn)
         if set(learn.roles) != {"assistant"} or any(turn.learned for turn in turns if turn.role != "assistant"):
@@ -162,10 +165,16 @@ class JinjaTemplate:
                 "marks the assistant's alone; expected --train_roles assistant, or a template of fixed parts"
             )
         parts = self._rendered(turns, answer=False)
-        if learn.what == "all":
+        everything = learn.what == "all"
+        if everything and any(turn.learned is False for turn in turns if turn.role != "assistant"):
+            raise UserError(
+                f"template {self.name}: got --train_on all and a turn of another than the assistant that is not to be "
+                "learned, and a Jinja template marks the assistant's alone; expected --train_on responses"
+            )
+        if everything and all(turn.learned is not False for turn in turns):
             return tuple((text, True) for text, _ in parts)
-        return _of_turns(parts, [is_on for turn, is_on in zip(turns, learn.of(turns), strict=True)
-                                 if turn.role == "assistant"], self.name)  # fmt: skip
+        wanted = [is_on for turn, is_on in zip(turns, learn.of(turns), strict=True) if turn.role == "assistant"]
+        return _of_turns(parts, wanted, self.name, everything)
 
     def response(self, output: str) -> str:
         """See `Template.response`."""
@@ -222,14 +231,15 @@ def _as_end(piece: str, end: str) -> str:
     return Special("") if isinstance(piece, Special) and piece == end == END_OF_TEXT_MARK else piece
 
 
-def _of_turns(parts: Sequence[Part], wanted: Sequence[bool], name: str) -> tuple[Part, ...]:
-    """The marks of turns that are not wanted taken away; each run of learned parts is one turn of the assistant."""
+def _of_turns(parts: Sequence[Part], wanted: Sequence[bool], name: str, everything: bool) -> tuple[Part, ...]:
+    """The marks of turns that are not wanted taken away, and `everything` that no turn of the assistant has marked; each
+    run of learned parts is one turn of the assistant."""
     found: list[Part] = []
     turn, inside = -1, False
     for text, learned in parts:
         turn += learned and not inside
         inside = learned
-        found.append((text, learned and turn < len(wanted) and wanted[turn]))
+        found.append((text, turn < len(wanted) and wanted[turn] if learned else everything))
     if turn + 1 != len(wanted):
         raise UserError(
             f"template {name}: got {turn + 1} marked responses of a conversation with {len(wanted)}, expected "

@@ -28,6 +28,7 @@ from fastft.data.tokenizer import Tokenizer, gpt2_tokenizer
 
 SHIPPED = tuple(TEMPLATES.values())
 CHATS = tuple(template for template in SHIPPED if template.as_transformers)
+JINJA = JinjaTemplate("jinja", as_jinja(CHATML), end_token="<|im_end|>")
 WORDS = ("Hello", " you", "\n", "\n\n", "Ünï 🙂", " 12", "?", "a\n", " ", "USER: ", "def f():\n    return 1")
 
 
@@ -277,3 +278,42 @@ def test_tokens_keep_their_ids(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected a model whose tokenizer has it"):
         gpt2_tokenizer().special("<|im_end|>")
     assert ALPACA.special_tokens == ()
+
+
+@pytest.mark.parametrize("template", SHIPPED, ids=lambda template: template.name)
+def test_earlier_turns_have_the_ids_in_a_prompt_that_they_have_in_training(template: AnyTemplate) -> None:
+    """A question that ends with a line end is encoded apart from its answer where no token may span the two."""
+    record = conversation("a\n", "b", "c\n", "d", row=7)
+    some = encoded([record], template)
+    (prompt,) = prompts_of([record], template, tokenizer_for(template))
+    assert some[0][: len(prompt)].tolist() == prompt
+    assert some.report.encoded_apart in ([], [7])  # a row once, however many of its turns
+
+
+@pytest.mark.parametrize("template", [CHATML, ALPACA, JINJA], ids=["chatml", "alpaca", "jinja"])
+def test_options_stand_behind_a_conversations_last_question(template: AnyTemplate) -> None:
+    texts, choices = ("a", "b", "c", "d"), {"choices": ["d", "e"]}
+    turns = conversation(*texts).turns
+    record = Record(instruction="c", output="d", turns=turns, extra=choices)
+    assert template.prompt_of(record).count("A. d\nB. e") == 1
+    assert template.prompt_of(record).index("A. d") > template.prompt_of(record).index("c")
+    (prompt,) = prompts_of([record], template, tokenizer_for(template))
+    assert encoded([record], template)[0][: len(prompt)].tolist() == prompt
+    alone = Record(instruction="a", output="b", extra={"choices": ["b", "c"]})
+    as_turns = Record(instruction="a", output="b", turns=conversation("a", "b").turns, extra=alone.extra)
+    assert template.prompt_of(as_turns) == template.prompt_of(alone)
+
+
+def test_last_leaves_what_the_data_say_of_turns() -> None:
+    turns = (Turn("user", "a"), Turn("assistant", "b", True), Turn("user", "c"), Turn("assistant", "d"))
+    record = Record(instruction="c", output="d", turns=turns)
+    assert said(encoded([record], CHATML, LAST), 0, CHATML) == ["b<|im_end|>", "d<|im_end|>"]
+
+
+def test_a_jinja_template_leaves_out_of_all_what_the_data_says_is_not_learned() -> None:
+    turns = (Turn("user", "a"), Turn("assistant", "b", False), Turn("user", "c"), Turn("assistant", "d"))
+    record = Record(instruction="c", output="d", turns=turns)
+    assert said(encoded([record], JINJA, ALL), 0, CHATML) == said(encoded([record], CHATML, ALL), 0, CHATML)
+    with pytest.raises(UserError, match="not to be learned"):
+        record = Record(instruction="a", output="b", turns=(Turn("user", "a", False), Turn("assistant", "b")))
+        encoded([record], JINJA, ALL)
