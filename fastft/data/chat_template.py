@@ -232,8 +232,8 @@ def _as_end(piece: str, end: str) -> str:
 
 
 def _of_turns(parts: Sequence[Part], wanted: Sequence[bool], name: str, everything: bool) -> tuple[Part, ...]:
-    """The marks of turns that are not wanted taken away, and `everything` that no turn of the assistant has marked; each
-    run of learned parts is one turn of the assistant."""
+    """The marks of turns that are not wanted taken away, the rest marked where `everything` is learned; each run of
+    learned parts is one turn of the assistant."""
     found: list[Part] = []
     turn, inside = -1, False
     for text, learned in parts:

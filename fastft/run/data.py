@@ -218,9 +218,7 @@ def read_sources(
     return tuple(sources)
 
 
-def load_data(
-    options: TrainOptions, tokenizer: Tokenizer | None = None, template: AnyTemplate | None = None
-) -> Data:
+def load_data(options: TrainOptions, tokenizer: Tokenizer | None = None, template: AnyTemplate | None = None) -> Data:
     """Reads and splits the data of a run; a large file's records stay in the file (see `fastft.data.token_cache`).
 
     Args:

@@ -314,6 +314,6 @@ def test_a_jinja_template_leaves_out_of_all_what_the_data_says_is_not_learned() 
     turns = (Turn("user", "a"), Turn("assistant", "b", False), Turn("user", "c"), Turn("assistant", "d"))
     record = Record(instruction="c", output="d", turns=turns)
     assert said(encoded([record], JINJA, ALL), 0, CHATML) == said(encoded([record], CHATML, ALL), 0, CHATML)
+    record = Record(instruction="a", output="b", turns=(Turn("user", "a", False), Turn("assistant", "b")))
     with pytest.raises(UserError, match="not to be learned"):
-        record = Record(instruction="a", output="b", turns=(Turn("user", "a", False), Turn("assistant", "b")))
         encoded([record], JINJA, ALL)
