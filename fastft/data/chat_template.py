@@ -7,6 +7,7 @@ What is learned of a conversation is what stands within `{% generation %} ... {%
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ from fastft.data.records import END_OF_TEXT_MARK, Record, Turn
 
 _OPEN, _CLOSE = "\ue0f0\ue0f1<", ">\ue0f1\ue0f0"
 """Around what is learned while a template is rendered: private characters, of which no text has these in a row."""
-_LIKE_A_TOKEN = re.compile(r"<\|[\w ./:-]+\|>|</?s>|<(?:bos|eos|pad|start_of_turn|end_of_turn)>")
+_LIKE_A_TOKEN = re.compile(r"<[|｜][\w ./:▁-]+[|｜]>|</?s>|<(?:bos|eos|pad|start_of_turn|end_of_turn)>")
 """What special tokens look like. A template writes some of them out, and leaves others to `bos_token`, `eos_token`."""
 JINJA_SUFFIXES = (".jinja", ".jinja2", ".j2")
 
@@ -121,11 +122,13 @@ class JinjaTemplate:
                 f"template {self.name}: got a response that ends without a special token, expected eos_token or a "
                 "token such as <|im_end|> before {% endgeneration %}: else a model never learns where to stop"
             )
+        self._check_prompt()
 
     @property
     def special_tokens(self) -> tuple[str, ...]:
         """The tokens that it writes, beside the end-of-text."""
-        found = [self.begin_token, *_LIKE_A_TOKEN.findall(self.source)]
+        named = {"bos_token": self.begin_token, "eos_token": self.end_token}
+        found = [*(token for name, token in named.items() if name in self.source), *_LIKE_A_TOKEN.findall(self.source)]
         return tuple(token for token in dict.fromkeys(found) if token and token != END_OF_TEXT_MARK)
 
     @property
@@ -193,9 +196,20 @@ class JinjaTemplate:
         return asked + (self.before_choices + lettered(question.choices) if question.choices else "")
 
     def _last_learned(self) -> str:
-        tried = self._rendered((Turn("user", "a"), Turn("assistant", "b")), answer=False)
+        tried = self._rendered(_TRIED, answer=False)
         learned = [text for text, is_learned in tried if is_learned]
         return learned[-1] if learned else ""
+
+    def _check_prompt(self) -> None:
+        """Refuses a program that asks for an answer by another text than it has before one."""
+        trained, prompt = self._rendered(_TRIED, answer=False), text_of(self._rendered(_TRIED[:1], answer=True))
+        before = text_of([*itertools.takewhile(lambda part: not part[1], trained)])
+        if not (prompt.startswith(before) and text_of(trained).startswith(prompt)):
+            raise UserError(
+                f"template {self.name}: got the prompt {prompt!r} with add_generation_prompt, and {before!r} before "
+                "what is learned of an answer; expected the same: a model would be asked in another way than it was "
+                "trained"
+            )
 
     def _rendered(self, turns: Sequence[Turn], *, answer: bool) -> list[Part]:
         """What the program writes, cut at its special tokens, and what of it is learned."""
@@ -223,8 +237,11 @@ class JinjaTemplate:
                         f"template {self.name}: got a turn of the {turn.role} that holds {token}, which the template "
                         "writes as a token, expected text without it: leave that record out"
                     )
-        if not text:
-            raise UserError(f"template {self.name}: it writes nothing of a conversation")
+            if turn.text.strip() not in text:
+                raise UserError(
+                    f"template {self.name}: got a turn of the {turn.role} that it leaves out or changes, expected a "
+                    "program that writes every turn as it is; change the program, or the data"
+                )
 
 
 def _as_end(piece: str, end: str) -> str:
@@ -247,6 +264,8 @@ def _of_turns(parts: Sequence[Part], wanted: Sequence[bool], name: str, everythi
         )
     return tuple(found)
 
+
+_TRIED = (Turn("user", "a"), Turn("assistant", "b"))
 
 AnyTemplate = Template | JinjaTemplate
 
@@ -317,9 +336,16 @@ def _token_named(config: dict[str, Any], name: str) -> str:
 
 
 def as_jinja(template: AnyTemplate) -> str:
-    """The Jinja program that writes what a template writes, for what is exported."""
+    """The Jinja program that writes what a template writes, for what is exported.
+
+    A program's tokens are set in it: those that the tokenizer names may be others, as it has the token that ends an
+    answer for its end-of-text.
+    """
     if isinstance(template, JinjaTemplate):
-        return template.source
+        tokens = {"bos_token": template.begin_token, "eos_token": template.end_token or None}
+        used = {name: token for name, token in tokens.items() if token is not None and name in template.source}
+        # The line ends belong to these blocks, so that a program may begin with one of its own.
+        return "".join(f"{{% set {name} = {_quoted(token)} %}}\n" for name, token in used.items()) + template.source
     t = template
     lines = [
         _say(t.begin),
@@ -351,7 +377,11 @@ def _system_of(template: Template) -> str:
 
 def _say(before: str, value: str | None = None, after: str | None = "") -> str:
     """An output of a Jinja program; `after` None stands for the end-of-text."""
-    said = [json.dumps(before, ensure_ascii=False)] if before else []
+    said = [_quoted(before)] if before else []
     said += [value] if value else []
-    said += ["eos_token"] if after is None else [json.dumps(after, ensure_ascii=False)] if after else []
+    said += ["eos_token"] if after is None else [_quoted(after)] if after else []
     return "{{- " + " + ".join(said) + " }}" if said else ""
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
