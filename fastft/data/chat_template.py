@@ -7,6 +7,7 @@ What is learned of a conversation is what stands within `{% generation %} ... {%
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -34,12 +35,13 @@ from fastft.data.prompts import (
     split_at,
     template_of_file,
     text_of,
+    with_options,
 )
 from fastft.data.records import END_OF_TEXT_MARK, Record, Turn
 
 _OPEN, _CLOSE = "\ue0f0\ue0f1<", ">\ue0f1\ue0f0"
 """Around what is learned while a template is rendered: private characters, of which no text has these in a row."""
-_LIKE_A_TOKEN = re.compile(r"<\|[\w ./:-]+\|>|</?s>|<(?:bos|eos|pad|start_of_turn|end_of_turn)>")
+_LIKE_A_TOKEN = re.compile(r"<[|｜][\w ./:▁-]+[|｜]>|</?s>|<(?:bos|eos|pad|start_of_turn|end_of_turn)>")
 """What special tokens look like. A template writes some of them out, and leaves others to `bos_token`, `eos_token`."""
 JINJA_SUFFIXES = (".jinja", ".jinja2", ".j2")
 
@@ -120,11 +122,13 @@ class JinjaTemplate:
                 f"template {self.name}: got a response that ends without a special token, expected eos_token or a "
                 "token such as <|im_end|> before {% endgeneration %}: else a model never learns where to stop"
             )
+        self._check_prompt()
 
     @property
     def special_tokens(self) -> tuple[str, ...]:
         """The tokens that it writes, beside the end-of-text."""
-        found = [self.begin_token, *_LIKE_A_TOKEN.findall(self.source)]
+        named = {"bos_token": self.begin_token, "eos_token": self.end_token}
+        found = [*(token for name, token in named.items() if name in self.source), *_LIKE_A_TOKEN.findall(self.source)]
         return tuple(token for token in dict.fromkeys(found) if token and token != END_OF_TEXT_MARK)
 
     @property
@@ -144,7 +148,8 @@ class JinjaTemplate:
 
     def prompt_parts(self, question: Question) -> tuple[Part, ...]:
         """See `Template.prompt_parts`."""
-        turns = question.turns[:-1] or (Turn("user", self._asked(question)),)
+        turns = with_options(question.turns, question.choices, self.before_choices)[:-1]
+        turns = turns or (Turn("user", self._asked(question)),)
         return tuple((text, False) for text, _ in self._rendered(turns, answer=True))
 
     def parts(self, record: Record, learn: Learn = RESPONSES) -> tuple[Part, ...]:
@@ -153,7 +158,8 @@ class JinjaTemplate:
         Raises:
             UserError: the record, or `learn`, asks for other parts than the program marks.
         """
-        turns = record.turns or (Turn("user", self._asked(record)), Turn("assistant", record.output))
+        turns = with_options(record.turns, record.choices, self.before_choices)
+        turns = turns or (Turn("user", self._asked(record)), Turn("assistant", record.output))
         if turns[0].role == "raw":
             return Template(name=self.name, before_instruction="", before_response=" ").parts(record, learn)
         if set(learn.roles) != {"assistant"} or any(turn.learned for turn in turns if turn.role != "assistant"):
@@ -162,10 +168,16 @@ class JinjaTemplate:
                 "marks the assistant's alone; expected --train_roles assistant, or a template of fixed parts"
             )
         parts = self._rendered(turns, answer=False)
-        if learn.what == "all":
+        everything = learn.what == "all"
+        if everything and any(turn.learned is False for turn in turns if turn.role != "assistant"):
+            raise UserError(
+                f"template {self.name}: got --train_on all and a turn of another than the assistant that is not to be "
+                "learned, and a Jinja template marks the assistant's alone; expected --train_on responses"
+            )
+        if everything and all(turn.learned is not False for turn in turns):
             return tuple((text, True) for text, _ in parts)
-        return _of_turns(parts, [is_on for turn, is_on in zip(turns, learn.of(turns), strict=True)
-                                 if turn.role == "assistant"], self.name)  # fmt: skip
+        wanted = [is_on for turn, is_on in zip(turns, learn.of(turns), strict=True) if turn.role == "assistant"]
+        return _of_turns(parts, wanted, self.name, everything)
 
     def response(self, output: str) -> str:
         """See `Template.response`."""
@@ -184,9 +196,20 @@ class JinjaTemplate:
         return asked + (self.before_choices + lettered(question.choices) if question.choices else "")
 
     def _last_learned(self) -> str:
-        tried = self._rendered((Turn("user", "a"), Turn("assistant", "b")), answer=False)
+        tried = self._rendered(_TRIED, answer=False)
         learned = [text for text, is_learned in tried if is_learned]
         return learned[-1] if learned else ""
+
+    def _check_prompt(self) -> None:
+        """Refuses a program that asks for an answer by another text than it has before one."""
+        trained, prompt = self._rendered(_TRIED, answer=False), text_of(self._rendered(_TRIED[:1], answer=True))
+        before = text_of([*itertools.takewhile(lambda part: not part[1], trained)])
+        if not (prompt.startswith(before) and text_of(trained).startswith(prompt)):
+            raise UserError(
+                f"template {self.name}: got the prompt {prompt!r} with add_generation_prompt, and {before!r} before "
+                "what is learned of an answer; expected the same: a model would be asked in another way than it was "
+                "trained"
+            )
 
     def _rendered(self, turns: Sequence[Turn], *, answer: bool) -> list[Part]:
         """What the program writes, cut at its special tokens, and what of it is learned."""
@@ -214,22 +237,26 @@ class JinjaTemplate:
                         f"template {self.name}: got a turn of the {turn.role} that holds {token}, which the template "
                         "writes as a token, expected text without it: leave that record out"
                     )
-        if not text:
-            raise UserError(f"template {self.name}: it writes nothing of a conversation")
+            if turn.text.strip() not in text:
+                raise UserError(
+                    f"template {self.name}: got a turn of the {turn.role} that it leaves out or changes, expected a "
+                    "program that writes every turn as it is; change the program, or the data"
+                )
 
 
 def _as_end(piece: str, end: str) -> str:
     return Special("") if isinstance(piece, Special) and piece == end == END_OF_TEXT_MARK else piece
 
 
-def _of_turns(parts: Sequence[Part], wanted: Sequence[bool], name: str) -> tuple[Part, ...]:
-    """The marks of turns that are not wanted taken away; each run of learned parts is one turn of the assistant."""
+def _of_turns(parts: Sequence[Part], wanted: Sequence[bool], name: str, everything: bool) -> tuple[Part, ...]:
+    """The marks of turns that are not wanted taken away, the rest marked where `everything` is learned; each run of
+    learned parts is one turn of the assistant."""
     found: list[Part] = []
     turn, inside = -1, False
     for text, learned in parts:
         turn += learned and not inside
         inside = learned
-        found.append((text, learned and turn < len(wanted) and wanted[turn]))
+        found.append((text, turn < len(wanted) and wanted[turn] if learned else everything))
     if turn + 1 != len(wanted):
         raise UserError(
             f"template {name}: got {turn + 1} marked responses of a conversation with {len(wanted)}, expected "
@@ -237,6 +264,8 @@ def _of_turns(parts: Sequence[Part], wanted: Sequence[bool], name: str) -> tuple
         )
     return tuple(found)
 
+
+_TRIED = (Turn("user", "a"), Turn("assistant", "b"))
 
 AnyTemplate = Template | JinjaTemplate
 
@@ -307,9 +336,16 @@ def _token_named(config: dict[str, Any], name: str) -> str:
 
 
 def as_jinja(template: AnyTemplate) -> str:
-    """The Jinja program that writes what a template writes, for what is exported."""
+    """The Jinja program that writes what a template writes, for what is exported.
+
+    A program's tokens are set in it: those that the tokenizer names may be others, as it has the token that ends an
+    answer for its end-of-text.
+    """
     if isinstance(template, JinjaTemplate):
-        return template.source
+        tokens = {"bos_token": template.begin_token, "eos_token": template.end_token or None}
+        used = {name: token for name, token in tokens.items() if token is not None and name in template.source}
+        # The line ends belong to these blocks, so that a program may begin with one of its own.
+        return "".join(f"{{% set {name} = {_quoted(token)} %}}\n" for name, token in used.items()) + template.source
     t = template
     lines = [
         _say(t.begin),
@@ -341,7 +377,11 @@ def _system_of(template: Template) -> str:
 
 def _say(before: str, value: str | None = None, after: str | None = "") -> str:
     """An output of a Jinja program; `after` None stands for the end-of-text."""
-    said = [json.dumps(before, ensure_ascii=False)] if before else []
+    said = [_quoted(before)] if before else []
     said += [value] if value else []
-    said += ["eos_token"] if after is None else [json.dumps(after, ensure_ascii=False)] if after else []
+    said += ["eos_token"] if after is None else [_quoted(after)] if after else []
     return "{{- " + " + ".join(said) + " }}" if said else ""
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

@@ -327,9 +327,13 @@ def prompts_of(questions: Iterable[Question], template: AnyTemplate, tokenizer: 
     made = [template.prompt_parts(question) for question in questions]
     if template.as_transformers:
         return [_before_an_answer(parts, template.response_header, tokenizer) for parts in made]
-    if not any(isinstance(text, Special) for parts in made for text, _ in parts):
+    if all(len(parts) == 1 and not isinstance(parts[0][0], Special) for parts in made):
         return tokenizer.encode_many([text_of(parts) for parts in made])  # on several threads
-    return [[token for run in _runs(parts) for token in _ids_of_run(run, tokenizer)] for parts in made]
+    return [[token for run in _runs(parts) for token in _ids_as_trained(run, tokenizer)] for parts in made]
+
+
+def _ids_as_trained(run: Sequence[Part], tokenizer: Tokenizer) -> list[int]:
+    return _ids_of_run(run, tokenizer) if len(run) == 1 else _apart_where_needed(run, tokenizer)[0]
 
 
 def _before_an_answer(parts: Sequence[Part], header: str, tokenizer: Tokenizer) -> list[int]:
@@ -416,7 +420,7 @@ def _ids_and_spans(text: Text, tokenizer: Tokenizer, happened: Happened) -> tupl
                 f"{tokenizer.size()}"
             )
         return ids, _joined((at, at + 1) for at, label in enumerate(text.tokens.labels) if label != _IGNORED)
-    ids = []
+    ids, some_apart = [], False
     learned: list[tuple[int, int]] = []
     for run in _runs(text.parts):
         if isinstance(run[0][0], Special):
@@ -425,12 +429,15 @@ def _ids_and_spans(text: Text, tokenizer: Tokenizer, happened: Happened) -> tupl
         elif text.as_transformers:
             own, bounds = _as_transformers(run, tokenizer)
         else:
-            own, bounds = _apart_where_needed(run, tokenizer, text.row, happened)
+            own, bounds, is_apart = _apart_where_needed(run, tokenizer)
+            some_apart |= is_apart
         before = len(ids)
         ids += own
         learned += [
             (before + begin, before + end) for (_, wanted), (begin, end) in zip(run, bounds, strict=True) if wanted
         ]
+    if some_apart:
+        happened.report.encoded_apart.append(text.row)
     return ids, _joined(learned)
 
 
@@ -452,11 +459,9 @@ def _ids_of_run(run: Sequence[Part], tokenizer: Tokenizer) -> list[int]:
     return [tokenizer.special(text)] if isinstance(text, Special) else tokenizer.encode(text_of(run))
 
 
-def _apart_where_needed(
-    run: Sequence[Part], tokenizer: Tokenizer, row: int, happened: Happened
-) -> tuple[list[int], Bounds]:
-    """The ids of parts as one text, and the bounds of each; all parts apart where the ids of a beginning of them are no
-    beginning of the ids."""
+def _apart_where_needed(run: Sequence[Part], tokenizer: Tokenizer) -> tuple[list[int], Bounds, bool]:
+    """The ids of parts as one text, and the bounds of each; all parts apart, and True, where the ids of a beginning of
+    them are no beginning of the ids."""
     # One text a call: tiktoken's batches, a thread pool each, take three times as long on texts of this size.
     parts = [part for part, _ in run]
     ids = tokenizer.encode("".join(parts))
@@ -464,12 +469,15 @@ def _apart_where_needed(
     for k in range(1, len(parts)):
         before = tokenizer.encode("".join(parts[:k]))
         if ids[: len(before)] != before:
-            happened.report.encoded_apart.append(row)
             apart = [tokenizer.encode(part) for part in parts]
-            ids, begins = [token for one in apart for token in one], [0, *itertools.accumulate(map(len, apart[:-1]))]
-            break
+            return [token for one in apart for token in one], _bounds(itertools.accumulate(map(len, apart))), True
         begins.append(len(before))
-    return ids, list(itertools.pairwise([*begins, len(ids)]))
+    return ids, _bounds([*begins[1:], len(ids)]), False
+
+
+def _bounds(ends: Iterable[int]) -> Bounds:
+    """Of parts that lie end to end from 0 on."""
+    return list(itertools.pairwise([0, *ends]))
 
 
 def _as_transformers(run: Sequence[Part], tokenizer: Tokenizer) -> tuple[list[int], Bounds]:

@@ -32,7 +32,7 @@ NAMES = (
     "added_tokens.json",
     "special_tokens_map.json",
     "tokenizer_config.json",
-    "chat_template.jinja",
+    _CHAT_TEMPLATE := "chat_template.jinja",
 )
 """The files of a tokenizer: those that are read, and `chat_template.jinja`, which goes with them."""
 
@@ -146,6 +146,8 @@ class FolderTokenizer(Tokenizer):
         """See `Tokenizer`."""
         digest = hashlib.sha256()
         for name, content in sorted(self._contents.items()):
+            if name == _CHAT_TEMPLATE:
+                continue  # it says nothing of ids
             digest.update(f"{name} {len(content)}\n".encode() + content)
         texts = {"gpt2": self._gpt2.identity()} if self._gpt2 else {"tokenizers": tokenizers.__version__}
         return {"files": digest.hexdigest(), "end_of_text": self.end_of_text, **texts}

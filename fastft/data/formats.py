@@ -303,6 +303,7 @@ def _text(row: int, fields: dict[str, Any], rules: ReadingRules, notes: list[str
         extra={key: item for key, item in fields.items() if key != "text"},
         notes=noted(notes),
         turns=(Turn("raw", text, True),),
+        is_document=True,
     )
 
 

@@ -14,7 +14,6 @@ cards; `vicuna`, version 1.1 of FastChat's conversation.py (github.com/lm-sys/Fa
 
 from __future__ import annotations
 
-import functools
 import re
 import string
 from collections.abc import Sequence
@@ -48,8 +47,8 @@ class Learn:
     """Which parts of an example are learned, beside what the data themselves say of a turn.
 
     Attributes:
-        what: `responses`: each turn of these roles; `last`: the last of them alone; `all`: everything, the template's
-            own text too.
+        what: `responses`: each turn of these roles; `last`: of those of which the data say nothing the last one alone;
+            `all`: everything, the template's own text too.
         roles: whose turns; of the assistant's the end is learned as well, of others the text alone.
     """
 
@@ -64,7 +63,7 @@ class Learn:
         ]
         if self.what == "last":
             last = max((number for number, learned in enumerate(found) if learned), default=None)
-            return [number == last for number in range(len(turns))]
+            return [turn.learned is True or number == last for number, turn in enumerate(turns)]
         return found
 
 
@@ -161,16 +160,18 @@ class Template:
         return text_of(self.prompt_parts(question))
 
     def prompt_parts(self, question: Question) -> tuple[Part, ...]:
-        """The prompt of a record: of a conversation, all but its last turn."""
-        turns = question.turns[:-1] or (self._question(question),)
-        written = self._written(turns, [False] * len(turns), bool(question.input))
-        if not (question.turns and question.turns[-1].role == "raw"):
+        """The prompt of a record: of a conversation, all but its last turn. Parts that training has apart are so here:
+        their ids may be others than those of one text."""
+        turns = with_options(question.turns, question.choices, self.before_choices)[:-1] or (self._question(question),)
+        written = self._written(turns, RESPONSES.of(turns), bool(question.input), ends=False)
+        if turns[0].role != "raw":
             written.add_fixed(self.before_response, False)
-        return written.as_parts()
+        return tuple((text, False) for text, _ in written.as_parts())
 
     def parts(self, record: Record, learn: Learn = RESPONSES) -> tuple[Part, ...]:
         """A record's whole text, and what of it is learned."""
-        turns = record.turns or (self._question(record), Turn("assistant", record.output))
+        turns = with_options(record.turns, record.choices, self.before_choices)
+        turns = turns or (self._question(record), Turn("assistant", record.output))
         return self._written(turns, learn.of(turns), bool(record.input), everything=learn.what == "all").as_parts()
 
     def response(self, output: str) -> str:
@@ -194,9 +195,22 @@ class Template:
         return instruction + with_input + (self.before_choices + lettered(choices) if choices else "")
 
     def _written(
-        self, turns: Sequence[Turn], learned: Sequence[bool], has_input: bool, *, everything: bool = False
+        self,
+        turns: Sequence[Turn],
+        learned: Sequence[bool],
+        has_input: bool,
+        *,
+        everything: bool = False,
+        ends: bool = True,
     ) -> _Parts:
-        """All turns with what is around them; `everything`: the fixed strings are learned too."""
+        """All turns with what is around them.
+
+        Args:
+            turns, learned: of them, and whether each is learned.
+            has_input: whether a lone question has an input.
+            everything: whether the fixed strings are learned too.
+            ends: whether these are all turns there are, so that an end-of-text is behind segments.
+        """
         written = _Parts(self.special_tokens)
         if turns[0].role != "raw":
             written.add_fixed(self.begin, everything)
@@ -207,7 +221,7 @@ class Template:
             if turn.role == "user" and number and turns[number - 1].role == "assistant":
                 written.add_fixed(self.between, everything)
             self._add(written, turn, is_learned, everything)
-        if turns[-1].role == "raw":
+        if ends and turns[-1].role == "raw":
             written.add(END, learned[-1])
         return written
 
@@ -274,6 +288,14 @@ def split_at(text: str, special_tokens: Sequence[str]) -> list[str]:
 def text_of(parts: Sequence[Part]) -> str:
     """Parts as one text."""
     return "".join(text for text, _ in parts)
+
+
+def with_options(turns: tuple[Turn, ...], choices: Sequence[str], before: str) -> tuple[Turn, ...]:
+    """The turns of a conversation, if it is one, with the options of its last question behind that question."""
+    if not (turns and choices):
+        return turns
+    *earlier, question, answer = turns
+    return (*earlier, question._replace(text=question.text + before + lettered(choices)), answer)
 
 
 def lettered(choices: Sequence[str]) -> str:
@@ -397,7 +419,6 @@ def described(description: dict[str, Any], source: str) -> Template:
 _KINDS = {str: "text", list: "a list of texts", bool: "true or false"}
 
 
-@functools.cache
 def template_of_file(path: Path) -> Template:
     """The template in a YAML file of its fields.
 

@@ -104,6 +104,7 @@ class Record:
         turns: what it is made of where it is no pair of instruction and output: a conversation, which ends with the
             assistant's turn `output`; segments or a document, all of them `raw`.
         tokens: what it is made of where it comes as ids; it has no text then.
+        is_document: whether it is a document, which is learned as a whole and cut into contexts with others.
     """
 
     instruction: str
@@ -114,11 +115,7 @@ class Record:
     notes: tuple[str, ...] = ()
     turns: tuple[Turn, ...] = ()
     tokens: Tokens | None = None
-
-    @property
-    def is_document(self) -> bool:
-        """Whether it is a document, which is learned as a whole and cut into contexts with others."""
-        return len(self.turns) == 1 and self.turns[0].role == "raw"
+    is_document: bool = False
 
     @property
     def asks(self) -> bool:

@@ -120,8 +120,24 @@ def read_source(given: str, rules: ReadingRules, *, token_cache: str, skip_bad_r
     )
     records, name = (found, str(path)) if isinstance(found, RecordFile) else (found.good, found.source)
     check_usable(name, len(records), found.bad, skip_bad_records=skip_bad_records)
+    _check_documents_apart(name, found.pieces)
     nothing = np.zeros(0, dtype=np.int64)
     return Source(name, records, found.bad, Split(nothing, nothing, nothing), tuple(found.pieces), found.taken_for)
+
+
+def _check_documents_apart(name: str, pieces: Sequence[Piece]) -> None:
+    """Refuses a folder of documents and of others: documents are cut into contexts with what stands beside them.
+
+    Raises:
+        UserError: it holds both.
+    """
+    by_format = {piece.format: piece.name for piece in pieces if piece.format is not None}
+    if "text" in by_format and len(by_format) > 1:
+        other = next(format for format in by_format if format != "text")
+        raise UserError(
+            f"{name}: got documents ({by_format['text']}) and {other} ({by_format[other]}) in one folder, expected "
+            "documents by themselves; give the files one after another: --data A B"
+        )
 
 
 def check_different(flags: Sequence[str], sources: Sequence[Source]) -> None:

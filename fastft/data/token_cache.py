@@ -64,7 +64,7 @@ LARGE_FILE = 32 << 20
 """Bytes of a data file from which `auto` uses the cache. In memory such a file (100,000 records of 330 bytes) takes
 some 5 s to encode at each start and a few hundred MB; smaller ones are not worth files on the disk."""
 
-_FORMAT = 6  # to be raised when the same inputs would make other files
+_FORMAT = 7  # to be raised when the same inputs would make other files
 _DONE = "DONE"
 _DTYPES = {"ids": np.int32, "offsets": np.int64, "spans": np.int64, "span_offsets": np.int64, "rows": np.int64}
 

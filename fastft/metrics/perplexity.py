@@ -206,12 +206,14 @@ def _categories(records: Sequence[Record]) -> list[str]:
 
 def _record(row: int, entry: Mapping[str, Any]) -> Record:
     extra = {"category": category_of(entry), "choices": entry.get("choices")}
-    before = tuple(Turn(turn["role"], turn["content"]) for turn in entry.get("messages") or ())
+    # What comes before the answer is asked, whoever said it.
+    before = tuple(Turn(turn["role"], turn["content"], False) for turn in entry.get("messages") or ())
+    answer = Turn("raw" if before and before[-1].role == "raw" else "assistant", entry["output"], True)
     return Record(
         instruction=entry["instruction"],
         input=entry.get("input", ""),
         output=entry["output"],
         row=row,
         extra=extra,
-        turns=(*before, Turn("assistant", entry["output"])) if before else (),
+        turns=(*before, answer) if before else (),
     )

@@ -17,6 +17,7 @@ from fastft.common.errors import UserError
 from fastft.common.keywords import Option, is_keyword
 from fastft.common.options import check_values, option, options_parser, plain_error, table
 from fastft.common.version import __version__
+from fastft.data.chat_template import template_named
 from fastft.data.encode import TooLong
 from fastft.data.formats import parse_fields
 from fastft.data.prompts import Learn, TrainOn
@@ -119,6 +120,8 @@ class LearningOptions:
         Raises:
             UserError: they do.
         """
+        if not Path(self.template).suffix:  # a file may have gone since: a run keeps what it was trained with
+            template_named(self.template)
         if not self.mask_prompt and self.train_on not in (None, "all"):
             raise UserError(
                 f"got --mask_prompt false, which is --train_on all, and --train_on {self.train_on}; expected one of "

@@ -218,12 +218,13 @@ def read_sources(
     return tuple(sources)
 
 
-def load_data(options: TrainOptions, tokenizer: Tokenizer | None = None) -> Data:
+def load_data(options: TrainOptions, tokenizer: Tokenizer | None = None, template: AnyTemplate | None = None) -> Data:
     """Reads and splits the data of a run; a large file's records stay in the file (see `fastft.data.token_cache`).
 
     Args:
         options: of the run.
         tokenizer: the model's, whose end-of-text is looked for in the records; GPT-2's where it is not given.
+        template: what the run was trained with; that of the options where it is not given.
     """
     began = time.perf_counter()
     rules = options.reading_rules().with_end((tokenizer or gpt2_tokenizer()).end_mark)
@@ -231,7 +232,8 @@ def load_data(options: TrainOptions, tokenizer: Tokenizer | None = None) -> Data
         options, rules, token_cache=options.token_cache, skip_bad_records=options.skip_bad_records
     )  # fmt: skip
     mix = None if options.mix is None else tuple(options.mix)
-    return Data(sources, template_named(options.template), mix, time.perf_counter() - began, rules.end_marks)
+    template = template or template_named(options.template)
+    return Data(sources, template, mix, time.perf_counter() - began, rules.end_marks)
 
 
 def warn_of_data(options: TrainOptions, data: Data) -> Findings:

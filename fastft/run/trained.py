@@ -31,7 +31,7 @@ def data_of(run: Run, moved_to: str | Sequence[str] | None = None) -> Data:
     options = run.options()
     if moved_to is not None:
         options = _moved(options, [moved_to] if isinstance(moved_to, str) else list(moved_to))
-    data = load_data(options, run.own_tokenizer())
+    data = load_data(options, run.own_tokenizer(), run.template())
     if not check_same_data(run, data):
         raise UserError(
             f"{run.data} does not say what {run.folder} was trained on, so that its test split may hold training "

@@ -83,7 +83,8 @@ def resume(job: Job) -> None:
         if progress.data_fingerprint != job.progress.data_fingerprint:
             raise UserError(
                 f"the examples are not those of {path}: the records of the data file, or their order, have changed "
-                "in one of its splits, or the tokenizer has; put them back, or start again with --overwrite"
+                "in one of its splits, or the tokenizer or the template's file has; put them back, or start again with "
+                "--overwrite"
             )
         if progress.step > job.total_steps:
             raise UserError(

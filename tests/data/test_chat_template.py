@@ -28,6 +28,7 @@ from fastft.data.tokenizer import Tokenizer, gpt2_tokenizer
 
 SHIPPED = tuple(TEMPLATES.values())
 CHATS = tuple(template for template in SHIPPED if template.as_transformers)
+JINJA = JinjaTemplate("jinja", as_jinja(CHATML), end_token="<|im_end|>")
 WORDS = ("Hello", " you", "\n", "\n\n", "Ünï 🙂", " 12", "?", "a\n", " ", "USER: ", "def f():\n    return 1")
 
 
@@ -202,6 +203,8 @@ PROGRAM = as_jinja(CHATML)
         (PROGRAM.replace(' + "<|im_end|>" }}{%- endgeneration', " }}{%- endgeneration"), "without a special token"),
         ("{% generation %}{{ raise_exception('no') }}{% endgeneration %}", "cannot write a conversation: no"),
         ("{% generation %}{{ strftime_now('%d') }}<|im_end|>{% endgeneration %}", "the date of the day"),
+        (PROGRAM.replace('assistant\\n" }}{%- endif', 'assistant\\n<think>" }}{%- endif'), "asked in another way"),
+        (PROGRAM.split("{%- if add_generation_prompt")[0], "asked in another way"),
     ],
 )
 def test_programs_that_would_train_something_else_are_refused(source: str, says: str) -> None:
@@ -277,6 +280,95 @@ def test_tokens_keep_their_ids(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected a model whose tokenizer has it"):
         gpt2_tokenizer().special("<|im_end|>")
     assert ALPACA.special_tokens == ()
+
+
+@pytest.mark.parametrize("template", SHIPPED, ids=lambda template: template.name)
+def test_earlier_turns_have_the_ids_in_a_prompt_that_they_have_in_training(template: AnyTemplate) -> None:
+    """A question that ends with a line end is encoded apart from its answer where no token may span the two."""
+    record = conversation("a\n", "b", "c\n", "d", row=7)
+    some = encoded([record], template)
+    (prompt,) = prompts_of([record], template, tokenizer_for(template))
+    assert some[0][: len(prompt)].tolist() == prompt
+    assert some.report.encoded_apart in ([], [7])  # a row once, however many of its turns
+
+
+@pytest.mark.parametrize("template", [CHATML, ALPACA, JINJA], ids=["chatml", "alpaca", "jinja"])
+def test_options_stand_behind_a_conversations_last_question(template: AnyTemplate) -> None:
+    texts, choices = ("a", "b", "c", "d"), {"choices": ["d", "e"]}
+    turns = conversation(*texts).turns
+    record = Record(instruction="c", output="d", turns=turns, extra=choices)
+    assert template.prompt_of(record).count("A. d\nB. e") == 1
+    assert template.prompt_of(record).index("A. d") > template.prompt_of(record).index("c")
+    (prompt,) = prompts_of([record], template, tokenizer_for(template))
+    assert encoded([record], template)[0][: len(prompt)].tolist() == prompt
+    alone = Record(instruction="a", output="b", extra={"choices": ["b", "c"]})
+    as_turns = Record(instruction="a", output="b", turns=conversation("a", "b").turns, extra=alone.extra)
+    assert template.prompt_of(as_turns) == template.prompt_of(alone)
+
+
+def test_last_leaves_what_the_data_say_of_turns() -> None:
+    turns = (Turn("user", "a"), Turn("assistant", "b", True), Turn("user", "c"), Turn("assistant", "d"))
+    record = Record(instruction="c", output="d", turns=turns)
+    assert said(encoded([record], CHATML, LAST), 0, CHATML) == ["b<|im_end|>", "d<|im_end|>"]
+
+
+def test_a_jinja_template_leaves_out_of_all_what_the_data_says_is_not_learned() -> None:
+    turns = (Turn("user", "a"), Turn("assistant", "b", False), Turn("user", "c"), Turn("assistant", "d"))
+    record = Record(instruction="c", output="d", turns=turns)
+    assert said(encoded([record], JINJA, ALL), 0, CHATML) == said(encoded([record], CHATML, ALL), 0, CHATML)
+    record = Record(instruction="a", output="b", turns=(Turn("user", "a", False), Turn("assistant", "b")))
+    with pytest.raises(UserError, match="not to be learned"):
+        encoded([record], JINJA, ALL)
+
+
+MISTRALS = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "chat_template.jinja"])
+@pytest.mark.parametrize(("begin", "end"), [("<s>", "</s>"), ("<bos>", "<stop>")])
+def test_tokens_that_a_program_has_by_name_alone(tmp_path: Path, begin: str, end: str, file: str) -> None:
+    """They are added, and the exported program writes them, whatever its tokenizer calls its own."""
+    config = {"bos_token": begin, "eos_token": {"content": end}, "chat_template": MISTRALS}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "chat_template.jinja").write_text(MISTRALS)
+    template = template_named(str(tmp_path / file))
+    tokenizer = tokenizer_for(template)
+    record = conversation("a", "b", "c", "d")
+    some = encoded([record], template)
+    assert said(some, 0, template) == [f"b{end}", f"d{end}"]
+    assert some[0].tolist()[0] == tokenizer.special(begin) != tokenizer.end_of_text == tokenizer.special(end)
+    assert exported(template, tmp_path / "out", record) == some[0].tolist()
+
+
+def test_a_begin_that_nothing_names_is_nothing_in_the_exported_program_too(tmp_path: Path) -> None:
+    template = JinjaTemplate("own", MISTRALS)
+    record = conversation("a", "b")
+    assert exported(template, tmp_path, record) == encoded([record], template)[0].tolist()
+
+
+def exported(template: AnyTemplate, folder: Path, record: Record) -> list[int]:
+    """The ids that transformers makes of a conversation with what is written beside a trained model."""
+    import transformers
+
+    folder.mkdir(exist_ok=True)
+    for name, content in tokenizer_for(template).files(1024).items():
+        (folder / name).write_bytes(content)
+    (folder / "chat_template.jinja").write_text(as_jinja(template))
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    messages = [{"role": turn.role, "content": turn.text} for turn in record.turns]
+    return list(theirs.apply_chat_template(messages, return_dict=True)["input_ids"])
+
+
+def test_a_program_that_leaves_a_turn_out_is_refused() -> None:
+    """Mistral's writes no system's turn, and does not say so."""
+    with pytest.raises(UserError, match=r"row 4: .*a turn of the system that it leaves out"):
+        encoded([conversation("a", "b", system="Be brief.", row=4)], JinjaTemplate("own", MISTRALS))
+    trims = JinjaTemplate("own", PROGRAM.replace("message['content']", "message['content'] | trim"))
+    assert said(encoded([conversation("a ", " b\n")], trims), 0, CHATML) == ["b<|im_end|>"]
 
 
 @pytest.mark.long

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from small_records import made_records
 
 from fastft.common.errors import UserError
-from fastft.data.encode import EncodedSet, encode, name_rows
-from fastft.data.prompts import ALL, ALPACA, PHI3, RESPONSES, Learn, Template
+from fastft.data.encode import EncodedSet, encode, name_rows, prompts_of
+from fastft.data.prompts import ALL, ALPACA, LAST, PHI3, RESPONSES, Learn, Template
 from fastft.data.reading import load_records
-from fastft.data.records import Record
+from fastft.data.records import Record, Turn
 from fastft.data.tokenizer import END_OF_TEXT, gpt2_tokenizer
 
 TOKENIZER = gpt2_tokenizer()
@@ -185,3 +185,26 @@ def test_the_books_rows(book_data: Path, template: Template, mean: float) -> Non
         train = encoded(records[:935])
         assert int(train.supervised.sum()) == 17_876
         assert int(encoded(records[:935], learn=ALL).supervised.sum()) == 52_760
+
+
+def segments(row: int, *of: tuple[str, bool]) -> Record:
+    turns = tuple(Turn("raw", text, learned) for text, learned in of)
+    return Record(instruction="", output=of[-1][0], turns=turns, row=row)
+
+
+def test_a_row_of_one_segment_is_no_document() -> None:
+    """What comes behind it would else be cut into contexts with it, all of it learned."""
+    some = encoded([segments(1, ("All of it.", True)), segments(2, ("Asked. ", False), ("Told.", True))])
+    assert some.rows.tolist() == [1, 2]
+    begin, end = some.spans_of(1)[0]
+    assert TOKENIZER.decode(some[1][begin:end].tolist()) == "Told.<|endoftext|>"
+
+
+def test_the_prompt_of_segments_is_what_training_has_before_the_last() -> None:
+    """A segment that ends with a space is encoded apart from the next, and no end-of-text stands between them."""
+    record = segments(1, ("Q: 1 + 1? ", False), ("2", True), (" Q: 2 + 2? ", False), ("4", True))
+    some = encoded([record], learn=LAST)
+    (prompt,) = prompts_of([record], ALPACA, TOKENIZER)
+    assert some.report.encoded_apart == [1]
+    assert some[0].tolist() == [*prompt, *TOKENIZER.encode("4"), END_OF_TEXT]
+    assert len(some.spans_of(0)) == 2  # their labels say what is learned, whatever --train_on says

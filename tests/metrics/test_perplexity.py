@@ -10,9 +10,9 @@ import torch
 
 from fastft.batches.batch import from_padded
 from fastft.common.errors import UserError
-from fastft.data.encode import EncodedSet
+from fastft.data.encode import EncodedSet, prompts_of
 from fastft.data.prompts import ALPACA
-from fastft.data.records import Record
+from fastft.data.records import Record, Turn
 from fastft.data.tokenizer import END_OF_TEXT, gpt2_tokenizer
 from fastft.metrics import perplexity
 from fastft.metrics.perplexity import choice_accuracy, choice_likelihoods, response_perplexities
@@ -119,6 +119,25 @@ def test_perplexity_is_exp_of_the_mean_loss_of_all_response_tokens(run: Path, mo
     assert found["y"] == pytest.approx(math.exp(np.mean(losses[1])), rel=1e-4)
     with pytest.raises(UserError, match="context of 256"):
         response_perplexities(run, ENTRIES[3:])
+
+
+def test_perplexity_is_of_the_last_answer_alone(run: Path, model: GPT2) -> None:
+    """What was said before is asked: of a conversation, and of segments, which no template writes around."""
+    chat = (Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "d"))
+    raw = (Turn("raw", "So", True), Turn("raw", " it", False), Turn("raw", " goes", True))
+    for turns, header in ((chat, "\n\n### Response:\n"), (raw, "")):
+        record = Record(instruction=turns[-2].text, output=turns[-1].text, turns=turns)
+        begin = "" if header == "" else ALPACA.prompt("a") + header + "b"
+        tokenizer = gpt2_tokenizer()
+        before = prompts_of([record], ALPACA, tokenizer)[0]
+        ids = [*before, *tokenizer.encode(header + record.output), END_OF_TEXT]
+        assert tokenizer.decode(before).startswith(begin)
+        inputs = torch.tensor([ids[:-1]])
+        with torch.no_grad():
+            logits = model.logits(from_padded(inputs, torch.full_like(inputs, -100)), impl="reference")
+        losses = -logits.log_softmax(-1).gather(1, torch.tensor(ids[1:])[:, None])[len(before) - 1 :, 0]
+        found = response_perplexities(run, [record.as_entry()])
+        assert found[None] == pytest.approx(math.exp(losses.mean()), rel=1e-4)
 
 
 @pytest.mark.parametrize("outputs", ["letters", "texts"])

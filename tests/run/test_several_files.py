@@ -346,3 +346,15 @@ def test_a_run_says_where_to_find_what_was_moved(folder: Path) -> None:
     assert len(data_of(Run(Path("run")), [*everything[:2], "u.json"]).part("test")) == 6
     with pytest.raises(UserError, match=r"--data with 1 files, of a run with .*t.json; expected 2, or all 3 in this"):
         data_of(Run(Path("run")), "a.json")
+
+
+@pytest.mark.parametrize("token_cache", ["none", "cache"])
+@pytest.mark.parametrize("names", [("a.jsonl", "b.jsonl"), ("b.jsonl", "a.jsonl")], ids=["first", "last"])
+def test_a_folder_of_documents_and_of_others_is_refused(folder: Path, names: tuple[str, str], token_cache: str) -> None:
+    """The others would be cut into contexts with the documents, all of them learned."""
+    (folder / "many").mkdir()
+    rows = ({"text": "A document."}, {"prompt": "Which?", "completion": "That."})
+    for name, row in zip(names, rows, strict=True):
+        (folder / "many" / name).write_text(json.dumps(row))
+    with pytest.raises(UserError, match=rf"documents \({names[0]}\) and prompt_completion \({names[1]}\)"):
+        load_data(options(data="many", token_cache=token_cache))

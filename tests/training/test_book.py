@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from fastft.batches.batch import IGNORE_INDEX, padded_batch
 from fastft.data.audit import audit
 from fastft.data.encode import EncodedSet, encode
-from fastft.data.prompts import ALPACA, PHI3
+from fastft.data.prompts import ALL, ALPACA, PHI3
 from fastft.data.reading import load_records
 from fastft.data.records import Record, split
 from fastft.data.sample import sample_records
@@ -75,8 +75,8 @@ class TestFigures:
         tokenizer = gpt2_tokenizer()
         assert tokenizer.encode(ALPACA.response_header) == [198, 198, 21017, 18261, 25, 198]
         assert tokenizer.encode("<|user|>") == [27, 91, 7220, 91, 29]
-        assert len(tokenizer.encode(ALPACA.before_instruction)) == 24
-        assert len(tokenizer.encode(PHI3.before_instruction)) == 6
+        assert len(tokenizer.encode(ALPACA.prompt(""))) == 24
+        assert len(tokenizer.encode(PHI3.prompt(""))) == 6
 
 
 class TestBookFile:
@@ -261,7 +261,7 @@ def test_the_tolerance_rejects_a_token_weighted_mean() -> None:
         [Record(**{k: e[k] for k in ("instruction", "input", "output")}) for e in sample_records()[:40]],
         ALPACA,
         gpt2_tokenizer(),
-        mask_prompt=False,
+        learn=ALL,
         max_length=128,
     )
     losses = np.linspace(10.0, 11.0, 5)
