@@ -220,6 +220,9 @@ def save_hf(model: GPT2, folder: Path, *, chat_template: str | None = None) -> N
     write_tokenizer(config, folder)
     if chat_template is not None:
         files.write_text(folder / "chat_template.jinja", chat_template)
+        named = files.object_or_empty(folder / "tokenizer_config.json")
+        if named.pop("chat_template", None) is not None:  # that of the model it was trained from
+            files.write_json(folder / "tokenizer_config.json", named)
 
 
 def write_tokenizer(config: GPT2Config, folder: Path) -> None:

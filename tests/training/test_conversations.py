@@ -126,3 +126,15 @@ def test_a_model_of_nano_size_needs_the_first_turn_for_the_second(tmp_path: Path
     right = sum(entry["model_response"] == entry["output"] for entry in entries)
     print(f"{right} of 100 right")
     assert right >= 80
+
+
+def test_a_model_that_had_a_chat_template_is_exported_with_the_runs_alone(tmp_path: Path) -> None:
+    """A `tokenizer_config.json` may hold one: two would say how to ask."""
+    chats = written(tmp_path / "chats.jsonl", 20)
+    train(options_for(chats, tmp_path / "first", steps=1))
+    theirs = tmp_path / "first" / "model" / "tokenizer_config.json"
+    theirs.write_text(json.dumps({**json.loads(theirs.read_text()), "chat_template": "{{ messages }}"}))
+    train(options_for(chats, tmp_path / "second", steps=1, weights=str(theirs.parent)))
+    model = Run(tmp_path / "second").model
+    assert "chat_template" not in json.loads((model / theirs.name).read_text())
+    assert "im_start" in (model / "chat_template.jinja").read_text()
