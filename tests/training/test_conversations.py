@@ -39,7 +39,16 @@ def written(path: Path, n: int) -> Path:
 
 
 def options_for(data: Path, out: Path, **changes: Any) -> TrainOptions:
-    some = {"model": "pico", "template": "chatml", "device": "cpu", "dtype": "fp32", "samples": 0, "lr": 1e-3}
+    some = {
+        "model": "pico",
+        "template": "chatml",
+        "device": "cpu",
+        "dtype": "fp32",
+        "samples": 0,
+        "lr": 1e-3,
+        "eval_every": 0,
+        "keep_best": False,
+    }
     return TrainOptions(**{**some, "data": str(data), "out": out, **changes})
 
 
