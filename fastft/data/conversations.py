@@ -29,6 +29,8 @@ _OTHER_ROLES: dict[str, Role] = {
 }
 _CARRY = ("tool_calls", "function_call", "tool_call_id", "reasoning_content", "thinking", "audio", "images")
 """Keys of a turn that hold what was said too, and that are not read."""
+_OTHER_MARKS = ("training", "train_detail")
+"""Axolotl's names of what a turn's marks say; the second one says it of parts of a turn."""
 _AROUND = ("tools", "functions", "images", "videos", "history")
 """The same, of a row."""
 
@@ -161,6 +163,10 @@ def _turns(held: list[Any], key: str, names: tuple[str, str], rules: ReadingRule
         carried = next((one for one in _CARRY if part.get(one)), None)
         if carried is not None:
             raise Malformed(f"{where} has `{carried}`, which is not read; leave the row out, or the key")
+        mark = next((one for one in _OTHER_MARKS if part.get(one) is not None), None)
+        if mark is not None:
+            reads = "; --fields training=train reads it" if mark == "training" else "; make `segments` of the row"
+            raise Malformed(f"{where} has `{mark}`, expected `train` or `weight` to say whether it is learned{reads}")
         role = _role(part[own[0]], where, own)
         text = _content(part[own[1]], f"`{own[1]}` of {where}")
         if role == "assistant":

@@ -238,7 +238,7 @@ class Happened:
                 f"{len(self.unsupervised)} examples have no supervised token within {max_length} tokens, as their "
                 f"prompt alone fills them, or nothing of them is to be learned: "
                 f"{name_rows(sorted(self.unsupervised))}; choose --too_long drop, a larger --max_length, or other "
-                "turns by --train_on and --train_roles"
+                "turns by --train_on and --train_roles, or leave these rows out"
             )
         report = self.report
         return EncodingReport(sorted(report.dropped), sorted(report.truncated), sorted(report.encoded_apart))

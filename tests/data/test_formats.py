@@ -534,3 +534,12 @@ def test_tokens_are_what_is_not_padding(ids: list[int], mask: list[bool], paddin
         assert found.tokens == Tokens(tuple(ids), tuple(labels))
     else:
         assert isinstance(found, BadRecord)
+
+
+def test_another_tools_marks_of_turns_are_not_passed_over() -> None:
+    """What they keep from being learned would be learned."""
+    row = marked(training=False)
+    assert "--fields training=train reads it" in reason(row)
+    assert record(row, fields=(("train", "training"),)).turns == record(marked(train=False)).turns
+    assert "make `segments` of the row" in reason(marked(train_detail=[{"begin_offset": 0, "train": False}]))
+    assert record(marked(training=None)).turns == record(marked()).turns
