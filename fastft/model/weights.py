@@ -232,7 +232,7 @@ def save_hf(
         weight_map = {name: file for file, part in shards.items() for name in part}
         files.write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     files.write_json(folder / "config.json", _hf_config(config, dtype))
-    files.write_json(folder / "generation_config.json", config.tokenizer.special_ids())
+    files.write_json(folder / "generation_config.json", _generation_config(config))
     write_tokenizer(config, folder)
     if chat_template is not None:
         files.write_text(folder / "chat_template.jinja", chat_template)
@@ -508,6 +508,13 @@ def _hf_config(config: GPT2Config, dtype: torch.dtype) -> dict[str, Any]:
         "tie_word_embeddings": config.tie_head,
         "torch_dtype": str(dtype).removeprefix("torch."),
     }
+
+
+def _generation_config(config: GPT2Config) -> dict[str, Any]:
+    """How transformers' `generate` ends, and the ids that no answer may hold, as in `fastft.decoding`."""
+    without_text = config.tokenizer.without_text(config.vocab_size)
+    never = [] if without_text is None else without_text.nonzero()[0].tolist()
+    return {**config.tokenizer.special_ids(), **({"suppress_tokens": never} if never else {})}
 
 
 def _book_tensors(path: Path) -> dict[str, Tensor]:
