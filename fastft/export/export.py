@@ -20,6 +20,7 @@ from fastft.export.gguf_file import Quantize, write_gguf
 from fastft.export.hub import check_id, push
 from fastft.export.modelfile import model_name, modelfile
 from fastft.export.places import new_files
+from fastft.export.prompt_ids import warn_of_other_ids
 from fastft.integrations.optional import need
 from fastft.model.gpt2 import GPT2
 from fastft.model.weights import config_of, save_book, save_hf, write_tokenizer
@@ -108,10 +109,13 @@ def export(options: ExportOptions) -> list[str]:
     chosen = {name: getattr(options, name) for name in _CHOICES[options.to]}
     made_of = {"run": run.folder.resolve().name, "weights_sha256": weights_sha256, "to": options.to, **chosen}
     with new_files(options.folder, overwrite=options.overwrite, made_of=made_of) as folder:
-        _WRITERS[options.to](options, run, trained_model(run), folder)
+        model = trained_model(run)
+        if options.to != "book":  # whose code has no templates of its own
+            warn_of_other_ids(run.template(), model.config.tokenizer)
+        _WRITERS[options.to](options, run, model, folder)
         if options.to == "hf":
-            n_ctx = config_of(run.model).n_ctx
-            files.write_text(folder / "README.md", model_card(run, run.template(), weights_sha256, n_ctx))
+            card = model_card(run, run.template(), weights_sha256, model.config.n_ctx)
+            files.write_text(folder / "README.md", card)
     return _told(options)
 
 

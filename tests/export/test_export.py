@@ -18,10 +18,13 @@ from fastft.batches.batch import from_padded
 from fastft.cli import main
 from fastft.common.errors import UserError
 from fastft.data.encode import prompts_of
+from fastft.data.folder_tokenizer import with_special_tokens
 from fastft.data.prompts import TEMPLATES
 from fastft.data.records import Record, Turn
+from fastft.data.tokenizer import gpt2_tokenizer
 from fastft.decoding.decode import decode
 from fastft.export.export import ExportOptions, export
+from fastft.export.prompt_ids import warn_of_other_ids
 from fastft.model.gpt2 import GPT2
 from fastft.model.weights import load
 from fastft.run.folder import Run
@@ -99,6 +102,27 @@ def test_transformers_takes_the_folder_and_answers_as_fastft(chatml: Run, tmp_pa
                 said = theirs.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)[0, len(ids) :].tolist()
                 assert said[: len(answers[number])] == list(answers[number])
         assert theirs.generation_config.eos_token_id == tokenizer.end_of_text
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_transformers_gives_the_prompts_of_every_template_our_ids(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """But for `llama3`, whose prompts end in two line ends; and there it is said."""
+    transformers = pytest.importorskip("transformers")
+    run = made_run(tmp_path / "run", name, tokenizer=gpt2_tokenizer())
+    folder, tokenizer = exported(run, "hf"), load(run.model).config.tokenizer
+    names = transformers.AutoTokenizer.from_pretrained(folder)
+    turns = [Turn("system", "Be brief."), Turn("user", "Hello  w\u00f6rld 12345"), *CONVERSATION[1:3]]
+    differ = []
+    for asked in (turns[1:2], turns[:2], turns):
+        record = Record(instruction="", output="", turns=(*asked, Turn("assistant", "?")))
+        (own,) = prompts_of([record], TEMPLATES[name], tokenizer)
+        messages = [{"role": turn.role, "content": turn.text} for turn in asked]
+        differ.append(names.apply_chat_template(messages, add_generation_prompt=True, return_dict=False) != own)
+    assert differ == [name == "llama3"] * 3
+    assert ("encode otherwise than training does" in " ".join(capsys.readouterr().err.split())) == (name == "llama3")
 
 
 @pytest.mark.parametrize("tie_head", [True, False])
@@ -227,6 +251,13 @@ def test_a_push_sends_the_exports_own_files(
 def test_values_that_mean_nothing(given: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
         ExportOptions(**{"run": Path("run"), "to": "hf", **given})
+
+
+def test_a_template_whose_ids_others_do_not_make_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, template in TEMPLATES.items():
+        tokenizer = with_special_tokens(gpt2_tokenizer(), template.special_tokens, template.end)
+        warn_of_other_ids(template, tokenizer)
+        assert bool(capsys.readouterr().err) == (name == "llama3"), name
 
 
 def test_sizes() -> None:
