@@ -104,7 +104,7 @@ def _base(base: Base) -> str:
 def _data(run: Run, options: TrainOptions) -> str:
     said = files.object_or_empty(run.data)
     rows = [
-        [Path(str(one.get("source"))).name, *(one.get(name) for name in ("records", "train", "val", "test"))]
+        [_source(str(one.get("source"))), *(one.get(name) for name in ("records", "train", "val", "test"))]
         for one in said.get("files", [])
     ]
     parts = [_table(("file", "records", "training", "validation", "test"), rows)] if rows else []
@@ -119,6 +119,10 @@ def _data(run: Run, options: TrainOptions) -> str:
         parts.append(f"{len(left_out)} malformed records were left out.")
     parts.append("The licence of the data is not known to fastft.")
     return "\n\n".join(parts)
+
+
+def _source(given: str) -> str:
+    return given if given.startswith("hf:") else Path(given).name
 
 
 def _hashes_of(options: TrainOptions) -> Iterator[tuple[str, str]]:
@@ -179,7 +183,7 @@ def _scores(run: Run, figures: RunFigures, weights_sha256: str) -> str:
     if summary is None:
         return "None were measured."
     if figures.scores_problem is not None:
-        return f"There are none of the model's present answers: {figures.scores_problem}."
+        return "There are none of the model's present answers: they have changed since they were scored."
     answered_by = files.object_or_empty(made_from(run.responses)).get("weights_sha256")
     if answered_by != weights_sha256:
         return "There are none that are known to be these weights': the answers that were scored are of others."

@@ -75,6 +75,7 @@ def test_a_folder_is_exact_in_its_dtype_whole_and_in_shards(
     assert kind == torch.float32 or not torch.equal(own["wte.weight"].to(kind).float(), own["wte.weight"])
 
 
+@pytest.mark.long
 def test_transformers_takes_the_folder_and_answers_as_fastft(chatml: Run, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     own = load(chatml.model)
@@ -254,7 +255,8 @@ def test_values_that_mean_nothing(given: dict[str, Any], said: str) -> None:
 
 
 def test_a_template_whose_ids_others_do_not_make_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    for name, template in TEMPLATES.items():
+    for name in ("alpaca", "chatml", "llama3"):
+        template = TEMPLATES[name]
         tokenizer = with_special_tokens(gpt2_tokenizer(), template.special_tokens, template.end)
         warn_of_other_ids(template, tokenizer)
         assert bool(capsys.readouterr().err) == (name == "llama3"), name
