@@ -7,7 +7,7 @@ import itertools
 from fastft.common.console import warn
 from fastft.data.chat_template import AnyTemplate
 from fastft.data.encode import prompts_of
-from fastft.data.prompts import Special, text_of
+from fastft.data.prompts import Special
 from fastft.data.records import Record
 from fastft.data.tokenizer import Tokenizer
 
@@ -31,5 +31,9 @@ def ids_of_text(template: AnyTemplate, tokenizer: Tokenizer, asked: Record) -> l
     ids: list[int] = []
     for is_token, run in itertools.groupby(template.prompt_parts(asked), key=lambda part: isinstance(part[0], Special)):
         parts = list(run)
-        ids += [tokenizer.special(text) for text, _ in parts] if is_token else tokenizer.encode(text_of(parts))
+        ids += (
+            [tokenizer.special(text) for text, _ in parts]
+            if is_token
+            else tokenizer.encode("".join(text for text, _ in parts))
+        )
     return ids
