@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,7 +173,7 @@ def _told(options: ExportOptions) -> list[str]:
     told = [str(options.folder)]
     if options.to == "ollama":
         name = model_name(options.name, options.run)
-        told.append(f"ollama create {name} -f {options.folder / 'Modelfile'}")
+        told.append(f"ollama create {name} -f {shlex.quote(str(options.folder / 'Modelfile'))}")
     if options.push is not None:
         made: dict[str, Any] = files.object_or_empty(options.folder / EXPORT_MADE)
         told.append(push(options.folder, list(made["files"]), options.push))

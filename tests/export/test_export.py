@@ -158,7 +158,7 @@ def test_ollama_gets_a_modelfile_and_the_line(tmp_path: Path, capsys: pytest.Cap
     run = made_run(tmp_path / "my run")
     assert main(["export", "--run", str(run.folder), "--to", "ollama", "--quantize", "q8_0"]) == 0
     folder = run.exported("ollama")
-    assert capsys.readouterr().out == f"{folder}\nollama create my-run -f {folder / 'Modelfile'}\n"
+    assert capsys.readouterr().out == f"{folder}\nollama create my-run -f '{folder / 'Modelfile'}'\n"
     lines = (folder / "Modelfile").read_text().splitlines()
     assert lines[0] == "FROM ./model.gguf"
     assert lines[1].startswith('TEMPLATE """{{ ')

@@ -108,12 +108,20 @@ def gguf_of(run: Run, kind: str) -> Path:
     return out / "model.gguf"
 
 
+def trained_nano(out: Path, template: str) -> Run:
+    """A nano GPT-2 trained for about a minute, so that its probabilities are not all alike."""
+    train(
+        TrainOptions(
+            data="sample", model="nano", template=template, steps=150, lr=1e-3, eval_every=0, samples=0, dtype="fp32",
+            out=out,
+        )
+    )  # fmt: skip
+    return Run(out)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A nano GPT-2 trained for about a minute, so that its probabilities are not all alike."""
-    out = tmp_path_factory.mktemp("llama") / "nano"
-    train(TrainOptions(data="sample", model="nano", steps=150, lr=1e-3, eval_every=0, samples=0, dtype="fp32", out=out))
-    return Run(out)
+    return trained_nano(tmp_path_factory.mktemp("llama") / "nano", "alpaca")
 
 
 def records_of(run: Run, n: int) -> list[Record]:
@@ -143,14 +151,23 @@ def check_greedy(llama: Llama, model: GPT2, prompts: Sequence[Sequence[int]]) ->
     return parted
 
 
-def test_float32_says_the_same_greedy_text(trained: Run) -> None:
-    model = trained_model(trained).eval()
-    records = records_of(trained, N_PROMPTS)
+def check_greedy_of(run: Run, template: str) -> None:
+    model = trained_model(run).eval()
+    records = records_of(run, N_PROMPTS)
     assert len(records) == N_PROMPTS
-    prompts = prompts_of(records, TEMPLATES["alpaca"], model.config.tokenizer)
-    with serving(gguf_of(trained, "f32"), model.config.n_ctx) as llama:
+    prompts = prompts_of(records, TEMPLATES[template], model.config.tokenizer)
+    with serving(gguf_of(run, "f32"), model.config.n_ctx) as llama:
         parted = check_greedy(llama, model, prompts)
-    print(f"\n{N_PROMPTS} prompts, {parted} part where the two best logits are nearer than {NEAR:g}")
+    print(f"\n{template}: {N_PROMPTS} prompts, {parted} part where the two best logits are nearer than {NEAR:g}")
+
+
+def test_float32_says_the_same_greedy_text(trained: Run) -> None:
+    check_greedy_of(trained, "alpaca")
+
+
+def test_a_vocabulary_made_wider_says_the_same_greedy_text(tmp_path: Path) -> None:
+    """And ends where we do, by the template's own token."""
+    check_greedy_of(trained_nano(tmp_path / "chatml", "chatml"), "chatml")
 
 
 def test_a_layer_that_lies_wrong_is_heard(trained: Run, tmp_path: Path) -> None:
