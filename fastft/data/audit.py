@@ -167,7 +167,7 @@ def audit(
             (REPEATED_KEY in record.notes, found.repeated_keys),
             (NOT_A_NUMBER in record.notes, found.not_numbers),
             (END_TAKEN in record.notes, found.end_taken),
-            (end_mark_in(_said(record, template), end_marks) is not None, found.end_as_text),
+            (end_mark_in(_said(record), end_marks) is not None, found.end_as_text),
             (record.tokens is None and not all(map(str.strip, _answers(record))), found.empty_outputs),
             (any(turn.role == "system" and not turn.text.strip() for turn in record.turns), found.empty_systems),
             (_learns_no_answer(record), found.nothing_learned),
@@ -185,11 +185,10 @@ def audit(
     return found
 
 
-def _said(record: Record, template: AnyTemplate) -> str:
-    """All text of a record."""
-    if record.turns:
-        return "\0".join((*(turn.text for turn in record.turns), *record.choices))
-    return f"{template.prompt_of(record)}\0{record.output}"
+def _said(record: Record) -> str:
+    """All text of a record, and none of a template's."""
+    own = (record.instruction, record.input, record.output)
+    return "\0".join((*own, *(turn.text for turn in record.turns), *record.choices))
 
 
 def _compared(record: Record, template: AnyTemplate) -> tuple[str, str]:

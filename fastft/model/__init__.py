@@ -13,5 +13,5 @@ To be read in this order:
                       `autocast`, `NARROW`, `BF16Copies`, `is_narrowed`, `with_weights`, `total_norm`
     vocabulary.py     rows for the tokens of a template: `with_tokenizer`
     weights.py        folders, hub ids, the book's files: `load`, `config_of`, `is_checkpoint`, `save_hf`,
-                      `write_tokenizer`, `load_weights`, `save_weights`
+                      `save_book`, `check_range`, `write_tokenizer`, `load_weights`, `save_weights`
 """

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -195,34 +196,88 @@ def save_weights(model: GPT2, path: Path) -> None:
     _write_safetensors(path, {name: parameter.detach() for name, parameter in model.named_parameters()})
 
 
-def save_hf(model: GPT2, folder: Path, *, chat_template: str | None = None) -> None:
-    """Writes `model` in float32, with its tokenizer, as a folder that transformers and `load` read.
+def save_hf(
+    model: GPT2,
+    folder: Path,
+    *,
+    chat_template: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    shard_bytes: int | None = None,
+) -> None:
+    """Writes `model`, with its tokenizer, as a folder that transformers and `load` read.
 
     Args:
         model: any GPT-2.
         folder: where to.
         chat_template: the Jinja program that writes its conversations, where it has been trained on some template.
+        dtype: of the weights in the files.
+        shard_bytes: the most bytes of tensors in one file, unless one tensor alone has more; None: all in one file.
 
     Raises:
-        UserError: the folder or a file cannot be written; the vocabulary is smaller than the tokenizer's;
-            GPT-2's own tokenizer files are not installed (the weights are written all the same).
+        UserError: the folder or a file cannot be written; the vocabulary is smaller than the tokenizer's; a weight is
+            beyond `dtype`; GPT-2's own tokenizer files are not installed (the weights are written all the same).
     """
     config = model.config
     config.tokenizer.check_fits(config.vocab_size, f"cannot write {folder}")
+    check_range(model, dtype)
     files.make_folder(folder)
     tensors = {}
     for name, parameter in model.named_parameters():
         recipe = _hf_recipe(name, prefix="transformer.")
         tensors[recipe.names[0]] = parameter.detach().t() if recipe.transposed else parameter.detach()
-    _write_safetensors(folder / WEIGHTS, tensors, dtype=torch.float32)
-    files.write_json(folder / "config.json", _hf_config(config))
-    files.write_json(folder / "generation_config.json", config.tokenizer.special_ids())
+    shards = _shards(tensors, dtype, shard_bytes)
+    for file, part in shards.items():
+        _write_safetensors(folder / file, part, dtype=dtype)
+    if len(shards) > 1:
+        total = sum(tensor.numel() for tensor in tensors.values()) * dtype.itemsize
+        weight_map = {name: file for file, part in shards.items() for name in part}
+        files.write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    files.write_json(folder / "config.json", _hf_config(config, dtype))
+    files.write_json(folder / "generation_config.json", _generation_config(config))
     write_tokenizer(config, folder)
     if chat_template is not None:
         files.write_text(folder / "chat_template.jinja", chat_template)
         named = files.object_or_empty(folder / "tokenizer_config.json")
         if named.pop("chat_template", None) is not None:  # that of the model it was trained from
             files.write_json(folder / "tokenizer_config.json", named)
+
+
+def save_book(model: GPT2, path: Path) -> None:
+    """Writes `model` in float32 as the `state_dict` of the book's `GPTModel`, which takes it with `strict=True`: a head
+    of its own, a copy of the token embedding where they are tied, and each block's causal mask.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    n_ctx = model.config.n_ctx
+    mask = torch.ones(n_ctx, n_ctx).triu(diagonal=1)
+    tensors = {f"trf_blocks.{layer}.att.mask": mask for layer in range(model.config.n_layer)}  # stored once
+    parameters = {name: parameter.detach().float() for name, parameter in model.named_parameters()}
+    for name, parameter in {_HEAD: model.head.detach().float(), **parameters}.items():
+        recipe = _book_recipe(name)
+        parts = parameter.chunk(len(recipe.names))
+        # A view would take the whole tensor that it is seen of along into the file, and two names one memory.
+        tensors |= {stored: part.clone() for stored, part in zip(recipe.names, parts, strict=True)}
+    with files.replacing(path) as file:
+        torch.save(tensors, file)
+
+
+def check_range(model: GPT2, dtype: torch.dtype) -> None:
+    """Refuses to round weights to a dtype in which some would become infinite.
+
+    Raises:
+        UserError: a weight is beyond it.
+    """
+    limit = torch.finfo(dtype).max
+    for name, parameter in model.named_parameters():
+        largest = float(parameter.detach().abs().max())
+        if not largest <= limit:
+            kind = str(dtype).removeprefix("torch.")
+            raise UserError(
+                f"{name} holds {largest:g}, beyond {kind}'s {limit:g}; export it as bfloat16 or float32"
+                if math.isfinite(largest)
+                else f"{name} holds what is no finite number; take an earlier checkpoint"
+            )
 
 
 def write_tokenizer(config: GPT2Config, folder: Path) -> None:
@@ -460,7 +515,7 @@ def _config_of(path: Path) -> GPT2Config:
     )
 
 
-def _hf_config(config: GPT2Config) -> dict[str, Any]:
+def _hf_config(config: GPT2Config, dtype: torch.dtype) -> dict[str, Any]:
     """The inverse of `_config_of`. Dropout is 0, as fastft trains."""
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -482,8 +537,15 @@ def _hf_config(config: GPT2Config) -> dict[str, Any]:
         "use_cache": True,
         **config.tokenizer.special_ids(),
         "tie_word_embeddings": config.tie_head,
-        "torch_dtype": "float32",
+        "torch_dtype": str(dtype).removeprefix("torch."),
     }
+
+
+def _generation_config(config: GPT2Config) -> dict[str, Any]:
+    """How transformers' `generate` ends, and the ids that no answer may hold, as in `fastft.decoding`."""
+    without_text = config.tokenizer.without_text(config.vocab_size)
+    never = [] if without_text is None else without_text.nonzero()[0].tolist()
+    return {**config.tokenizer.special_ids(), **({"suppress_tokens": never} if never else {})}
 
 
 def _book_tensors(path: Path) -> dict[str, Tensor]:
@@ -623,6 +685,24 @@ def _fill(parameters: Mapping[str, Tensor], recipes: Mapping[str, _Recipe], tens
 
 
 # Writing
+
+
+def _shards(tensors: Mapping[str, Tensor], dtype: torch.dtype, most: int | None) -> dict[str, dict[str, Tensor]]:
+    """By file name, the tensors of each file, in their order."""
+    parts: list[dict[str, Tensor]] = [{}]
+    room = math.inf if most is None else most
+    held = 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * dtype.itemsize
+        if parts[-1] and held + size > room:
+            parts.append({})
+            held = 0
+        parts[-1][name] = tensor
+        held += size
+    if len(parts) == 1:
+        return {WEIGHTS: parts[0]}
+    stem, suffix = WEIGHTS.rsplit(".", 1)
+    return {f"{stem}-{n:05}-of-{len(parts):05}.{suffix}": part for n, part in enumerate(parts, start=1)}
 
 
 def _write_safetensors(path: Path, tensors: Mapping[str, Tensor], *, dtype: torch.dtype | None = None) -> None:

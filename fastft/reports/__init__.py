@@ -2,6 +2,6 @@
 
 To be read in this order:
 
-    figures.py  what the files say in numbers
+    figures.py  what the files say in numbers: `read_run`, `RunFigures`
     report.py   the page: `report`, `ReportOptions`
 """

@@ -29,6 +29,17 @@ _MADE_FROM = ".made-from.json"
 DEMO = "demo.json"
 """The names of what a run's folder holds, which stages give to each other."""
 
+EXPORT_MADE = "export.json"
+"""Beside what `fastft export` has written: what that is, and of what it was made."""
+EXPORTED = {
+    "hf": ("model*.safetensors", f"{WEIGHTS}.index.json", "config.json", "generation_config.json", *TOKENIZER_FILES,
+           "README.md"),
+    "gguf": ("model.gguf",),
+    "ollama": ("model.gguf", "Modelfile"),
+    "book": ("model.pth", *TOKENIZER_FILES),
+}  # fmt: skip
+"""By format, the files of an export."""
+
 _RESULTS = (
     *(RESPONSES, "responses.val.json", "responses.train.json", SCORES, JUDGE_REPLIES),
     *(REPORT, REPORT_NUMBERS, AB_PAGE, AB_NUMBERS, COMPARISON.format("*")),
@@ -46,6 +57,10 @@ _IN_FOLDERS = {
     "model": (WEIGHTS, "config.json", "generation_config.json", *TOKENIZER_FILES, ".*.tmp"),
     "tokenizer": (*TOKENIZER_FILES, ".*.tmp"),
     "tensorboard": ("events.out.tfevents.*",),
+    "export": (
+        *(f"{kind}/{file}" for kind, names in EXPORTED.items() for file in (*names, EXPORT_MADE)),
+        ".*.tmp/*",
+    ),
 }
 """What fastft writes into the folders of a run's folder."""
 
@@ -105,6 +120,10 @@ class Run:
     def model(self) -> Path:
         """The Hugging Face folder of the result."""
         return self.folder / "model"
+
+    def exported(self, kind: str) -> Path:
+        """Where an export of a format goes, unless it is told otherwise."""
+        return self.folder / "export" / kind
 
     @property
     def responses(self) -> Path:

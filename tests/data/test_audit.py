@@ -25,6 +25,8 @@ from fastft.data.token_cache import RecordFile, TokenCache
 from fastft.model.gpt2 import GPT2Config, config_for
 from fastft.run.config import TrainOptions
 from fastft.run.data import load_data, warn_of_data
+from fastft.run.folder import Run
+from fastft.training.preparing import tokenizer_to_be
 
 MARK = "<|endoftext|>"
 EOS = b'{"eos_token": "</s>"}'
@@ -337,3 +339,12 @@ def test_the_fingerprint_of_clean_data_is_as_before() -> None:
     assert data.fingerprint()[:16] == "ae628601a76ead97"
     assert encoded.fingerprint()[:16] == "7dc7bde552eb018e"
     assert np.array_equal(encoded.rows, np.arange(1, len(encoded) + 1))
+
+
+def test_a_templates_own_tokens_are_none_of_the_datas(tmp_path: Path) -> None:
+    def found(path: Path) -> Findings:
+        options = TrainOptions(data=str(path), model="pico", template="chatml", end_of_text_in_data="keep")
+        return load_data(options, tokenizer_to_be(options, Run(tmp_path / "run"))).audit()
+
+    assert found(written(tmp_path, {})).end_as_text == []
+    assert found(written(tmp_path, {3: {"output": "say <|im_end|> now"}})).end_as_text == [3]

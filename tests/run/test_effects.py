@@ -16,6 +16,7 @@ from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
 from fastft.common.options import Condition, Facts, table
 from fastft.doctor import doctor
+from fastft.export.export import export
 from fastft.inspect import inspect
 from fastft.run.config import TrainOptions, defaults_of, recipe_options
 from fastft.scores.ratings import import_ratings
@@ -101,6 +102,7 @@ ALWAYS = {
     "ab": {"run_a", "run_b", "import_"},
     "doctor": {"device", "json"},
     "demo": {"out", "judge"},
+    "export": {"run", "to", "out", "overwrite"},
 }  # fmt: skip
 """By command, options that need nothing else; what is impossible (`--cuda_graphs true` on a CPU) is refused by the
 engine."""
@@ -134,9 +136,21 @@ WITHOUT: dict[str, dict[str, list[tuple[dict[str, Any], Facts, dict[str, Any]]]]
         "reference": [({"reference": False, "import_": [Path("a.json")]}, NOTHING_KNOWN, {"reference": True})],
     },
     "doctor": {"speed": [({"speed": False}, Facts(device="cpu"), {"speed": True})]},
+    "export": {
+        "dtype": [({"dtype": "bf16", "to": "book"}, NOTHING_KNOWN, {"to": "hf"})],
+        "shard_size": [({"shard_size": "1GB", "to": "gguf"}, NOTHING_KNOWN, {"to": "hf"})],
+        "push": [({"push": "me/mine", "to": "ollama"}, NOTHING_KNOWN, {"to": "hf"})],
+        "quantize": [
+            ({"quantize": "q8_0"}, NOTHING_KNOWN, {"to": "gguf"}),
+            ({"quantize": "f32", "to": "book"}, NOTHING_KNOWN, {"to": "ollama"}),
+        ],
+        "name": [({"name": "mine", "to": "gguf"}, NOTHING_KNOWN, {"to": "ollama"})],
+    },
 }
 """By command and option: options with which it has no effect, the facts, and the change that mends it."""
-NEEDED = {"generate": {"run": Path("run")}, "chat": {"run": Path("run")}}
+NEEDED: dict[str, dict[str, Any]] = {
+    "generate": {"run": Path("run")}, "chat": {"run": Path("run")}, "export": {"run": Path("run"), "to": "hf"},
+}  # fmt: skip
 """Options without a default."""
 
 
@@ -218,6 +232,7 @@ def test_each_command_looks_at_its_table(tmp_path: Path) -> None:
         "chat": chat,
         "inspect": inspect,
         "ab": import_ratings,
+        "export": export,
     }
     for command, call in calls.items():
         name, cases = list(WITHOUT[command].items())[-1]

@@ -1,0 +1,180 @@
+"""The stage RUN/model -> RUN/export/FORMAT: the trained model in the files of other programs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from fastft.common import files
+from fastft.common.effects import check_effects
+from fastft.common.errors import UserError
+from fastft.common.options import Condition, check_values, option
+from fastft.data.chat_template import as_jinja
+from fastft.export.card import model_card
+from fastft.export.gguf_file import Quantize, write_gguf
+from fastft.export.hub import check_id, push
+from fastft.export.modelfile import model_name, modelfile
+from fastft.export.places import new_files
+from fastft.export.prompt_ids import warn_of_other_ids
+from fastft.integrations.optional import need
+from fastft.model.gpt2 import GPT2
+from fastft.model.weights import config_of, save_book, save_hf, write_tokenizer
+from fastft.run.folder import EXPORT_MADE, Run
+from fastft.run.trained import trained_model
+
+_HF = Condition(lambda o, _: o.to == "hf", "--to hf")
+_GGUF = Condition(lambda o, _: o.to in ("gguf", "ollama"), "--to gguf or ollama")
+_OLLAMA = Condition(lambda o, _: o.to == "ollama", "--to ollama")
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B)", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What is exported."""
+
+    run: Path
+    """The folder of a trained run."""
+    to: Literal["hf", "gguf", "ollama", "book"]
+    """hf: a folder for transformers and vLLM; gguf: a file for llama.cpp; ollama: that and a Modelfile; book: the .pth
+    of the book's GPTModel."""
+    out: Path | None = None
+    """The folder to write to; not given: RUN/export/FORMAT."""
+    overwrite: bool = False
+    """Replace an earlier export there; other files are never touched."""
+    dtype: Literal["fp32", "bf16", "fp16"] = option("fp32", needs=_HF)
+    """Of the weights in the folder."""
+    shard_size: str = option("5GB", needs=_HF)
+    """The most that one file of weights holds, such as 500MB or 2GiB."""
+    push: str | None = option(None, needs=_HF)
+    """Also upload to the Hugging Face hub, as OWNER/NAME; where there is no such repository, a private one is made."""
+    quantize: Quantize = option("f16", needs=_GGUF)
+    """How matrices are stored."""
+    name: str | None = option(None, needs=_OLLAMA)
+    """What Ollama is to call the model; not given: as the run's folder."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "run", Path(self.run))
+        check_values(self)
+        if self.out is not None:
+            object.__setattr__(self, "out", Path(self.out))
+        if self.out == Path():
+            raise UserError("got an empty --out, expected a folder for the export")
+        _ = self.shard_bytes
+
+    @property
+    def shard_bytes(self) -> int:
+        """`shard_size` in bytes.
+
+        Raises:
+            UserError: it is none.
+        """
+        found = _SIZE.fullmatch(self.shard_size.strip())
+        if not found or not float(found[1]):
+            raise UserError(f"got --shard_size {self.shard_size}, expected a size such as 500MB, 5GB or 2GiB")
+        unit = found[2].upper()
+        return int(float(found[1]) * (1024 if "I" in unit else 1000) ** (1 + "KMGT".index(unit[0])))
+
+    @property
+    def folder(self) -> Path:
+        """Where to."""
+        return self.out or Run(self.run).exported(self.to)
+
+
+def export(options: ExportOptions) -> list[str]:
+    """Writes a run's model in another format.
+
+    Returns:
+        What there is to be told: the folder, and what to do with it.
+
+    Raises:
+        UserError: the run has no model; the folder holds something; the format cannot hold the model; an option can
+            have no effect.
+    """
+    check_effects(options)
+    run = Run(options.run)
+    run.options()  # that there is a run is said first
+    if not run.weights.is_file():
+        raise UserError(
+            f"no model in {run.folder}: expected {run.weights}; finish the run with `fastft train --resume "
+            f"--out {run.folder}`"
+        )
+    _check_possible(options, run)
+    weights_sha256 = str(files.identity(run.weights)["sha256"])
+    chosen = {name: getattr(options, name) for name in _CHOICES[options.to]}
+    made_of = {"run": run.folder.resolve().name, "weights_sha256": weights_sha256, "to": options.to, **chosen}
+    with new_files(options.folder, overwrite=options.overwrite, made_of=made_of) as folder:
+        model = trained_model(run)
+        if options.to != "book":  # whose code has no templates of its own
+            warn_of_other_ids(run.template(), model.config.tokenizer)
+        _WRITERS[options.to](options, run, model, folder)
+        if options.to == "hf":
+            card = model_card(run, run.template(), weights_sha256, model.config.n_ctx)
+            files.write_text(folder / "README.md", card)
+    return _told(options)
+
+
+def _check_possible(options: ExportOptions, run: Run) -> None:
+    """Refuses before anything large is read what would be refused at the end."""
+    if options.push is not None:
+        check_id(options.push)
+    if options.to in ("gguf", "ollama"):
+        need("gguf", extra="gguf")
+    if options.to == "ollama":
+        model_name(options.name, run.folder)
+        modelfile(_GGUF_FILE, run.template(), config_of(run.model))
+
+
+def _hf(options: ExportOptions, run: Run, model: GPT2, folder: Path) -> None:
+    save_hf(
+        model, folder, chat_template=as_jinja(run.template()), dtype=_DTYPES[options.dtype],
+        shard_bytes=options.shard_bytes,
+    )  # fmt: skip
+
+
+def _gguf(options: ExportOptions, run: Run, model: GPT2, folder: Path) -> None:
+    write_gguf(
+        model,
+        folder / _GGUF_FILE,
+        quantize=options.quantize,
+        chat_template=as_jinja(run.template()),
+        name=options.name or run.folder.resolve().name,
+    )
+
+
+def _ollama(options: ExportOptions, run: Run, model: GPT2, folder: Path) -> None:
+    _gguf(options, run, model, folder)
+    files.write_text(folder / "Modelfile", modelfile(_GGUF_FILE, run.template(), model.config))
+
+
+def _book(options: ExportOptions, run: Run, model: GPT2, folder: Path) -> None:
+    del options, run
+    save_book(model, folder / "model.pth")
+    write_tokenizer(model.config, folder)
+
+
+_GGUF_FILE = "model.gguf"
+_WRITERS: dict[str, Callable[[ExportOptions, Run, GPT2, Path], None]] = {
+    "hf": _hf, "gguf": _gguf, "ollama": _ollama, "book": _book,
+}  # fmt: skip
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "hf": ("dtype", "shard_size"), "gguf": ("quantize",), "ollama": ("quantize",), "book": (),
+}  # fmt: skip
+"""The options that an export is made by, for `export.json`."""
+
+
+def _told(options: ExportOptions) -> list[str]:
+    told = [str(options.folder)]
+    if options.to == "ollama":
+        name = model_name(options.name, options.run)
+        told.append(f"ollama create {name} -f {shlex.quote(str(options.folder / 'Modelfile'))}")
+    if options.push is not None:
+        made: dict[str, Any] = files.object_or_empty(options.folder / EXPORT_MADE)
+        told.append(push(options.folder, list(made["files"]), options.push))
+    return told
