@@ -1,6 +1,7 @@
-"""`fastft chat`: a run's model in the terminal, one instruction a line, the response as it is written.
+"""`fastft chat`: a model in the terminal, one instruction a line, the response as it is written.
 
-The models are tuned on single instructions: a line is a question of its own, and earlier ones are not remembered.
+Under a template of conversations earlier questions and answers go along; else a line is a question of its own, as in
+what the model was tuned on.
 """
 
 from __future__ import annotations
@@ -9,24 +10,73 @@ import contextlib
 import io
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastft.answers.generation import AnswerOptions
 from fastft.common.console import printable, say
 from fastft.common.effects import check_effects
 from fastft.data.chat_template import AnyTemplate
 from fastft.data.encode import prompts_of
-from fastft.data.records import Record
+from fastft.data.records import Record, Turn
 from fastft.decoding.answers import Answer
 from fastft.decoding.decode import decode
 from fastft.model.gpt2 import GPT2
 
-HELP = "/input TEXT gives the next instruction an input, /quit or Ctrl-D ends, Ctrl-C stops a response"
+HELP = (
+    "/input TEXT gives the next instruction an input, /system TEXT is the system's text from now on, /new forgets what "
+    "was said, /quit or Ctrl-D ends, Ctrl-C stops a response"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatOptions(AnswerOptions):
     """The options of `fastft chat`: those of answering."""
+
+    remember: bool | None = None
+    """Whether earlier questions and answers go along with each; not given: under templates of conversations (chatml,
+    llama3, vicuna, Jinja programs). What the context has no room for is forgotten, the oldest first."""
+
+
+def asked_in(template: AnyTemplate, instruction: str, given: str) -> Turn:
+    """An instruction and its input as a turn."""
+    return Turn("user", instruction + (template.before_input + given if given else ""))
+
+
+@dataclass(slots=True)
+class Talk:
+    """What was said, as far as it goes along with the next question.
+
+    Attributes:
+        remembers: whether it does.
+        system: the system's text; empty for none.
+        said: earlier questions and answers, in turn.
+    """
+
+    remembers: bool
+    system: str = ""
+    said: list[Turn] = field(default_factory=list)
+
+    def question(self, instruction: str, given: str, template: AnyTemplate) -> Record:
+        """The next question, with all that goes along."""
+        if not self.said and not self.system:
+            return Record(instruction=instruction, input=given, output="")
+        system = (Turn("system", self.system),) if self.system else ()
+        asked = asked_in(template, instruction, given)
+        return Record(instruction=instruction, output="", turns=(*system, *self.said, asked, Turn("assistant", "")))
+
+    def ids(self, instruction: str, given: str, template: AnyTemplate, model: GPT2) -> list[int]:
+        """The ids of the next question, with as much of what was said as leaves room for an answer."""
+        while True:
+            (ids,) = prompts_of([self.question(instruction, given, template)], template, model.config.tokenizer)
+            if len(ids) < model.config.n_ctx or not self.said:
+                return ids
+            say("the context is full: the oldest question and its answer are forgotten")
+            del self.said[:2]
+
+    def answered(self, asked: Turn, answer: str) -> None:
+        """Keeps a question and its answer."""
+        if self.remembers:
+            self.said += [asked, Turn("assistant", answer)]
 
 
 def chat(options: ChatOptions) -> None:
@@ -38,20 +88,26 @@ def chat(options: ChatOptions) -> None:
     check_effects(options)
     model = options.answering(rows=1)
     template = options.asked_by()
+    talk = Talk(template.as_transformers if options.remember is None else options.remember)
     given = ""
     if sys.stdin.isatty():
-        say(f"{options.run or options.model}, each line an instruction of its own; {HELP}")
+        alone = "what was said goes along" if talk.remembers else "each line an instruction of its own"
+        say(f"{options.run or options.model}, {alone}; {HELP}")
     for turn, line in enumerate(_lines()):
         command, _, rest = line.partition(" ")
         if command in ("/quit", "/exit"):
             return
         if command == "/input":
             given = rest.strip()
+        elif command == "/system":
+            talk.system = rest.strip()
+        elif command == "/new":
+            talk.said.clear()
         elif command.startswith("/"):
             say(f"got {command}, expected an instruction; {HELP}")
         elif line:
             with contextlib.suppress(KeyboardInterrupt):
-                _answer(model, options, template, Record(instruction=line, input=given, output=""), turn)
+                _answer(model, options, template, talk, line, given, turn)
             print(flush=True)
             given = ""
 
@@ -70,10 +126,13 @@ def _lines() -> Iterator[str]:
             yield input("> ").strip()
 
 
-def _answer(model: GPT2, options: ChatOptions, template: AnyTemplate, question: Record, turn: int) -> None:
-    """Prints the response to a question as it is written; one that leaves no room is told, and the chat goes on."""
+def _answer(
+    model: GPT2, options: ChatOptions, template: AnyTemplate, talk: Talk, line: str, given: str, turn: int
+) -> None:
+    """Prints the response to a line as it is written; one that leaves no room is told, and the chat goes on. One that
+    is stopped is forgotten."""
     tokenizer = model.config.tokenizer
-    (ids,) = prompts_of([question], template, tokenizer)
+    ids = talk.ids(line, given, template, model)
     if len(ids) >= model.config.n_ctx:
         say(f"the instruction fills the model's context of {model.config.n_ctx} tokens ({len(ids)}); shorten it")
         return
@@ -92,6 +151,7 @@ def _answer(model: GPT2, options: ChatOptions, template: AnyTemplate, question: 
         graphs=True,
     ):
         show(tokenizer.decode(answer.ids), True)
+        talk.answered(asked_in(template, line, given), template.extract(tokenizer.decode(answer.ids)))
 
 
 def _printer(template: AnyTemplate) -> Callable[[str, bool], None]:

@@ -14,6 +14,7 @@ import torch
 from fastft.answers import chat as chat_module
 from fastft.answers.chat import ChatOptions, _printer, _settled, chat
 from fastft.data.prompts import ALPACA
+from fastft.data.records import Record
 from fastft.data.tokenizer import gpt2_tokenizer
 from fastft.decoding.decode import decode
 from fastft.model.gpt2 import GPT2, SIZES
@@ -128,3 +129,35 @@ def test_the_options_are_those_of_generate(run: Run) -> None:
         with pytest.raises(Exception, match=f"got --{next(iter(wrong))}"):
             ChatOptions(run=run.folder, **wrong)
     assert json.dumps(ChatOptions(run=run.folder).sampling.in_effect())
+
+
+def test_what_was_said_goes_along(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[list[int]] = []
+
+    def heard(model: Any, prompts: Any, **rest: Any) -> Any:
+        asked.extend(prompts)
+        return decode(model, prompts, **rest)
+
+    monkeypatch.setattr(chat_module, "decode", heard)
+    said(run, "Say a.\n/input b\nSay c.\n/new\n/system Be brief.\nSay d.\n", monkeypatch, remember=True)
+    answers = capsys.readouterr().out.split("\n")
+    tokenizer = gpt2_tokenizer()
+    first = Record(instruction="Say a.", output=answers[0])
+    end = tokenizer.end_of_text
+    before = [*tokenizer.encode(ALPACA.prompt("Say a.")), *tokenizer.encode(ALPACA.response(answers[0])), end]
+    question = "\n\n### Instruction:\nSay c.\n\n### Input:\nb"
+    assert asked[0] == tokenizer.encode(ALPACA.prompt_of(first))
+    assert asked[1] == [*before, *tokenizer.encode(question)]
+    assert tokenizer.decode(asked[2]) == "Be brief.\n\n### Instruction:\nSay d."
+
+
+def test_what_the_context_has_no_room_for_is_forgotten(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "word " * 90
+    said(run, f"{long}a\n{long}b\n{long}c\n", monkeypatch, remember=True)
+    heard = capsys.readouterr()
+    assert heard.err.count("the oldest question and its answer are forgotten") >= 1
+    assert heard.out.count("\n") >= 3

@@ -94,7 +94,7 @@ ALWAYS = {
     "train": OF_TRAINING,
     "verify-resume": OF_TRAINING | _OF_TRAINING.keys() - {"epochs"},
     "generate": OF_ANSWERING | {"prompt", "prompts", "batch_size", "too_long"},
-    "chat": OF_ANSWERING,
+    "chat": OF_ANSWERING | {"remember"},
     "inspect": {
         "data", "val_data", "test_data", "weights", "template", "mask_prompt", "train_on", "max_length", "too_long",
         "allow_empty_output", "end_of_text_in_data", "batch_size", "example", "format", "fields",
