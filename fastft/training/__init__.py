@@ -12,6 +12,7 @@ To be read in this order:
     meeting.py     where the ranks agree to stop or to save
     skips.py       how many steps without an update a run takes
     lines.py       metrics and ledger, written line by line
+    callbacks.py   what a program of one's own hears: `Callbacks`
     job.py         the run, options, data and engine that all parts above look at
     preparing.py   before anything is written: options settled, folder checked, the model to begin with:
                    `initial_model`

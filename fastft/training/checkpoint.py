@@ -97,9 +97,14 @@ def save_checkpoint(folder: Path, engine: AnyEngine, progress: Progress, *, keep
             shape = engine.model.config.shape()
             files.write_json(into / _STATE, {**asdict(progress), "model": shape, "scaler": engine.loss_scale()})
 
-        _write_whole(folder / f"{_WHOLE}-{progress.step}", write)
+        _write_whole(checkpoint_at(folder, progress), write)
         _prune(folder, _WHOLE, progress.step, keep)
         _prune_best(folder, progress)
+
+
+def checkpoint_at(folder: Path, progress: Progress) -> Path:
+    """The folder of the whole checkpoint of a step."""
+    return folder / f"{_WHOLE}-{progress.step}"
 
 
 def prune(folder: Path, progress: Progress, *, keep: int) -> None:

@@ -3,9 +3,10 @@ and `ledger.jsonl`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from fastft.common import files
@@ -15,17 +16,19 @@ from fastft.model.weights import write_tokenizer
 from fastft.run.config import to_yaml
 from fastft.run.log import Log, writers
 from fastft.run.metrics_file import MetricsFile
+from fastft.training.callbacks import Callbacks
 from fastft.training.job import Job
 
 
 class Lines:
     """The files of lines, which the first rank has open; on the others a line goes nowhere."""
 
-    def __init__(self) -> None:
+    def __init__(self, callbacks: Callbacks | None = None) -> None:
+        self._callbacks = callbacks or Callbacks()
         self._metrics: Log | None = None
         self._ledger: MetricsFile | None = None
         self.trouble: FastftError | None = None
-        """The first line that could not be written: it waits until all ranks hear of it."""
+        """The first line that could not be written, or callback that raised: it waits until all ranks hear of it."""
 
     @contextmanager
     def opened(self, job: Job, *, evaluated: bool) -> Iterator[None]:
@@ -49,8 +52,21 @@ class Lines:
         return self._ledger is not None
 
     def append(self, line: dict[str, Any]) -> None:
-        """Writes a line of the metrics."""
+        """Writes a line of the metrics, and tells who listens."""
         self._append(self._metrics, line)
+        if self._metrics is not None:
+            self._tell(lambda: self._callbacks.heard(line))
+
+    def saved(self, checkpoint: Path) -> None:
+        """Tells who listens of a checkpoint."""
+        if self._metrics is not None:
+            self._tell(lambda: self._callbacks.saved(checkpoint))
+
+    def _tell(self, tell: Callable[[], None]) -> None:
+        try:
+            tell()
+        except FastftError as error:
+            self.trouble = self.trouble or error
 
     def append_to_ledger(self, line: dict[str, Any]) -> None:
         """Writes a line of the ledger."""

@@ -58,6 +58,7 @@ class Loop:
                 if not under_way:
                     self._save_and_evaluate(stop)
                     steps.begin_anew()
+        self.meeting.at_the_end()
 
     def _something_is_due(self, step: Step) -> bool:
         """Whether something is to be done with the weights as they are behind this step."""

@@ -25,7 +25,7 @@ class Meeting:
             Whether they are to stop or to save.
 
         Raises:
-            UserError: a rank could not write a line.
+            FastftError: a rank could not write a line, or a callback has raised.
         """
         world = self._job.world
         mine = [
@@ -37,10 +37,22 @@ class Meeting:
         *stop_votes, asked, trouble, written = world.sum(mine)
         stop.settle(stop_votes)
         if trouble:
-            with world.together():
-                if self._lines.trouble is not None:
-                    raise self._lines.trouble
+            self._raise_trouble()
         if self._shards is not None and written == world.size:
             self._shards.finish()
         self.save_is_asked |= bool(asked)
         return self.save_is_asked or stop.signal is not None
+
+    def at_the_end(self) -> None:
+        """Behind the last step, which no other meeting follows.
+
+        Raises:
+            FastftError: a rank could not write a line, or a callback has raised.
+        """
+        if sum(self._job.world.sum([float(self._lines.trouble is not None)])):
+            self._raise_trouble()
+
+    def _raise_trouble(self) -> None:
+        with self._job.world.together():
+            if self._lines.trouble is not None:
+                raise self._lines.trouble

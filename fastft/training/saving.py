@@ -11,15 +11,26 @@ from fastft.data.chat_template import as_jinja
 from fastft.engines.zero import ZeroEngine
 from fastft.model.weights import save_hf
 from fastft.run.trained import check_same_data
-from fastft.training.checkpoint import Shards, load_best, load_checkpoint, prune, resumable, save_best, save_checkpoint
+from fastft.training.checkpoint import (
+    Shards,
+    checkpoint_at,
+    load_best,
+    load_checkpoint,
+    prune,
+    resumable,
+    save_best,
+    save_checkpoint,
+)
 from fastft.training.job import Job
+from fastft.training.lines import Lines
 
 
 class Saving:
     """A run's policy of saving. All ranks make every call."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, lines: Lines) -> None:
         self._job = job
+        self._lines = lines
         engine = job.engine
         self.shards = (
             Shards(job.run.checkpoints, engine, keep=job.options.keep) if isinstance(engine, ZeroEngine) else None
@@ -50,7 +61,9 @@ class Saving:
             return
         if self.shards is not None:
             self.shards.finish()
-        save_checkpoint(self._job.run.checkpoints, self._job.engine, progress, keep=self._job.options.keep)
+        folder = self._job.run.checkpoints
+        save_checkpoint(folder, self._job.engine, progress, keep=self._job.options.keep)
+        self._lines.saved(checkpoint_at(folder, progress))
 
     def before_leaving(self) -> None:
         """Saves first what is quick, then what any number of ranks can go on from."""

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fastft.common import files
 from fastft.common.console import say, silenced, warn
@@ -25,6 +27,7 @@ from fastft.run.config import TrainOptions
 from fastft.run.data import Data, load_data, warn_of_data
 from fastft.run.folder import Run
 from fastft.run.trained import check_same_tokenizer
+from fastft.training.callbacks import Callbacks
 from fastft.training.checkpoint import Progress
 from fastft.training.dry_run import dry_run
 from fastft.training.evaluation import Evaluations
@@ -33,7 +36,16 @@ from fastft.training.lines import Lines
 from fastft.training.loop import Loop
 from fastft.training.meeting import Meeting
 from fastft.training.prepared import prepare
-from fastft.training.preparing import check_folder, initial_model, model_to_go_on, set_threads, settled, tokenizer_to_be
+from fastft.training.preparing import (
+    check_folder,
+    initial_model,
+    model_to_go_on,
+    set_threads,
+    settled,
+    tokenizer_to_be,
+    with_records,
+    write_records,
+)
 from fastft.training.saving import Saving, export, resume
 from fastft.training.skips import Skips
 from fastft.training.steps import Steps
@@ -52,13 +64,22 @@ class Outcome:
     """The signal that asked it to stop before its end; the run can be resumed."""
 
 
-def train(options: TrainOptions, *, stop_after: int | None = None) -> Outcome:
+def train(
+    options: TrainOptions,
+    *,
+    records: Iterable[Mapping[str, Any]] | None = None,
+    callbacks: Callbacks | None = None,
+    stop_after: int | None = None,
+) -> Outcome:
     """Trains as the options say and leaves the run's folder (see `fastft.run.folder.Run`).
 
     Started by torchrun, deepspeed or srun, every rank calls it: together they train what one process would.
 
     Args:
         options: of the run.
+        records: rows of any format that data files have, in place of `options.data`. They are written to
+            `records.jsonl` in the run's folder, which the stages behind read.
+        callbacks: hear of steps, evaluations and checkpoints.
         stop_after: stop when so many steps are done, as SIGTERM would; the run can be resumed.
 
     Raises:
@@ -72,9 +93,14 @@ def train(options: TrainOptions, *, stop_after: int | None = None) -> Outcome:
         set_threads(options.threads, world, device)
         run = Run(options.out)
         with world.together():
+            if records is not None:
+                options = with_records(options, run)
             options = settled(options, run)
             if world.is_first and not options.dry_run:
                 refuse_if_held(run.folder)  # before anything is loaded beside a run that trains; it is taken later
+            if records is not None and world.is_first:
+                write_records(run, records)
+        with world.together():
             data = load_data(options, tokenizer_to_be(options, run))
             model = model_to_go_on(options, run) or initial_model(options)
             if options.resume:
@@ -86,7 +112,9 @@ def train(options: TrainOptions, *, stop_after: int | None = None) -> Outcome:
             for line in data.describe_parts():
                 say(f"records of {line}")
         with Watchdog(world, run.hangs, options.hang_timeout).watching() as watchdog:
-            trainer = Trainer(run, options, data, make_engine(model, options, world), watchdog=watchdog)
+            trainer = Trainer(
+                run, options, data, make_engine(model, options, world), watchdog=watchdog, callbacks=callbacks
+            )
             if options.dry_run:
                 trainer.dry_run()
                 return Outcome(run, trainer.job.progress)
@@ -97,14 +125,21 @@ class Trainer:
     """A run's parts, put together."""
 
     def __init__(
-        self, run: Run, options: TrainOptions, data: Data, engine: AnyEngine, *, watchdog: Watchdog | None = None
+        self,
+        run: Run,
+        options: TrainOptions,
+        data: Data,
+        engine: AnyEngine,
+        *,
+        watchdog: Watchdog | None = None,
+        callbacks: Callbacks | None = None,
     ) -> None:
         watchdog = watchdog or Watchdog(engine.world, run.hangs, 0)
         prepared = prepare(options, data, engine)
         self.job = Job(run, options, prepared, engine, watchdog, Progress(data_fingerprint=prepared.fingerprint))
-        self.lines = Lines()
+        self.lines = Lines(callbacks)
         self.steps = Steps(self.job, self.lines)
-        self.saving = Saving(self.job)
+        self.saving = Saving(self.job, self.lines)
         self.evaluations = Evaluations(self.job, self.lines, self.saving)
 
     def dry_run(self) -> None:
