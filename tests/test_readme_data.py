@@ -54,7 +54,7 @@ def run_as_it_stands(script: str, folder: Path) -> tuple[int, list[list[str]]]:
     return shell.returncode, asked
 
 
-@pytest.mark.parametrize("name", ["json", "columns", "chat", "splits", "ask"])
+@pytest.mark.parametrize("name", ["json", "columns", "chat", "splits", "ask", "take"])
 def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     status, asked = run_as_it_stands(BLOCKS[name], tmp_path)
@@ -64,6 +64,9 @@ def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> 
     run, *others = sorted((tmp_path / "out").iterdir())
     assert [other.name for other in others] == (["untuned"] if name == "ask" else [])
     assert (run / "model" / "model.safetensors").is_file()
+    if name == "take":
+        assert (tmp_path / "for-ollama" / "Modelfile").read_text().startswith("FROM ")
+        assert (tmp_path / "for-transformers" / "README.md").is_file()
     if name == "splits":
         questions = [entry["instruction"] for entry in json.loads((run / "responses.json").read_text())]
         assert questions == [f"test {n} plus 1?" for n in range(1, 5)]
