@@ -72,6 +72,13 @@ class Source:
         """A line for each file: which rows it has where there are several, and what they were read as."""
         return describe_pieces(self.name, self.pieces)
 
+    @property
+    def is_written_around(self) -> bool:
+        """Whether a template writes around its records, which are all of one format: not around segments, documents and
+        token ids."""
+        first = next(iter(self.records), None)
+        return first is not None and first.tokens is None and not (first.turns and first.turns[-1].role == "raw")
+
     def digest(self) -> str:
         """SHA-256 over the records: two files with the same one hold the same."""
         return self.records.digest if isinstance(self.records, RecordFile) else digest_of(self.records)

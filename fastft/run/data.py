@@ -236,12 +236,28 @@ def load_data(options: TrainOptions, tokenizer: Tokenizer | None = None, templat
     return Data(sources, template, mix, time.perf_counter() - began, rules.end_marks)
 
 
+_OF_TURNS = ("template", "mask_prompt", "train_on", "train_roles")
+
+
+def _without_effect(options: TrainOptions, data: Data) -> Iterator[str]:
+    """What was asked for of conversations, of data that hold none."""
+    if any(source.is_written_around for source in data.sources):
+        return
+    usual = TrainOptions()
+    for name in _OF_TURNS:
+        if (given := getattr(options, name)) != getattr(usual, name):
+            yield (
+                f"--{name} {given} has no effect: no template writes around segments, documents and token ids, and "
+                "what of them is learned they say themselves"
+            )
+
+
 def warn_of_data(options: TrainOptions, data: Data) -> Findings:
     """Warns of what is to be known of a run's data before it is trained on: one line for each thing; returns them."""
     findings = data.audit()
     hidden = (hidden_path(flag, file) for flag, file in options.inputs())
     for line in filter(None, (*hidden, *(source.taken_for for source in data.sources))):
         warn(line)
-    for line in findings.lines():
+    for line in (*_without_effect(options, data), *findings.lines()):
         warn(f"data: {line}")
     return findings

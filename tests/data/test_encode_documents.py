@@ -14,6 +14,8 @@ from fastft.data.prompts import ALL, ALPACA, RESPONSES, Learn
 from fastft.data.reading import load_records
 from fastft.data.token_cache import RecordFile, TokenCache
 from fastft.data.tokenizer import gpt2_tokenizer
+from fastft.run.config import TrainOptions
+from fastft.run.data import load_data, warn_of_data
 
 TOKENIZER = gpt2_tokenizer()
 DOCUMENTS = [{"text": f"Document {n}: " + "owls fly by night. " * (n % 5)} for n in range(1, 40)]
@@ -77,3 +79,19 @@ def test_ids_that_the_model_has_not_are_refused(tmp_path: Path) -> None:
     rows = [*IDS, {"input_ids": [5, 50257]}]
     with pytest.raises(UserError, match=r"row 10: .*50257"):
         both(written(tmp_path / "some.jsonl", rows), tmp_path / "cache")
+
+
+@pytest.mark.parametrize("rows", [DOCUMENTS, SEGMENTS, IDS], ids=["documents", "segments", "ids"])
+def test_options_of_conversations_are_said_to_have_no_effect(
+    tmp_path: Path, rows: list[dict[str, object]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(written(tmp_path / "some.jsonl", rows))
+    for options, said in (
+        (TrainOptions(data=path), []),
+        (TrainOptions(data=path, template="chatml", train_on="last"), ["--template chatml", "--train_on last"]),
+        (TrainOptions(data="sample", template="chatml", train_on="last"), []),
+    ):
+        warn_of_data(options, load_data(options))
+        heard = capsys.readouterr().err
+        assert heard.count("has no effect") == len(said)
+        assert all(f"{one} has no effect" in heard for one in said)
