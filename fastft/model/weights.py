@@ -356,7 +356,8 @@ def is_checkpoint(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def _opened_checkpoint(folder: Path) -> Iterator[_Checkpoint]:
-    """A checkpoint of a training: the parameters by their own names, and in another place the run's tokenizer."""
+    """A checkpoint of a training: the parameters by their own names, and in another place the run's tokenizer; one that
+    was copied out of its run has that which was put beside it."""
     shape = files.object_or_empty(folder / STATE).get("model")
     try:
         own = GPT2Config(**shape)  # type: ignore[arg-type] # what is not its fields is refused
@@ -364,8 +365,11 @@ def _opened_checkpoint(folder: Path) -> Iterator[_Checkpoint]:
         raise UserError(
             f"{folder / STATE} does not say the model's shape; expected a checkpoint of this version of fastft"
         ) from error
-    beside = folder.resolve().parent.parent / "tokenizer"
-    tokenizer = (tokenizer_of(beside) if beside.is_dir() else None) or gpt2_tokenizer()
+    run = folder.resolve().parent.parent
+    if (run / "config.yaml").is_file():
+        tokenizer = (tokenizer_of(run / "tokenizer") if (run / "tokenizer").is_dir() else None) or gpt2_tokenizer()
+    else:
+        tokenizer = _tokenizer_of(folder, own.vocab_size)
     with _opened_safetensors([folder / WEIGHTS]) as tensors:
         yield _Checkpoint(folder, replace(own, tokenizer=tokenizer), dict(tensors), lambda name: _Recipe((name,)))
 

@@ -15,7 +15,8 @@ DEFAULT_TEMPLATE = "alpaca"
 def run_of(model: str) -> Run | None:
     """The run that a model is of: itself, its `model`, or one of its `checkpoints`; None for other weights."""
     path = Path(model).expanduser()
-    for folder in (path, path.parent, path.parent.parent) if path.is_dir() else ():
+    places = (path, path.resolve()) if path.is_dir() else ()  # a link to a checkpoint, and a run whose `model` is one
+    for folder in (folder for place in places for folder in (place, place.parent, place.parent.parent)):
         run = Run(folder)
         if run.config.is_file() and path.resolve() in (
             folder.resolve(), run.model.resolve(), *(one.resolve() for one in run.checkpoints.glob("*")),
