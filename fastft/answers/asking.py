@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fastft.answers.generation import GenerateOptions
 from fastft.common import files
@@ -38,6 +38,8 @@ def ask(options: GenerateOptions) -> Iterator[dict[str, Any]]:
         UserError: a question cannot be read, asks nothing, or fills the context.
     """
     check_effects(options)
+    if options.out is not None:
+        _check_out(options.out, options.prompts)
     yield from _answers(options, _questions(options)[: options.limit])
 
 
@@ -60,6 +62,18 @@ def answer(
     rows = ({"instruction": one} if isinstance(one, str) else one for one in prompts)
     questions = _read("prompts", enumerate(rows, start=1))
     return [entry["model_response"] for entry in _answers(given, questions)]
+
+
+def _check_out(out: Path, prompts: str | None) -> None:
+    """Refuses before anything is answered to write over a folder, or over the questions.
+
+    Raises:
+        UserError: `--out` is one of them.
+    """
+    if out.is_dir():
+        raise UserError(f"got --out {out}, a folder; expected a file for the answers")
+    if prompts not in (None, STANDARD_INPUT) and out.resolve() == Path(cast(str, prompts)).resolve():
+        raise UserError(f"got --out {out}, the file of the questions; expected another one for the answers")
 
 
 def _answers(options: GenerateOptions, questions: Sequence[Record]) -> Iterator[dict[str, Any]]:
