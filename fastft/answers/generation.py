@@ -17,7 +17,7 @@ from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
 from fastft.common.lock import writing
 from fastft.common.options import Condition, check_values, option
-from fastft.data.chat_template import AnyTemplate
+from fastft.data.chat_template import AnyTemplate, template_named
 from fastft.data.encode import prompts_of
 from fastft.data.folder_tokenizer import tokenizer_of, with_special_tokens
 from fastft.data.records import Record
@@ -30,7 +30,7 @@ from fastft.model.gpt2 import GPT2
 from fastft.model.names import Device
 from fastft.model.precision import choose_device
 from fastft.model.vocabulary import with_tokenizer
-from fastft.model.weights import load
+from fastft.model.weights import config_of, load
 from fastft.run.config import TrainOptions, changed_settings
 from fastft.run.data import Data
 from fastft.run.folder import Run
@@ -217,13 +217,38 @@ def become_a_run(options: GenerateOptions) -> None:
     wanted = TrainOptions(
         data=cast(str, options.data), weights=model, template=template_name_for(model, options.template), out=out,
         steps=0, eval_every=0, samples=0, keep_best=False, dtype="fp32", device=options.device,
+        tie_head=config_of(model).tie_head,
     )  # fmt: skip
+    if _described(template_for(model, options.template)) != _described(template_named(wanted.template)):
+        raise UserError(f"{wanted.template} is not as it was when {model} was trained; name its template by --template")
     run = Run(out)
     if run.config.is_file() and run.weights.is_file():
         if not (changed := changed_settings(run.options(), wanted)):
+            _check_same_model(run, options)
             return
         raise UserError(f"{out} holds another run ({'; '.join(changed)}); choose another --out")
     train(wanted)
+
+
+def _described(template: AnyTemplate) -> dict[str, Any]:
+    """What a template writes, wherever its file lies."""
+    return {key: value for key, value in template.description().items() if key != "name"}
+
+
+def _check_same_model(run: Run, options: GenerateOptions) -> None:
+    """Refuses to go on with a baseline whose model or template has been changed since, in its place.
+
+    Raises:
+        UserError: it has.
+    """
+    model = cast(str, options.model)
+    if _described(template_for(model, options.template)) != _described(run.template()):
+        raise UserError(f"the template of {model} is not the one that {run.folder} was made by; choose another --out")
+    held = dict(trained_model(run).named_parameters())
+    for name, weight in load(model).named_parameters():
+        # A template's own tokens have rows in the run's embedding alone, below all others.
+        if name not in held or not torch.equal(held[name][: len(weight)], weight):
+            raise UserError(f"the weights of {model} are not those that {run.folder} was made of; choose another --out")
 
 
 def _generate(run: Run, options: GenerateOptions) -> list[dict[str, Any]]:

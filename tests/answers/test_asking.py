@@ -16,7 +16,7 @@ from fastft.answers.generation import GenerateOptions, generate
 from fastft.cli import main
 from fastft.common.errors import UserError
 from fastft.decoding.decode import greedy
-from fastft.model.weights import load
+from fastft.model.weights import load, save_hf
 from fastft.run.config import TrainOptions
 from fastft.run.folder import Run
 from fastft.training.train import train
@@ -165,3 +165,42 @@ def test_what_cannot_be_asked(trained: Path, tmp_path: Path) -> None:
         asked(model="./nowhere", prompt="a")
     with pytest.raises(UserError, match="whose tokens it has not"):
         asked(model=str(trained), prompt="a", template="llama3")
+
+
+def test_a_link_to_a_checkpoint_is_asked_by_its_runs_template(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(trained / "checkpoints" / "step-4")
+    assert asked(model=str(tmp_path / "link"), prompt="Say 3.") == asked(run=trained, prompt="Say 3.")
+
+
+def test_a_checkpoint_out_of_its_run_says_whose_tokenizer_it_takes(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = shutil.copytree(trained / "checkpoints" / "step-4", tmp_path / "a" / "b" / "alone")
+    load(alone)
+    assert "alone holds no tokenizer" in capsys.readouterr().err
+    shutil.copytree(trained / "tokenizer", alone, dirs_exist_ok=True)
+    assert asked(model=str(alone), prompt="Say 3.", template="chatml") == asked(run=trained, prompt="Say 3.")
+
+
+def test_answers_never_replace_their_questions(trained: Path, tmp_path: Path) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text('{"instruction": "Say 3."}\n')
+    for out, says in ((tmp_path / "." / "questions.jsonl", "the file of the questions"), (tmp_path, "a folder")):
+        with pytest.raises(UserError, match=says):
+            asked(run=trained, prompts=str(file), out=out)
+
+
+def test_a_baseline_of_a_model_that_has_changed_in_its_place_is_not_taken_up(trained: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    model = load(trained, tie_head=False)  # as the book's recipe trains it
+    save_hf(model, base)
+    given = GenerateOptions(
+        model=str(base), template="chatml", data=str(trained.parent / "data.json"), out=tmp_path / "out",
+        max_new_tokens=2, device="cpu",
+    )  # fmt: skip
+    assert generate(given) == generate(given)
+    with torch.no_grad():
+        model.wte.weight[5] += 1
+    save_hf(model, base)
+    with pytest.raises(UserError, match=r"the weights of .* are not those"):
+        generate(given)
