@@ -227,6 +227,10 @@ def become_a_run(options: GenerateOptions) -> None:
             _check_same_model(run, options)
             return
         raise UserError(f"{out} holds another run ({'; '.join(changed)}); choose another --out")
+    if run.config.is_file():
+        raise UserError(
+            f"{out} holds a run without a model, as a stopped call leaves it; remove it or choose another --out"
+        )
     train(wanted)
 
 

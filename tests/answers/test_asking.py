@@ -204,3 +204,6 @@ def test_a_baseline_of_a_model_that_has_changed_in_its_place_is_not_taken_up(tra
     save_hf(model, base)
     with pytest.raises(UserError, match=r"the weights of .* are not those"):
         generate(given)
+    Run(tmp_path / "out").weights.unlink()
+    with pytest.raises(UserError, match="a run without a model"):
+        generate(given)
