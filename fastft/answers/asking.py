@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from fastft.answers.generation import GenerateOptions
 from fastft.common import files
@@ -72,13 +72,13 @@ def _check_out(out: Path, prompts: str | None) -> None:
     """
     if out.is_dir():
         raise UserError(f"got --out {out}, a folder; expected a file for the answers")
-    if prompts not in (None, STANDARD_INPUT) and out.resolve() == Path(cast(str, prompts)).resolve():
+    if prompts is not None and prompts != STANDARD_INPUT and out.resolve() == Path(prompts).resolve():
         raise UserError(f"got --out {out}, the file of the questions; expected another one for the answers")
 
 
 def _answers(options: GenerateOptions, questions: Sequence[Record]) -> Iterator[dict[str, Any]]:
     template = options.asked_by()
-    model = options.answering(rows=min(options.batch_size, len(questions)))
+    model = options.answering(template, rows=min(options.batch_size, len(questions)))
     prompts = prompts_of(questions, template, model.config.tokenizer)
     _check_room(prompts, questions, model.config.n_ctx)
     yield from _answered(model, template, options, questions, prompts)

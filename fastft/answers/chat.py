@@ -86,8 +86,8 @@ def chat(options: ChatOptions) -> None:
         UserError: the run has no model, or an option can have no effect.
     """
     check_effects(options)
-    model = options.answering(rows=1)
     template = options.asked_by()
+    model = options.answering(template, rows=1)
     talk = Talk(template.as_transformers if options.remember is None else options.remember)
     given = ""
     if sys.stdin.isatty():

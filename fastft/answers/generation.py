@@ -115,15 +115,15 @@ class AnswerOptions:
         _check_model(run)
         return run
 
-    def answering(self, *, rows: int) -> GPT2:
-        """The model, ready to answer so many prompts at a time.
+    def answering(self, template: AnyTemplate, *, rows: int) -> GPT2:
+        """The model, ready to answer so many prompts of the template at a time.
 
         Raises:
             UserError: the run has none, or the model cannot be loaded.
         """
         if self.model is not None:
             model = load(self.model)
-            tokenizer, template = model.config.tokenizer, self.asked_by()
+            tokenizer = model.config.tokenizer
             if not tokenizer.special_tokens() >= set(template.special_tokens):
                 raise UserError(
                     f"got --model {self.model} and template {template.name}, whose tokens it has not "
@@ -272,7 +272,7 @@ def _generate(run: Run, options: GenerateOptions) -> list[dict[str, Any]]:
     if len(missing) < asked:
         say(f"{asked - len(missing)} of {asked} responses are there already")
     if missing:
-        model = options.answering(rows=options.batch_size)
+        model = options.answering(data.template, rows=options.batch_size)
         ids = prompts_of(records[:asked], data.template, model.config.tokenizer)
         without_room = _without_room(ids, model.config.n_ctx, data.places, rows, options)
         missing = [index for index in missing if index not in without_room]
