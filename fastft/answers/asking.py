@@ -156,7 +156,8 @@ def _completed(rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
 def _with_answer(row: dict[str, Any]) -> dict[str, Any]:
     for question, answer in _ANSWERS.items():
         if question in row and row.get(answer) is None:
-            return {**row, answer: [] if isinstance(row[question], list) else ""}
+            nothing = [{"role": "assistant", "content": ""}] if isinstance(row[question], list) else ""
+            return {**row, answer: nothing}
     for key, (who, what, assistant) in _TURNS.items():
         turns = row.get(key)
         last = turns[-1] if isinstance(turns, list) and turns else None

@@ -17,6 +17,7 @@ from fastft.common.console import printable, say
 from fastft.common.effects import check_effects
 from fastft.data.chat_template import AnyTemplate
 from fastft.data.encode import prompts_of
+from fastft.data.prompts import asked_in
 from fastft.data.records import Record, Turn
 from fastft.decoding.answers import Answer
 from fastft.decoding.decode import decode
@@ -35,11 +36,6 @@ class ChatOptions(AnswerOptions):
     remember: bool | None = None
     """Whether earlier questions and answers go along with each; not given: under templates of conversations (chatml,
     llama3, vicuna, Jinja programs). What the context has no room for is forgotten, the oldest first."""
-
-
-def asked_in(template: AnyTemplate, instruction: str, given: str) -> Turn:
-    """An instruction and its input as a turn."""
-    return Turn("user", instruction + (template.before_input + given if given else ""))
 
 
 @dataclass(slots=True)
@@ -61,7 +57,7 @@ class Talk:
         if not self.said and not self.system:
             return Record(instruction=instruction, input=given, output="")
         system = (Turn("system", self.system),) if self.system else ()
-        asked = asked_in(template, instruction, given)
+        asked = Turn("user", asked_in(template, instruction, given))
         return Record(instruction=instruction, output="", turns=(*system, *self.said, asked, Turn("assistant", "")))
 
     def ids(self, instruction: str, given: str, template: AnyTemplate, model: GPT2) -> list[int]:
@@ -151,7 +147,7 @@ def _answer(
         graphs=True,
     ):
         show(tokenizer.decode(answer.ids), True)
-        talk.answered(asked_in(template, line, given), template.extract(tokenizer.decode(answer.ids)))
+        talk.answered(Turn("user", asked_in(template, line, given)), template.extract(tokenizer.decode(answer.ids)))
 
 
 def _printer(template: AnyTemplate) -> Callable[[str, bool], None]:

@@ -21,7 +21,7 @@ To be read in this order:
                          `check_usable`, `describe_bad`
     audit.py             what in them is odd, left out or not read: `audit`, `Findings`
     prompts.py           a template: training text, what is learned, prompt and extraction: `Template`, `TEMPLATES`,
-                         `ALPACA`, `Learn`, `RESPONSES`, `TrainOn`, `Part`, `Special`
+                         `ALPACA`, `Learn`, `RESPONSES`, `TrainOn`, `Part`, `Special`, `asked_in`
     chat_template.py     Jinja chat templates, read and written; any template by its name: `AnyTemplate`,
                          `template_named`, `template_described`, `as_jinja`
     tokenizer.py         text to ids and back, and GPT-2's own: `Tokenizer`, `gpt2_tokenizer`, `carried_files`,

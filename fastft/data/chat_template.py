@@ -30,8 +30,8 @@ from fastft.data.prompts import (
     Question,
     Special,
     Template,
+    asked_in,
     described,
-    lettered,
     split_at,
     template_of_file,
     text_of,
@@ -138,8 +138,7 @@ class JinjaTemplate:
 
     def prompt(self, instruction: str, input: str = "", choices: Sequence[str] = ()) -> str:
         """See `Template.prompt`."""
-        asked = instruction + (self.before_input + input if input else "")
-        asked += self.before_choices + lettered(choices) if choices else ""
+        asked = asked_in(self, instruction, input, choices)
         return text_of(self._rendered((Turn("user", asked),), answer=True))
 
     def prompt_of(self, question: Question) -> str:
@@ -192,8 +191,7 @@ class JinjaTemplate:
         return {"name": self.name, "jinja": self.source, "begin_token": self.begin_token, "end_token": self.end_token}
 
     def _asked(self, question: Question) -> str:
-        asked = question.instruction + (self.before_input + question.input if question.input else "")
-        return asked + (self.before_choices + lettered(question.choices) if question.choices else "")
+        return asked_in(self, question.instruction, question.input, question.choices)
 
     def _last_learned(self) -> str:
         tried = self._rendered(_TRIED, answer=False)

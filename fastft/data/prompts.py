@@ -152,7 +152,7 @@ class Template:
 
     def prompt(self, instruction: str, input: str = "", choices: Sequence[str] = ()) -> str:
         """The text that a response is asked for with; an empty `input` and no `choices` leave their sections out."""
-        asked = Turn("user", self._asked(instruction, input, choices))
+        asked = Turn("user", asked_in(self, instruction, input, choices))
         return text_of(self._written((asked,), (False,), bool(input)).parts) + self.before_response
 
     def prompt_of(self, question: Question) -> str:
@@ -188,11 +188,7 @@ class Template:
         return {**asdict(self), "special_tokens": list(self.special_tokens)}
 
     def _question(self, question: Question) -> Turn:
-        return Turn("user", self._asked(question.instruction, question.input, question.choices))
-
-    def _asked(self, instruction: str, input: str, choices: Sequence[str]) -> str:
-        with_input = self.before_input + input if input else ""
-        return instruction + with_input + (self.before_choices + lettered(choices) if choices else "")
+        return Turn("user", asked_in(self, question.instruction, question.input, question.choices))
 
     def _written(
         self,
@@ -288,6 +284,24 @@ def split_at(text: str, special_tokens: Sequence[str]) -> list[str]:
 def text_of(parts: Sequence[Part]) -> str:
     """Parts as one text."""
     return "".join(text for text, _ in parts)
+
+
+class _Sections(Protocol):
+    """What a template has before the sections of a question."""
+
+    @property
+    def before_input(self) -> str:
+        """Before an input."""
+
+    @property
+    def before_choices(self) -> str:
+        """Before options."""
+
+
+def asked_in(template: _Sections, instruction: str, input: str = "", choices: Sequence[str] = ()) -> str:
+    """What is asked: an instruction with its input and its options, where it has such."""
+    with_input = template.before_input + input if input else ""
+    return instruction + with_input + (template.before_choices + lettered(choices) if choices else "")
 
 
 def with_options(turns: tuple[Turn, ...], choices: Sequence[str], before: str) -> tuple[Turn, ...]:

@@ -90,11 +90,12 @@ def test_questions_of_a_file_in_their_order(trained: Path, tmp_path: Path) -> No
     "row",
     [
         {"prompt": "Say 3."},
+        {"prompt": [{"role": "user", "content": "Say 3."}]},
         {"messages": [{"role": "user", "content": "Say 3."}]},
         {"conversations": [{"from": "human", "value": "Say 3."}]},
         {"instruction": "Say 3.", "output": "what it should say"},
     ],
-    ids=lambda row: next(iter(row)),
+    ids=["prompt", "prompt of messages", "messages", "conversations", "instruction"],
 )
 def test_every_format_without_its_answer(trained: Path, row: dict[str, Any]) -> None:
     assert fastft.answer(trained, [row], max_new_tokens=5) == [expected(trained, "Say 3.")]

@@ -177,7 +177,9 @@ def test_transformers_gives_the_same_ids_and_the_same_mask(template: Any, tmp_pa
             assert (own[-2:], prompt[-1:]) == (ours.encode("\n") * 2, ours.encode("\n\n"))
             own[-2:] = prompt[-1:]
         assert own == prompt
-    assert tokenizer_of(tmp_path).end_of_text == ours.end_of_text  # type: ignore[union-attr]
+    again = tokenizer_of(tmp_path)
+    assert again is not None
+    assert again.end_of_text == ours.end_of_text
 
 
 @settings(max_examples=50, deadline=None)

@@ -38,7 +38,7 @@ def logits(model: GPT2) -> torch.Tensor:
 
 
 def exported(run: Run, to: str, **options: Any) -> Path:
-    return Path(export(ExportOptions(run=run.folder, to=to, **options))[0])  # type: ignore[arg-type]
+    return Path(export(ExportOptions(run=run.folder, to=to, **options))[0])  # type: ignore[arg-type] # a word that a test parametrises
 
 
 @pytest.fixture(scope="module")

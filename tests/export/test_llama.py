@@ -104,7 +104,8 @@ def serving(gguf: Path, n_ctx: int) -> Iterator[Llama]:
 
 def gguf_of(run: Run, kind: str) -> Path:
     out = run.folder.with_name(f"{run.folder.name}-{kind}")
-    export(ExportOptions(run=run.folder, to="gguf", quantize=kind, out=out, overwrite=True))  # type: ignore[arg-type]
+    options: dict[str, Any] = {"quantize": kind}
+    export(ExportOptions(run=run.folder, to="gguf", out=out, overwrite=True, **options))
     return out / "model.gguf"
 
 

@@ -271,7 +271,8 @@ def test_lists_from_the_command_line_yaml_and_python_are_one(given: Any, tmp_pat
     if isinstance(given, str):
         made = parse("train", ["--data", *given.split(), "--mix", "2,1", "--split", "0.9,0.05,0.05"])
     else:
-        made = TrainOptions(data=given, mix=(2, 1), split=[0.9, 0.05, 0.05])  # type: ignore[arg-type]
+        some: dict[str, Any] = {"mix": (2, 1), "split": [0.9, 0.05, 0.05]}  # a tuple, as a program may give it
+        made = TrainOptions(data=given, **some)
     config.write_text("data: [a, b]\nmix: 2,1\nsplit: [0.9, 0.05, 0.05]\n")
     assert parse("train", ["--config", str(config)]) == made
     assert (made.data, made.mix, made.split) == (["a", "b"], [2.0, 1.0], [0.9, 0.05, 0.05])
