@@ -8,6 +8,7 @@ Letters: T tokens, H heads, D head dim, C = H D width, L layers, V vocab, R loss
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
@@ -21,6 +22,8 @@ from fastft.batches.batch import Batch
 from fastft.common.errors import UserError
 from fastft.data.tokenizer import VOCAB_SIZE, Tokenizer, gpt2_tokenizer
 from fastft.model import ops
+from fastft.model.lora import LoRA
+from fastft.model.new_rows import NewRows
 from fastft.model.packed_linear import PackedLinear
 from fastft.model.tied import Tie
 
@@ -91,8 +94,8 @@ class Attention(nn.Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.n_head = config.n_head
-        self.c_attn: nn.Linear | PackedLinear = nn.Linear(config.n_embd, 3 * config.n_embd)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.c_attn: ops.AnyLinear = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.c_proj: ops.AnyLinear = nn.Linear(config.n_embd, config.n_embd)
 
     def forward(
         self, x: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor], rows: ops.Rows | None, impl: str
@@ -103,9 +106,9 @@ class Attention(nn.Module):
             q = q if rows is None else q.index_select(0, rows.at)
         else:
             C = x.shape[1]
-            (w_q, w_kv), (b_q, b_kv) = (t.split([C, 2 * C]) for t in (self.c_attn.weight, self.c_attn.bias))
-            q = F.linear(ops.take_rows(x, rows, impl), w_q, b_q).unflatten(1, (self.n_head, -1))
-            k, v = F.linear(x, w_kv, b_kv).unflatten(1, (2, self.n_head, -1)).unbind(1)
+            q, kv = ops.split_linear((ops.take_rows(x, rows, impl), x), self.c_attn, (C, 2 * C))
+            q = q.unflatten(1, (self.n_head, -1))
+            k, v = kv.unflatten(1, (2, self.n_head, -1)).unbind(1)
         projected: Tensor = self.c_proj(attend(q, k, v).flatten(1))
         return projected
 
@@ -115,8 +118,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
-        self.c_fc: nn.Linear | PackedLinear = nn.Linear(config.n_embd, 4 * config.n_embd)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.c_fc: ops.AnyLinear = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.c_proj: ops.AnyLinear = nn.Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x: Tensor, impl: str) -> Tensor:
         """`[T, C]` -> `[T, C]`."""
@@ -160,6 +163,13 @@ class GPT2(nn.Module):
         self.config = config
         self.checkpoint_activations = checkpoint_activations
         self.reentrant_checkpoints = False
+        self.copies_tables = False
+        """Whether new rows go into copies of the frozen tables: what is written into a gathered weight is lost when it
+        is gathered again for the backward pass."""
+        self.lora: LoRA | None = None
+        """The adapters of the blocks' matrices: see `fastft.model.lora.attach`."""
+        self.new_rows: NewRows | None = None
+        """Rows that are trained where the rest of the embedding stays."""
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         self.wpe = nn.Embedding(config.n_ctx, config.n_embd)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
@@ -201,14 +211,40 @@ class GPT2(nn.Module):
     def _hidden(
         self, tokens: ops.Rows, positions: ops.Rows, attend: Attend, rows: ops.Rows | None, impl: str
     ) -> Tensor:
+        return self._through_blocks(self._embedded(self._tables(impl)[0], tokens, positions, impl), attend, rows, impl)
+
+    def _embedded(self, table: Tensor, tokens: ops.Rows, positions: ops.Rows, impl: str) -> Tensor:
         # Read by the model itself, like the head, and not through modules: what stage 3 of ZeRO gathers for the model's
         # own use, a call of the module would give away again.
-        stream = ops.lookup(self.wte.weight, tokens, impl) + ops.lookup(self.wpe.weight, positions, impl)
+        found = ops.lookup(table, tokens, impl)
+        if self._learns_new_rows(impl) and self.new_rows is not None:
+            found = self.new_rows.looked_up(found, tokens.at)
+        stream = found + ops.lookup(self.wpe.weight, positions, impl)
         wide = torch.promote_types(stream.dtype, torch.float32)  # sums of many branches lose the small ones in bf16
-        return self._through_blocks(stream.to(wide), attend, rows, impl)
+        return stream.to(wide)
+
+    def _tables(self, impl: str) -> tuple[Tensor, Tensor]:
+        """The embedding and the head, `[V, C]` each, with the new rows in them."""
+        new = self.new_rows
+        if new is None:
+            return self.wte.weight, self.head
+        learns = torch.is_grad_enabled()
+        if learns and (self.copies_tables or not self._learns_new_rows(impl)):
+            with contextlib.nullcontext() if not self._learns_new_rows(impl) else torch.no_grad():
+                return new.into(self.wte.weight, new.wte), new.into(self.head, new.of_head)
+        new.write(self.wte.weight, None if self.lm_head is None else self.lm_head.weight)
+        return self.wte.weight, self.head
+
+    def _learns_new_rows(self, impl: str) -> bool:
+        """Whether new rows get gradients of their own; else, by the reference, those of whole tables."""
+        return self.new_rows is not None and impl != "reference" and not torch.compiler.is_compiling()
 
     def _through_blocks(self, stream: Tensor, attend: Attend, rows: ops.Rows | None, impl: str) -> Tensor:
         branch: Tensor | None = None
+        if self.checkpoint_activations and self.reentrant_checkpoints and torch.is_grad_enabled():
+            # What comes out of a reentrant checkpoint gets a gradient where something that goes in asks for one, which
+            # frozen embeddings do not, whatever the block's own weights do.
+            stream = stream.requires_grad_() if stream.is_leaf else stream
         for block in self.h:
             asked = rows if block.layer == self.config.n_layer - 1 else None
             if self.checkpoint_activations and torch.is_grad_enabled():
@@ -241,16 +277,21 @@ class GPT2(nn.Module):
         rows = ops.Rows(batch.rows, batch.row_plan) if rows_only else None
         tokens, positions = ops.Rows(batch.tokens, batch.token_plan), ops.Rows(batch.positions, batch.position_plan)
         # torch.compile does not see what one backward pass leaves for another: there each use has a gradient.
-        if self.lm_head is None and impl != "reference" and not torch.compiler.is_compiling():
+        is_fast = impl != "reference" and not torch.compiler.is_compiling()
+        if self.lm_head is None and self.wte.weight.requires_grad and is_fast:
             tie = Tie(self.wte.weight)
             looked_up = tie.lookup(batch.tokens, lambda total, grad: ops.add_rows_(total, grad, tokens, impl))
             stream = looked_up + ops.lookup(self.wpe.weight, positions, impl)
             hidden = self._through_blocks(stream, attend, rows, impl)
             head = tie.head()
         else:
-            hidden = self._hidden(tokens, positions, attend, rows, impl)
-            head = self.head
-        return ops.linear_cross_entropy(hidden, head, batch, row_weights, impl, rows_only=rows_only)
+            table, head = self._tables(impl)
+            hidden = self._through_blocks(self._embedded(table, tokens, positions, impl), attend, rows, impl)
+        loss, losses = ops.linear_cross_entropy(hidden, head, batch, row_weights, impl, rows_only=rows_only)
+        if self.new_rows is not None and self._learns_new_rows(impl) and torch.is_grad_enabled():
+            picked = hidden.detach() if rows_only else hidden.detach().index_select(0, batch.rows)
+            loss = self.new_rows.judged(loss, losses, picked, head, batch.targets, row_weights)
+        return loss, losses
 
     def logits(self, batch: Batch, *, impl: str = "auto") -> Tensor:
         """The logits of every token of the batch: `[T, V]`."""

@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -20,8 +22,11 @@ from torch.nn import functional as F
 
 from fastft.batches.batch import Batch, Batcher, Planner
 from fastft.common.errors import UserError
+from fastft.model.lora import LoRALinear
 from fastft.model.packed_linear import PackedLinear
 
+AnyLinear = nn.Linear | LoRALinear | PackedLinear
+"""A linear layer that is trained, one with an adapter, or one that only answers."""
 IMPLS = ("auto", "triton", "cpu", "reference")
 _KERNEL_IMPL: dict[str, KernelImpl] = {"auto": "auto", "triton": "triton", "cpu": "torch", "reference": "reference"}
 
@@ -223,10 +228,23 @@ def add_rows_(total: Tensor, grad: Tensor, rows: Rows, impl: str) -> Tensor:
     return total.index_add_(0, different, sums.to(total.dtype))
 
 
-def linear_gelu(x: Tensor, linear: nn.Linear | PackedLinear, impl: str) -> Tensor:
-    """`gelu(linear(x))`, `[T, C]` -> `[T, 4C]`: GELU in its tanh form."""
-    if isinstance(linear, PackedLinear):
-        return linear.product(x, gelu=True)
+def split_linear(xs: Sequence[Tensor], layer: nn.Linear | LoRALinear, sizes: Sequence[int]) -> list[Tensor]:
+    """Each of some inputs `[T, in]` through its part of a layer's outputs: `[T, size]`.
+
+    This and `linear_gelu` read a layer's weight, instead of calling it: it is here that adapters are known.
+    """
+    if isinstance(layer, LoRALinear):
+        ends = list(itertools.accumulate(sizes))
+        return [layer.product(x, slice(end - size, end)) for x, size, end in zip(xs, sizes, ends, strict=True)]
+    weights, biases = layer.weight.split(list(sizes)), layer.bias.split(list(sizes))
+    return [F.linear(x, w, b) for x, w, b in zip(xs, weights, biases, strict=True)]
+
+
+def linear_gelu(x: Tensor, layer: AnyLinear, impl: str) -> Tensor:
+    """`gelu(layer(x))`, `[T, C]` -> `[T, 4C]`: GELU in its tanh form."""
+    if isinstance(layer, PackedLinear):
+        return layer.product(x, gelu=True)
     if impl == "triton":
-        return fastft_kernels.gelu(F.linear(x, linear.weight), linear.bias, impl="triton")
-    return F.gelu(linear(x), approximate="tanh")
+        product = layer.product(x, with_bias=False) if isinstance(layer, LoRALinear) else F.linear(x, layer.weight)
+        return fastft_kernels.gelu(product, layer.bias, impl="triton")
+    return F.gelu(layer(x), approximate="tanh")

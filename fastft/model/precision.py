@@ -72,8 +72,9 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def is_narrowed(name: str) -> bool:
-    """Whether a weight has a copy in the narrow dtype: as under autocast, layer norms and positions are float32."""
-    return ".ln_" not in f".{name}" and not name.startswith("wpe.")
+    """Whether a weight has a copy in the narrow dtype: as under autocast, layer norms and positions are float32, and so
+    are DoRA's magnitudes."""
+    return ".ln_" not in f".{name}" and not name.startswith("wpe.") and not name.endswith("lora_magnitude_vector")
 
 
 def with_weights(model: Model, weights: Mapping[str, nn.Parameter]) -> Model:
