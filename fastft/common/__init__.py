@@ -6,6 +6,7 @@ To be read in this order:
                  `LostRank`, `JudgeUnavailable`, `EXIT_DONE`, `EXIT_FAILED`, `EXIT_USER_ERROR`
     kinds.py     what kind of thing a value is, in words: `kind_of`
     nearest.py   the name that was meant: `nearest`, `did_you_mean`, `did_you_mean_path`
+    ranges.py    ranges of whole numbers as options write them: `range_named`
     files.py     whole files or none: `write_text`, `write_json`, `read_json`, `object_or_empty`, `make_folder`,
                  `identity`, `LFS_POINTER`
     jsonl.py     JSON lines that outlive a kill: `JsonLines`, `objects`

@@ -12,6 +12,7 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +23,12 @@ from fastft.batches.batch import Batch
 from fastft.common.errors import UserError
 from fastft.data.tokenizer import VOCAB_SIZE, Tokenizer, gpt2_tokenizer
 from fastft.model import ops
-from fastft.model.lora import LoRA
 from fastft.model.new_rows import NewRows
 from fastft.model.packed_linear import PackedLinear
 from fastft.model.tied import Tie
+
+if TYPE_CHECKING:
+    from fastft.model.part import Part
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q, k, v), each `[T, H, D]` -> `[T, H, D]`: how tokens see each other, in training or with a cache."""
@@ -166,8 +169,8 @@ class GPT2(nn.Module):
         self.copies_tables = False
         """Whether new rows go into copies of the frozen tables: what is written into a gathered weight is lost when it
         is gathered again for the backward pass."""
-        self.lora: LoRA | None = None
-        """The adapters of the blocks' matrices: see `fastft.model.lora.attach`."""
+        self.part: Part | None = None
+        """What is trained, where it is not all: see `fastft.model.part`."""
         self.new_rows: NewRows | None = None
         """Rows that are trained where the rest of the embedding stays."""
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -24,71 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastft.common.errors import UserError
+from fastft.model.lora_spec import LoRA
 
 if TYPE_CHECKING:
     from fastft.model.gpt2 import GPT2
-
-TARGETS = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
-"""The matrices of a block."""
-_PARTS = ("lora_A", "lora_B", "lora_magnitude_vector")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoRA:
-    """Which matrices have an adapter, and of what kind.
-
-    Attributes:
-        r: the rank, at least 1.
-        alpha: see the formulas above.
-        targets: names of matrices, or their ends: `c_proj` is the attention's and the MLP's, `mlp.c_proj` this one's.
-        layers: the blocks that have adapters; None for all.
-        rslora: divide alpha by the root of the rank.
-        dora: learn the rows' lengths apart from their directions.
-    """
-
-    r: int
-    alpha: float
-    targets: tuple[str, ...] = ("c_attn", "c_proj", "c_fc")
-    layers: tuple[int, ...] | None = None
-    rslora: bool = False
-    dora: bool = False
-
-    def __post_init__(self) -> None:
-        if self.r < 1 or not 0 < self.alpha < math.inf:
-            raise UserError(f"LoRA: got r = {self.r}, alpha = {self.alpha}; expected at least 1, and above 0")
-        if odd := [one for one in self.targets if not any(_ends_with(name, one) for name in TARGETS)]:
-            raise UserError(
-                f"LoRA: got the target {odd[0]}, expected some of c_attn, c_proj, c_fc, attn.c_proj, mlp.c_proj"
-            )
-        if not self.targets or self.layers == ():
-            raise UserError("LoRA: got no targets, or no layers; expected at least one of each")
-
-    @property
-    def scaling(self) -> float:
-        """`s` in the formulas above."""
-        return self.alpha / (math.sqrt(self.r) if self.rslora else self.r)
-
-    def chosen(self, model: GPT2) -> list[str]:
-        """The names of the model's matrices that have an adapter, such as `h.0.attn.c_attn`.
-
-        Raises:
-            UserError: a layer is not there.
-        """
-        n_layer = model.config.n_layer
-        layers = range(n_layer) if self.layers is None else self.layers
-        if odd := [layer for layer in layers if not 0 <= layer < n_layer]:
-            raise UserError(f"LoRA: got layer {odd[0]}, expected 0 to {n_layer - 1}: the model has {n_layer} layers")
-        return [
-            f"h.{layer}.{name}"
-            for layer in sorted(set(layers))
-            for name in TARGETS
-            if any(_ends_with(name, one) for one in self.targets)
-        ]
-
-
-def _ends_with(name: str, target: str) -> bool:
-    """As PEFT matches a name of `target_modules`."""
-    return name == target or name.endswith(f".{target}")
 
 
 class LoRALinear(nn.Module):
@@ -174,7 +112,8 @@ class LoRALinear(nn.Module):
 def _row_squares(weight: Tensor) -> Tensor:
     """The sum of squares of each row, `[O]`, in float32 or wider."""
     wide = torch.promote_types(weight.dtype, torch.float32)
-    return torch.linalg.vector_norm(weight.detach(), dim=1, dtype=wide).square()
+    lengths: Tensor = torch.linalg.vector_norm(weight.detach(), dim=1, dtype=wide)
+    return lengths.square()
 
 
 def low_rank_product(x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scaling: float) -> Tensor:
@@ -235,7 +174,7 @@ def attach(model: GPT2, lora: LoRA, generator: torch.Generator | None = None) ->
     Raises:
         UserError: a layer is not there, or the model has adapters already.
     """
-    names = lora.chosen(model)
+    names = lora.chosen(model.config.n_layer)
     if any(True for _ in adapters(model)):
         raise UserError("LoRA: got a model with adapters, expected one without; merge them first")
     model.requires_grad_(False)
@@ -246,7 +185,6 @@ def attach(model: GPT2, lora: LoRA, generator: torch.Generator | None = None) ->
         if not adapted.weight.is_meta:
             adapted.begin(generator)
         setattr(parent, last, adapted)
-    model.lora = lora
 
 
 def adapters(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
@@ -276,5 +214,5 @@ def merge(model: GPT2) -> GPT2:
     if model.new_rows is not None:
         model.new_rows.write(model.wte.weight, None if model.lm_head is None else model.lm_head.weight)
         model.new_rows = None
-    model.lora = None
+    model.part = None
     return model.requires_grad_(True)

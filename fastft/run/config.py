@@ -23,6 +23,7 @@ from fastft.data.formats import parse_fields
 from fastft.data.prompts import Learn, TrainOn
 from fastft.data.records import ROLES, EndOfTextInData, Format, ReadingRules, Role
 from fastft.data.splits import Shares, shares_of
+from fastft.model.lora_spec import LoRA, layers_named
 from fastft.model.names import Device, DType
 from fastft.run import needs
 
@@ -208,6 +209,62 @@ class UpdateOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PartOptions:
+    """Training a part of the weights."""
+
+    lora_r: int | None = option(None, at_least=1)
+    """The rank of low-rank adapters (LoRA), which are then trained in place of the weights. Not given: none."""
+    lora_alpha: float | None = option(None, needs=needs.LORA)
+    """An adapter's product counts alpha / r. Not given: twice --lora_r."""
+    lora_targets: str = option("c_attn,c_proj,c_fc", needs=needs.LORA)
+    """The matrices that have an adapter, by commas, named as PEFT does: c_attn, c_fc, c_proj (the attention's and the
+    MLP's), or attn.c_proj, mlp.c_proj."""
+    lora_layers: str = option("all", needs=needs.LORA)
+    """The blocks whose matrices have one: all, or numbers and ranges by commas, such as 0,20-23."""
+    lora_rslora: bool = option(False, needs=needs.LORA)
+    """Count an adapter's product alpha / sqrt(r), so that high ranks do not learn more slowly (rsLoRA)."""
+    lora_dora: bool = option(False, needs=needs.LORA)
+    """Learn the lengths of a matrix's rows apart from their directions (DoRA)."""
+    train_only: str | None = None
+    """The weights that are trained, by commas: beginnings of their names, with ranges, such as h.20-23,ln_f; the others
+    stay. Not given: all."""
+
+    def lora(self) -> LoRA | None:
+        """The adapters; None where there are none.
+
+        Raises:
+            UserError: a target, a layer or alpha is none.
+        """
+        if self.lora_r is None:
+            return None
+        return LoRA(
+            r=self.lora_r,
+            alpha=2.0 * self.lora_r if self.lora_alpha is None else self.lora_alpha,
+            targets=tuple(self.lora_targets.replace(" ", "").split(",")),
+            layers=layers_named(self.lora_layers),
+            rslora=self.lora_rslora,
+            dora=self.lora_dora,
+        )
+
+    @property
+    def trains_a_part(self) -> bool:
+        """Whether some of the weights stay as they are."""
+        return self.lora_r is not None or self.train_only is not None
+
+    def check_parts(self) -> None:
+        """Refuses what names no adapters, and adapters beside a part of the weights.
+
+        Raises:
+            UserError: which it is.
+        """
+        if self.lora_r is not None and self.train_only is not None:
+            raise UserError("got --lora_r and --train_only, which both say what is trained; expected one of them")
+        if self.train_only == "":
+            raise UserError("got an empty --train_only, expected names of weights, such as h.20-23,ln_f")
+        self.lora()
+
+
+@dataclass(frozen=True, kw_only=True)
 class MachineOptions:
     """Arithmetic and machine."""
 
@@ -291,6 +348,7 @@ class TrainOptions(
     EvaluationOptions,
     RanksOptions,
     MachineOptions,
+    PartOptions,
     UpdateOptions,
     StepOptions,
     ReadingOptions,
@@ -308,6 +366,7 @@ class TrainOptions(
         if not self.token_cache:
             raise UserError("got an empty --token_cache, expected auto, none or a folder")
         self.check_learning()
+        self.check_parts()
         parse_fields(self.fields, self.format)
         if self.weights == "":
             raise UserError("got an empty --weights, expected a file, a folder or a word of its own; see --help")

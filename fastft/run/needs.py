@@ -47,6 +47,7 @@ MORE_STEPS = Condition(
     lambda o, facts: facts.steps is None or o.warmup < facts.steps,
     "more steps than it has: the rate would never reach --lr",
 )
+LORA = Condition(lambda o, _: o.lora_r is not None, "adapters (--lora_r)")
 DECAY = Condition(lambda o, _: o.weight_decay > 0, "a --weight_decay above 0")
 CUDA = Condition(lambda _, facts: facts.device in (None, "cuda"), "a CUDA GPU", refused=False)
 RANKS = Condition(lambda _, facts: facts.ranks != 1, "several ranks", refused=False)

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from fastft.batches.batch import Batch, pack
 from fastft.common.errors import UserError
 from fastft.model.gpt2 import GPT2, GPT2Config
-from fastft.model.lora import LoRA, LoRALinear, adapters, attach, merge, settle
+from fastft.model.lora import LoRALinear, adapters, attach, merge, settle
+from fastft.model.lora_spec import LoRA, layers_named
 from fastft.model.new_rows import NewRows
-from fastft.model.sets import layers_named, of_base, saved, train_only, trained
+from fastft.model.part import of_base, saved, train_only, trained
 from tests.model.test_model import randomised, twin_of
 
 SHAPE = GPT2Config(n_layer=3, n_head=2, n_embd=16, n_ctx=64, vocab_size=61)
@@ -110,7 +111,8 @@ def test_gradients_are_pefts(kind: dict[str, object], impl: str) -> None:
     assert {peer_name(name) for name in ours} == set(peers)
     for name, weight in ours.items():
         peer = peers[peer_name(name)].grad
-        assert peer is not None and weight.grad is not None
+        assert peer is not None
+        assert weight.grad is not None
         assert peer.abs().max() > 1e-6
         torch.testing.assert_close(weight.grad, peer, rtol=0, atol=1e-10 * float(peer.abs().max()))
         assert not torch.allclose(1.001 * weight.grad, peer, rtol=0, atol=1e-10 * float(peer.abs().max()))
@@ -124,7 +126,8 @@ def test_merged_weights_are_pefts(kind: dict[str, object]) -> None:
     before = model(packed())[0]
     twin = peft_twin(model, lora).merge_and_unload()
     merge(model)
-    assert not list(adapters(model)) and not of_base(model)
+    assert not list(adapters(model))
+    assert not of_base(model)
     torch.testing.assert_close(model(packed())[0], before, rtol=1e-12, atol=0)
     theirs = dict(twin.named_parameters())
     for name, weight in model.named_parameters():
@@ -179,17 +182,18 @@ def test_new_rows_get_the_gradient_of_whole_tables(tie_head: bool, copies: bool)
                 row.add_(0.3)
         model.copies_tables = copies
         batch = packed()
-        assert ((batch.tokens >= 50) & (batch.tokens < 57)).any() and (
-            (batch.targets >= 50) & (batch.targets < 57)
-        ).any()
+        assert ((batch.tokens >= 50) & (batch.tokens < 57)).any()
+        assert ((batch.targets >= 50) & (batch.targets < 57)).any()
         loss, _ = model(batch, row_weights=batch.weights * 0.7, impl=impl)
         (2 * loss).backward()
         results.append((loss.detach(), {name: weight.grad for name, weight in trained(model).items()}))
     (ours, gradients), (theirs, expected) = results
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
-    assert gradients.keys() == expected.keys() and any(name.startswith("new_rows.") for name in gradients)
+    assert gradients.keys() == expected.keys()
+    assert any(name.startswith("new_rows.") for name in gradients)
     for name, gradient in gradients.items():
-        assert gradient is not None and expected[name] is not None
+        assert gradient is not None
+        assert expected[name] is not None
         torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-12, msg=name)
 
 
@@ -203,7 +207,8 @@ def test_adapters_of_bf16_weights_learn_in_float32() -> None:
     settle(model)
     loss, _ = model(packed())
     loss.backward()
-    assert loss.item() == pytest.approx(wanted, rel=5e-3) and loss.item() != wanted
+    assert loss.item() == pytest.approx(wanted, rel=5e-3)
+    assert loss.item() != wanted
     assert {weight.grad.dtype for weight in trained(model).values() if weight.grad is not None} == {torch.float32}
     assert all(weight.grad is not None for weight in trained(model).values())
 
@@ -221,7 +226,8 @@ def test_names_that_are_none_are_refused() -> None:
     for named in ("20-", "3-1", "a", ""):
         with pytest.raises(UserError, match="lora_layers"):
             layers_named(named)
-    assert layers_named("0,2-4") == (0, 2, 3, 4) and layers_named("all") is None
+    assert layers_named("0,2-4") == (0, 2, 3, 4)
+    assert layers_named("all") is None
 
 
 def test_train_only_leaves_the_rest() -> None:
@@ -246,4 +252,5 @@ def test_checkpointed_blocks_get_their_gradients(reentrant: bool) -> None:
         model(packed())[0].backward()
         gradients.append({name: weight.grad for name, weight in trained(model).items()})
     for name, gradient in gradients[0].items():
-        assert gradient is not None and torch.equal(gradient, gradients[1][name])
+        assert gradient is not None
+        assert torch.equal(gradient, gradients[1][name])

@@ -29,7 +29,7 @@ OF_TRAINING = {
     "drop_last", "seed", "lr", "schedule", "weight_decay", "clip", "max_skipped", "tie_head", "dtype", "device", "impl",
     "compile", "cuda_graphs", "activation_checkpointing", "threads", "deepspeed_config", "save_every", "keep",
     "whole_every", "keep_best", "resume", "overwrite", "dry_run", "ledger", "tensorboard",
-    "format", "fields",
+    "format", "fields", "lora_r", "train_only",
 }  # fmt: skip
 OF_ANSWERING = {"run", "model", "max_new_tokens", "repetition_penalty", "dtype", "device"}
 
@@ -72,6 +72,10 @@ _OF_TRAINING: dict[str, list[tuple[dict[str, Any], Facts, dict[str, Any]]]] = {
     "accumulate": [({"accumulate": 9, "batch_size": 8}, WHOLE, {"accumulate": 8})],
     "epochs": [({"epochs": 5, "steps": 4}, WHOLE, {"steps": None})],
     "warmup": [({"warmup": 100}, WHOLE, {"warmup": 99})],
+    **{
+        f"lora_{name}": [({f"lora_{name}": value}, WHOLE, {"lora_r": 8})]
+        for name, value in (("alpha", 4.0), ("targets", "c_fc"), ("layers", "0-1"), ("rslora", True), ("dora", True))
+    },
     "decay_all": [({"decay_all": True, "weight_decay": 0.0}, WHOLE, {"weight_decay": 0.1})],
     "tf32": [({"tf32": True}, replace(WHOLE, device="cpu"), {"tf32": False})],
     "hang_timeout": [({"hang_timeout": 9.0}, replace(WHOLE, ranks=1), {"hang_timeout": 1800.0})],

@@ -1,0 +1,13 @@
+"""Ranges of whole numbers as options write them."""
+
+from __future__ import annotations
+
+import re
+
+_RANGE = re.compile(r"(\d+)-(\d+)")
+
+
+def range_named(text: str) -> range | None:
+    """`20-23` -> 20 to 23, both counted; empty where the first is the higher one; None where it is no range."""
+    found = _RANGE.fullmatch(text)
+    return None if found is None else range(int(found[1]), int(found[2]) + 1)
