@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from fastft_kernels.once import differentiable_once
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fastft.common.errors import UserError
@@ -152,7 +152,7 @@ class _LowRankProduct(torch.autograd.Function):
         return F.linear(x, weight, bias).addmm_(thin, B.t(), alpha=scaling)
 
     @staticmethod
-    @differentiable_once
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, A, B, thin = ctx.saved_tensors
         dy = grads[0]

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from fastft_kernels.once import differentiable_once
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class NewRows(nn.Module):
@@ -86,7 +86,7 @@ class _LookedUp(torch.autograd.Function):
         return found.view_as(found)
 
     @staticmethod
-    @differentiable_once
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
         (tokens,) = ctx.saved_tensors
         which = torch.arange(ctx.first, ctx.first + ctx.n, device=tokens.device)
@@ -118,7 +118,7 @@ class _Judged(torch.autograd.Function):
         return loss.view_as(loss)
 
     @staticmethod
-    @differentiable_once
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (d_rows,) = ctx.saved_tensors
         return (grads[0], d_rows * grads[0], None, None, None, None, None, None)
