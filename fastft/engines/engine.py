@@ -26,7 +26,8 @@ from fastft.engines.optim import MixedAdamW, adamw
 from fastft.model import ops
 from fastft.model.gpt2 import GPT2
 from fastft.model.names import DType
-from fastft.model.precision import BF16Copies, autocast, choose_device, choose_dtype, total_norm
+from fastft.model.part import saved, trained
+from fastft.model.precision import BF16Copies, autocast, choose_device, choose_dtype, narrow_base, total_norm
 from fastft.model.weights import load_weights
 from fastft.ranks.world import ALONE, World
 from fastft.run.config import TrainOptions
@@ -45,7 +46,7 @@ class Update:
 
 
 class AnyEngine(Protocol):
-    """What training needs of an engine. Every call but `whole_model`'s result is the same on all ranks."""
+    """What training needs of an engine. Every call but `whole_weights`' result is the same on all ranks."""
 
     device: torch.device
     dtype: DType
@@ -98,8 +99,9 @@ class AnyEngine(Protocol):
     def answering(self) -> AbstractContextManager[object]:
         """A block in which `model` can be asked for hidden states and its head, by all ranks alike."""
 
-    def whole_model(self) -> GPT2 | None:
-        """The model with its float32 weights, on the first rank; None on the others. All ranks call it."""
+    def whole_weights(self) -> dict[str, Tensor] | None:
+        """What a checkpoint holds of the model (`fastft.model.part.saved`), in float32 (float64 with `--dtype fp64`), on
+        the first rank; None on the others. All ranks call it."""
 
     def whole_moments(self) -> Moments | None:
         """AdamW's state on the first rank, in host memory; None on the others. All ranks call it."""
@@ -134,9 +136,11 @@ class WholeModel:
         """See `AnyEngine`: the model is as it is."""
         return contextlib.nullcontext()
 
-    def whole_model(self) -> GPT2 | None:
-        """See `AnyEngine`: the model itself, as all ranks have the same."""
-        return self.model if self.world.is_first else None
+    def whole_weights(self) -> dict[str, Tensor] | None:
+        """See `AnyEngine`: the model's own, as all ranks have the same."""
+        if not self.world.is_first:
+            return None
+        return {name: weight.detach() for name, weight in saved(self.model).items()}
 
 
 class Engine(WholeModel):
@@ -155,6 +159,8 @@ class Engine(WholeModel):
         self.clip = options.clip or math.inf
         torch.backends.cuda.matmul.allow_tf32 = options.tf32
         self.model = model.to(self.device, torch.float64 if self.dtype == "fp64" else torch.float32)
+        if self.dtype != "bf16":
+            narrow_base(self.model, None)
         self.copies = BF16Copies(self.model) if self.dtype == "bf16" else None
         self.optimizer = adamw(
             self.model,
@@ -216,12 +222,12 @@ class Engine(WholeModel):
         if not self.world.is_first:
             return None
         state = self.optimizer.state
-        return laid_out((name, state.get(weight, {})) for name, weight in self.model.named_parameters())
+        return laid_out((name, state.get(weight, {})) for name, weight in trained(self.model).items())
 
     def load(self, weights: Path, moments: Moments) -> None:
         """See `AnyEngine`."""
-        load_weights(self.model, weights)
-        parameters = dict(self.model.named_parameters())
+        load_weights(saved(self.model), weights)
+        parameters = trained(self.model)
         for name, state in states_of(moments):
             weight = parameters[name]
             self.optimizer.state[weight].update({key: value.to(weight.device) for key, value in state.items()})
@@ -241,7 +247,7 @@ class Engine(WholeModel):
         """The gradients of the step so far, before clipping."""
         if self.copies is not None:
             return list(self.copies.gradients().values())
-        return [p.grad for p in self.model.parameters() if p.grad is not None]
+        return [p.grad for p in trained(self.model).values() if p.grad is not None]
 
     def _forward(self, batch: Batch, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """`GPT2.forward` in the engine's arithmetic."""

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from fastft.engines.moments import MEAN, SQUARE, STEP, State
 from fastft.engines.optim import BETAS, EPSILON, decays
 from fastft.model.gpt2 import GPT2
-from fastft.model.precision import is_narrowed, total_norm, with_weights
+from fastft.model.part import trained
+from fastft.model.precision import is_narrowed, narrow_base, total_norm, with_weights
 
 _ALIGNED = 64
 """Elements: where each weight begins is a multiple, so that its 16-bit copy too begins at 128 bytes."""
@@ -45,7 +46,7 @@ class Bucket:
 
 
 class FlatWeights:
-    """Weights, gradients and AdamW's moments of a model, each `[N]` in the dtype of the weights, and narrow copies.
+    """Weights, gradients and AdamW's moments of what a model trains, each `[N]` in the dtype of the weights, and narrow copies.
 
     Attributes:
         weights, gradients, exp_avg, exp_avg_sq: `[N]`; what lies between two weights stays zero.
@@ -66,7 +67,8 @@ class FlatWeights:
             decay_all: see `fastft.engines.optim.decays`.
         """
         self._weight_decay = weight_decay
-        parameters = dict(model.named_parameters())
+        narrow_base(model, narrow)
+        parameters = trained(model)
         self._places: dict[str, tuple[int, torch.Size]] = {}
         self._runs: list[Run] = []
         self.buckets: list[Bucket] = []
@@ -86,7 +88,7 @@ class FlatWeights:
             parameter.data = place
         self.copies = None if narrow is None else torch.zeros(end, dtype=narrow, device=like.device)
         self.computes = model if self.copies is None else with_weights(model, self._narrowed(parameters))
-        self.tensors = dict(self.computes.named_parameters())
+        self.tensors = trained(self.computes)
         self._gradient_of = {name: self.part(self.gradients, name) for name in self._places}
         self.refresh()
 
@@ -176,9 +178,9 @@ class FlatWeights:
 
 
 def _buckets(model: GPT2) -> list[tuple[str, ...]]:
-    """The names of the weights, in the order in which a backward pass is done with them."""
-    named = [name for name, _ in model.named_parameters()]
+    """The names of what is trained, in the order in which a backward pass is done with them."""
+    named = [*trained(model)]
     blocks = [tuple(name for name in named if name.startswith(f"h.{layer}.")) for layer in range(len(model.h))]
     last = tuple(name for name in named if name.startswith(("ln_f.", "lm_head.")))
-    first = tuple(name for name in named if name.startswith(("wte.", "wpe.")))
-    return [last, *reversed(blocks), first]
+    first = tuple(name for name in named if name.startswith(("wte.", "wpe.", "new_rows.")))
+    return [names for names in (last, *reversed(blocks), first) if names]

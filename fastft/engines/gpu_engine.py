@@ -29,6 +29,7 @@ from fastft.gpu.staging import Staged, Staging
 from fastft.gpu.transfers import Reading, on_the_way, pinned
 from fastft.model import ops
 from fastft.model.gpt2 import GPT2
+from fastft.model.part import saved
 from fastft.model.precision import NARROW, choose_device, choose_dtype
 from fastft.model.weights import load_weights
 from fastft.ranks.world import ALONE, World
@@ -135,7 +136,7 @@ class GpuEngine(WholeModel):
     @torch.no_grad()
     def load(self, weights: Path, moments: Moments) -> None:
         """See `fastft.engines.engine.AnyEngine`."""
-        load_weights(self.model, weights)
+        load_weights(saved(self.model), weights)
         self.flat.refresh()
         places = dict(self.flat.states())
         for name, state in states_of(moments):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastft.engines.moments import MEAN, SQUARE, STEP, begun
+from fastft.model.part import trained
 from fastft.model.precision import BF16Copies
 from fastft.run.config import Schedule
 
@@ -36,10 +37,10 @@ def adamw(
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float, decay_all: bool) -> list[dict[str, Any]]:
-    """AdamW's groups: weight matrices decay; biases, layer norms and embeddings do only with `decay_all`."""
+    """AdamW's groups, of what is trained: weight matrices decay; biases, layer norms and embeddings do only with `decay_all`."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
+    for name, parameter in trained(model).items():
         (decayed if decays(name, parameter, decay_all=decay_all) else plain).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
@@ -47,7 +48,7 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, decay_all: bool) 
 
 def decays(name: str, parameter: Tensor, *, decay_all: bool) -> bool:
     """Whether weight decay is for this weight: weight matrices, or all."""
-    return decay_all or (parameter.ndim >= 2 and not name.startswith(("wte.", "wpe.")))
+    return decay_all or (parameter.ndim >= 2 and not name.startswith(("wte.", "wpe.", "new_rows.")))
 
 
 class MixedAdamW(torch.optim.AdamW):

@@ -37,6 +37,7 @@ from fastft.engines.zero_state import ZeroState
 from fastft.gpu.staging import Staging
 from fastft.model import ops
 from fastft.model.gpt2 import GPT2
+from fastft.model.lora import settle
 from fastft.model.names import DType
 from fastft.model.precision import choose_device
 from fastft.ranks.world import World
@@ -77,6 +78,8 @@ class ZeroEngine:
         check_options(options, dtype, config.stage, self.device)
         deepspeed = deepspeed_for(self.device)
         torch.backends.cuda.matmul.allow_tf32 = options.tf32
+        settle(model)  # before its weights are parted
+        model.copies_tables = self.stage == 3
         groups = parameter_groups(model, weight_decay=options.weight_decay, decay_all=options.decay_all)
         self._adamw = GuardedAdamW(groups, lr=options.lr, betas=BETAS, eps=EPSILON, fused=True)
         self.zero = initialized(deepspeed, model, self._adamw, config, options, dtype, world)
@@ -141,9 +144,9 @@ class ZeroEngine:
         context: AbstractContextManager[object] = deepspeed.zero.GatheredParameters(outside_blocks(self.model))
         return context
 
-    def whole_model(self) -> GPT2 | None:
+    def whole_weights(self) -> dict[str, Tensor] | None:
         """See `fastft.engines.engine.AnyEngine`."""
-        return self._state.whole_model()
+        return self._state.whole_weights()
 
     def whole_moments(self) -> Moments | None:
         """See `fastft.engines.engine.AnyEngine`."""
@@ -155,7 +158,9 @@ class ZeroEngine:
 
     def save_shards(self, folder: Path) -> None:
         """Takes a copy of every rank's part, which `shard_writer` writes to `folder`. All ranks call it."""
-        self.zero.save_checkpoint(str(folder), tag=self.shard_writer.tag, save_latest=False)
+        self.zero.save_checkpoint(
+            str(folder), tag=self.shard_writer.tag, save_latest=False, exclude_frozen_parameters=True
+        )
 
     def load_shards(self, folder: Path) -> None:
         """Puts back what `save_shards` has written, on the same number of ranks. All ranks call it.
@@ -163,7 +168,8 @@ class ZeroEngine:
         Raises:
             UserError: a file cannot be read, or holds something that DeepSpeed does not write.
         """
-        loaded, _ = self.zero.load_checkpoint(str(folder), tag=self.shard_writer.tag)
+        is_part = self.model.part is not None  # the base is in no checkpoint
+        loaded, _ = self.zero.load_checkpoint(str(folder), tag=self.shard_writer.tag, load_module_strict=not is_part)
         if loaded is None:
             raise UserError(f"DeepSpeed finds no checkpoint in {folder}; start from another with --overwrite")
         self._state.find_again()

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from fastft.engines.moments import MOMENTS, STEP, Moments, State, begun, laid_out, states_of
 from fastft.engines.zero_setup import GuardedAdamW
 from fastft.model.gpt2 import GPT2
+from fastft.model.part import saved, trained
 from fastft.model.weights import load_weights
 from fastft.ranks.world import World
 
@@ -54,18 +55,17 @@ class ZeroState:
             optimizer._lazy_init_hp_params_optimizer_state()
 
     @torch.no_grad()
-    def whole_model(self) -> GPT2 | None:
+    def whole_weights(self) -> dict[str, Tensor] | None:
         """See `fastft.engines.engine.AnyEngine`. Tensor after tensor is gathered, and kept in the first rank's host
         memory."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        whole = _unset(self._model) if self._world.is_first else None
-        places = dict(whole.named_parameters()) if whole is not None else {}
-        for name, parameter in self._model.named_parameters():
+        whole = {}
+        for name, parameter in saved(self._model).items():
             value = safe_get_full_fp32_param(parameter)
-            if whole is not None:
-                places[name].copy_(value.view_as(places[name]))
-        return whole
+            if self._world.is_first:
+                whole[name] = value.view(_shape(parameter)).to("cpu", torch.float32, copy=True)
+        return whole if self._world.is_first else None
 
     @torch.no_grad()
     def whole_moments(self) -> Moments | None:
@@ -78,7 +78,7 @@ class ZeroState:
         """Each weight's state, on the first rank; nothing on the others."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        for name, parameter in self._model.named_parameters():
+        for name, parameter in trained(self._model).items():
             state = {STEP: step.clone()}
             for moment in MOMENTS:
                 value = safe_get_full_optimizer_state(parameter, moment)
@@ -90,10 +90,9 @@ class ZeroState:
     @torch.no_grad()
     def load(self, weights: Path, moments: Moments) -> None:
         """See `fastft.engines.engine.AnyEngine`. Every rank reads the files, and keeps its part."""
-        whole = _unset(self._model)
-        load_weights(whole, weights)
-        values = dict(whole.named_parameters())
-        parameters = dict(self._model.named_parameters())
+        parameters = saved(self._model)
+        values = {name: torch.empty(_shape(parameter)) for name, parameter in parameters.items()}
+        load_weights(values, weights)
         for name, parameter in parameters.items():
             self._set_weight(parameter, values[name])
             self._set_master(parameter, values[name])
@@ -101,7 +100,7 @@ class ZeroState:
             return
         states = dict(states_of(moments))
         for state in self._adamw.state.values():  # in place: DeepSpeed holds on to parts of these tensors
-            state[STEP].copy_(states["wte.weight"][STEP])
+            state[STEP].copy_(next(iter(states.values()))[STEP])  # of all weights alike
         for name, parameter in parameters.items():
             for moment in MOMENTS:
                 self._set_master(parameter, states[name][moment], moment)
@@ -138,13 +137,6 @@ class ZeroState:
             getattr(utils, f"safe_set_{which}_fp32_param")(parameter, value)
         else:
             getattr(utils, f"safe_set_{which}_optimizer_state")(parameter, value, moment)
-
-
-def _unset(model: GPT2) -> GPT2:
-    """A model of the same shape in host memory, whose weights are still to be set."""
-    with torch.device("meta"):
-        empty = GPT2(model.config)
-    return empty.to_empty(device="cpu")
 
 
 def _shape(parameter: nn.Parameter) -> torch.Size:

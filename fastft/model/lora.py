@@ -60,7 +60,7 @@ class LoRALinear(nn.Module):
 
     def settle(self) -> None:
         """Notes the lengths of the weight's rows, which DoRA reads at every step. To be called again whenever the
-        weight has come to another device, or has got another dtype or other values."""
+        weight has got another dtype or other values."""
         self._squares = None
         if self.lora_magnitude_vector is not None:
             self._squares = _row_squares(self.weight)
@@ -88,6 +88,8 @@ class LoRALinear(nn.Module):
         """
         weight = self.weight[outputs]
         wide = torch.promote_types(weight.dtype, torch.float32)
+        if self._squares is not None and self._squares.device != weight.device:
+            self._squares = self._squares.to(weight.device)
         squares = _row_squares(weight) if self._squares is None else self._squares[outputs]
         A, B = self.lora_A.to(wide), self.lora_B[outputs].to(wide)
         with torch.autocast(weight.device.type, enabled=False):

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fastft.common.errors import UserError
+from fastft.model.lora import settle
 from fastft.model.names import Device, DType
+from fastft.model.part import of_base, trained
 
 NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """The dtypes whose weights and their update stay float32."""
@@ -87,8 +89,22 @@ def with_weights(model: Model, weights: Mapping[str, nn.Parameter]) -> Model:
     return copy.deepcopy(model, others)
 
 
+def narrow_base(model: nn.Module, dtype: torch.dtype | None) -> None:
+    """Rounds what is not trained to the narrow dtype, in place: nothing updates it, so that it needs no float32 copy.
+
+    Args:
+        model: of which a part is trained, or all.
+        dtype: that it computes with; None where that is the weights' own.
+    """
+    if dtype is not None:
+        for name, weight in of_base(model).items():
+            if is_narrowed(name):
+                weight.data = weight.data.to(dtype)
+    settle(model)
+
+
 class BF16Copies:
-    """bf16 copies of a model's float32 weights, which compute in their place (Micikevicius et al. 2018,
+    """bf16 copies of a model's float32 weights, so far as they are trained, which compute in their place (Micikevicius et al. 2018,
     "Mixed Precision Training", arXiv:1710.03740).
 
     Autocast casts every weight in every step, and every gradient back. Here the copies stay, the optimizer refreshes
@@ -97,7 +113,8 @@ class BF16Copies:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._weights = dict(model.named_parameters())
+        narrow_base(model, torch.bfloat16)
+        self._weights = trained(model)
         narrow = {
             name: nn.Parameter(weight.detach().to(torch.bfloat16))
             for name, weight in self._weights.items()
@@ -105,7 +122,7 @@ class BF16Copies:
         }
         self.computes = with_weights(model, narrow)
         """The model that computes with the copies."""
-        self._tensors: dict[str, Tensor] = dict(self.computes.named_parameters())
+        self._tensors: dict[str, Tensor] = {**trained(self.computes)}
         self._sums: dict[str, Tensor] = {}
         self._versions = self._current_versions()
 

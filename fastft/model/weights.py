@@ -174,26 +174,26 @@ def config_of(source: str | Path) -> GPT2Config:
         return checkpoint.config
 
 
-def load_weights(model: GPT2, path: Path) -> None:
-    """Copies the file that `save_weights` wrote into `model`, bit for bit. On an error the model is left as it was.
+def load_weights(parameters: Mapping[str, Tensor], path: Path) -> None:
+    """Copies the file that `save_weights` wrote into weights by their names, bit for bit. On an error they are left as
+    they were.
 
     Raises:
         UserError: an unreadable file; missing or unexpected tensors, or ones of another shape or dtype.
     """
-    parameters = dict(model.named_parameters())
     recipes = {name: _Recipe((name,)) for name in parameters}
     with _opened_safetensors([path]) as tensors:
         _check(path, parameters, recipes, tensors, any_float=False)
         _fill(parameters, recipes, tensors)
 
 
-def save_weights(model: GPT2, path: Path) -> None:
-    """Writes the parameters of `model` to one safetensors file, under their own names and in their own dtype.
+def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Writes weights to one safetensors file, under their names and in their own dtype.
 
     Raises:
         UserError: the file cannot be written.
     """
-    _write_safetensors(path, {name: parameter.detach() for name, parameter in model.named_parameters()})
+    _write_safetensors(path, weights)
 
 
 def save_hf(
