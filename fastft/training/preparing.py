@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from fastft.common import files
 from fastft.common.console import say, silenced
 from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
@@ -38,40 +34,6 @@ def settled(options: TrainOptions, run: Run) -> TrainOptions:
     if options.tensorboard:
         summary_writer()  # that it is missing is said before anything is changed
     return options
-
-
-RECORDS = "records.jsonl"
-"""The file of records that were given as objects, in the run's folder."""
-
-
-def with_records(options: TrainOptions, run: Run) -> TrainOptions:
-    """The options of a run whose records are given as objects, which lie in a file of its folder.
-
-    Raises:
-        UserError: they name data too, or nothing may be written.
-    """
-    if options.data != TrainOptions.data and options.data != str(run.folder / RECORDS):
-        raise UserError(f"got records and data={options.data!r}, expected one of them")
-    if options.dry_run:
-        raise UserError("got records and dry_run, which writes nothing; expected a file as data")
-    return replace(options, data=str(run.folder / RECORDS))
-
-
-def write_records(run: Run, records: Iterable[Mapping[str, Any]]) -> None:
-    """Writes records as JSON lines, all or none.
-
-    Raises:
-        UserError: one is no JSON, or the file cannot be written.
-    """
-    files.make_folder(run.folder)
-    with files.replacing(run.folder / RECORDS) as file:
-        for number, record in enumerate(records, start=1):
-            try:
-                file.write(json.dumps(dict(record), ensure_ascii=False).encode() + b"\n")
-            except (TypeError, ValueError) as error:
-                raise UserError(
-                    f"got record {number} that JSON cannot say ({error}), expected texts, numbers, lists"
-                ) from error
 
 
 def check_folder(run: Run, options: TrainOptions) -> None:

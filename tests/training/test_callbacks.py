@@ -48,8 +48,21 @@ def test_records_are_a_runs_like_any_other(tmp_path: Path) -> None:
     entries = fastft.generate(fastft.GenerateOptions(run=given.folder, max_new_tokens=2, device="cpu"))
     assert [entry["instruction"] for entry in entries] == [row["instruction"] for row in ROWS[34:38]]
     fastft.train(options_for(tmp_path / "given", steps=6, resume=True), records=ROWS)
-    with pytest.raises(UserError, match="have changed"):
-        fastft.train(options_for(tmp_path / "given", steps=8, resume=True), records=ROWS[::-1])
+    held = (given.folder / "records.jsonl").read_bytes()
+    for wrong, says in (({"resume": True}, "have changed"), ({"overwrite": True, "weights": "./nowhere"}, "no weights")):
+        with pytest.raises(UserError, match=says):
+            fastft.train(options_for(tmp_path / "given", steps=8, **wrong), records=ROWS[::-1])
+        assert (given.folder / "records.jsonl").read_bytes() == held
+    again = (json.loads(line) for line in (given.folder / "records.jsonl").open())
+    fastft.train(options_for(tmp_path / "given", steps=6, resume=True), records=again)
+    assert [path.name for path in given.folder.glob(".records*")] == []
+
+
+def test_records_never_replace_a_file_of_somebody_elses(tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").write_text("mine")
+    with pytest.raises(UserError, match="not the data of a run"):
+        fastft.train(options_for(tmp_path), records=ROWS)
+    assert (tmp_path / "records.jsonl").read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", ["on_step", "on_evaluate", "on_save"])
@@ -77,6 +90,7 @@ def test_one_that_raises_at_the_last_step_is_not_passed_over(tmp_path: Path) -> 
     [
         ({"data": "sample"}, ROWS, "expected one of them"),
         ({"dry_run": True}, ROWS, "writes nothing"),
+        ({}, "rows.jsonl", "record 1 that is str"),
         ({}, [*ROWS, {"instruction": {1}, "output": "a"}], "record 41"),
         ({}, [*ROWS, {"instruction": 3, "output": "a"}], "row 41"),
     ],
