@@ -99,3 +99,8 @@ def test_records_that_cannot_be_trained_on(tmp_path: Path, changes: Any, records
     with pytest.raises(UserError) as error:
         fastft.train(options_for(tmp_path / "run", **changes), records=records)
     assert says in str(error.value)
+
+
+def test_what_is_no_function_is_refused_before_anything_is_trained() -> None:
+    with pytest.raises(UserError, match="got on_save=3, expected a function"):
+        fastft.Callbacks(on_save=3)  # type: ignore[arg-type] # the mistake
