@@ -49,7 +49,10 @@ def test_records_are_a_runs_like_any_other(tmp_path: Path) -> None:
     assert [entry["instruction"] for entry in entries] == [row["instruction"] for row in ROWS[34:38]]
     fastft.train(options_for(tmp_path / "given", steps=6, resume=True), records=ROWS)
     held = (given.folder / "records.jsonl").read_bytes()
-    for wrong, says in (({"resume": True}, "have changed"), ({"overwrite": True, "weights": "./nowhere"}, "no weights")):
+    for wrong, says in (
+        ({"resume": True}, "have changed"),
+        ({"overwrite": True, "weights": "./nowhere"}, "no weights"),
+    ):
         with pytest.raises(UserError, match=says):
             fastft.train(options_for(tmp_path / "given", steps=8, **wrong), records=ROWS[::-1])
         assert (given.folder / "records.jsonl").read_bytes() == held
