@@ -48,9 +48,7 @@ def in_their_place(run: Run, records: Iterable[Mapping[str, Any]], *, resume: bo
         before.replace(place)
     held = place.exists() or place.is_symlink()
     if held and not _is_a_runs(run, place):
-        raise UserError(
-            f"{place} is there, and is not the data of a run in this folder; move it, or take another --out"
-        )
+        raise UserError(f"{place} is there, and is not the data of a run in this folder; move it, or change --out")
     with contextlib.ExitStack() as undone:
         undone.callback(fresh.unlink, missing_ok=True)
         _write(fresh, records)

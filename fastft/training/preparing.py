@@ -21,6 +21,7 @@ from fastft.model.weights import config_of, load
 from fastft.ranks.world import World
 from fastft.run.config import TrainOptions, changed_settings, defaults_of
 from fastft.run.folder import Run
+from fastft.run.given import weights_of
 from fastft.run.log import summary_writer
 from fastft.training.checkpoint import shape_of
 
@@ -86,11 +87,10 @@ def initial_model(options: TrainOptions) -> GPT2:
     """The model that a run starts from: loaded, or random from the run's seed."""
     torch.manual_seed(options.seed)
     named = config_for(options.model, tie_head=options.tie_head)
-    published = options.model.startswith("gpt2")
-    source = options.weights or (options.model if published else "none")
-    if both := hidden_path("weights", source):
+    source = weights_of(options)
+    if source is not None and (both := hidden_path("weights", source)):
         say(both)
-    if source == "none":
+    if source is None:
         model = GPT2(named)
     else:
         model = load(source, tie_head=options.tie_head)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ import fastft
 from fastft.answers.asking import ask, write_answers
 from fastft.answers.generation import GenerateOptions, generate
 from fastft.cli import main
+from fastft.common import files
 from fastft.common.errors import UserError
 from fastft.decoding.decode import greedy
 from fastft.model.weights import load, save_hf
-from fastft.run.config import TrainOptions
+from fastft.run.config import TrainOptions, to_yaml
 from fastft.run.folder import Run
 from fastft.training.train import train
 
@@ -228,10 +230,6 @@ def test_options_of_a_question_need_no_answer(trained: Path, tmp_path: Path) -> 
 
 
 def test_questions_have_the_names_that_the_runs_data_have(trained: Path, tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from fastft.run.config import to_yaml
-
     run = shutil.copytree(trained, tmp_path / "run")
     (run / "config.yaml").write_text(to_yaml(replace(Run(run).options(), fields="q=instruction,a=output")))
     assert fastft.answer(run, [{"q": "Say 3."}], max_new_tokens=5) == [expected(trained, "Say 3.")]
@@ -257,9 +255,12 @@ def test_a_baseline_of_a_model_that_has_changed_in_its_place_is_not_taken_up(tra
         max_new_tokens=2, device="cpu",
     )  # fmt: skip
     assert generate(given) == generate(given)
+    out, digest = Run(tmp_path / "out"), files.identity(base / "model.safetensors")["sha256"]
     with torch.no_grad():
         model.wte.weight[5] += 1
     save_hf(model, base)
+    train(replace(out.options(), resume=True))  # it goes on from what it began with, which the file is no more
+    assert files.object_or_empty(out.data)["began_with"] == {"model.safetensors": digest}
     with pytest.raises(UserError, match=r"the weights of .* are not those"):
         generate(given)
     Run(tmp_path / "out").weights.unlink()
