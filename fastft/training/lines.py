@@ -91,8 +91,8 @@ def _describe(job: Job) -> None:
 
 
 def _began_with(job: Job) -> dict[str, str] | None:
-    """SHA-256 by file name of the weights that the run started from, which may be others when it goes on; none of random
-    weights, nor where an earlier version began."""
+    """SHA-256 by file name of the weights that the run started from: the files may have others when it goes on. None of
+    random weights, nor where an earlier version began."""
     if job.options.resume and shape_of(job.run.checkpoints) is not None:
         known = files.object_or_empty(job.run.data).get("began_with")
         return known if isinstance(known, dict) else None

@@ -15,7 +15,6 @@ import fastft
 from fastft.answers.asking import ask, write_answers
 from fastft.answers.generation import GenerateOptions, generate
 from fastft.cli import main
-from fastft.common import files
 from fastft.common.errors import UserError
 from fastft.decoding.decode import greedy
 from fastft.model.weights import load, save_hf
@@ -255,12 +254,9 @@ def test_a_baseline_of_a_model_that_has_changed_in_its_place_is_not_taken_up(tra
         max_new_tokens=2, device="cpu",
     )  # fmt: skip
     assert generate(given) == generate(given)
-    out, digest = Run(tmp_path / "out"), files.identity(base / "model.safetensors")["sha256"]
     with torch.no_grad():
         model.wte.weight[5] += 1
     save_hf(model, base)
-    train(replace(out.options(), resume=True))  # it goes on from what it began with, which the file is no more
-    assert files.object_or_empty(out.data)["began_with"] == {"model.safetensors": digest}
     with pytest.raises(UserError, match=r"the weights of .* are not those"):
         generate(given)
     Run(tmp_path / "out").weights.unlink()

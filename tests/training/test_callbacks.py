@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,17 @@ def test_records_are_a_runs_like_any_other(tmp_path: Path) -> None:
     again = (json.loads(line) for line in (given.folder / "records.jsonl").open())
     fastft.train(options_for(tmp_path / "given", steps=6, resume=True), records=again)
     assert [path.name for path in given.folder.glob(".records*")] == []
+
+
+def test_a_run_keeps_the_hash_of_the_weights_that_it_began_with(tmp_path: Path) -> None:
+    base = fastft.train(options_for(tmp_path / "base", steps=1), records=ROWS).run
+    began_with = {"model.safetensors": hashlib.sha256(base.weights.read_bytes()).hexdigest()}
+    assert json.loads(base.data.read_text())["began_with"] is None
+    given = {"weights": str(base.folder), "eval_every": 0}
+    run = fastft.train(options_for(tmp_path / "run", steps=1, **given), records=ROWS).run
+    fastft.save_hf(fastft.load(run.model), base.model)
+    fastft.train(options_for(tmp_path / "run", steps=2, resume=True, **given), records=ROWS)
+    assert json.loads(run.data.read_text())["began_with"] == began_with
 
 
 def test_records_never_replace_a_file_of_somebody_elses(tmp_path: Path) -> None:
