@@ -100,8 +100,8 @@ class AnyEngine(Protocol):
         """A block in which `model` can be asked for hidden states and its head, by all ranks alike."""
 
     def whole_weights(self) -> dict[str, Tensor] | None:
-        """What a checkpoint holds of the model (`fastft.model.part.saved`), in float32 (float64 with `--dtype fp64`), on
-        the first rank; None on the others. All ranks call it."""
+        """What a checkpoint holds of the model (`fastft.model.part.saved`) by name, in float32 (float64 with `--dtype
+        fp64`), on the first rank; None on the others. All ranks call it."""
 
     def whole_moments(self) -> Moments | None:
         """AdamW's state on the first rank, in host memory; None on the others. All ranks call it."""

@@ -44,7 +44,7 @@ def model_card(run: Run, template: AnyTemplate, weights_sha256: str, n_ctx: int)
         n_ctx: the model's context.
     """
     options, figures = run.options(), read_run(run.folder)
-    base = base_of(options)
+    base = base_of(options, files.object_or_empty(run.data).get("began_with"))
     parts = [
         _head(base),
         f"# {figures.name}\n\nA GPT-2, instruction-tuned with fastft from {base.what}. Its context is {n_ctx} tokens.",
@@ -93,7 +93,9 @@ def _base(base: Base) -> str:
     if base.what.startswith("random"):
         return lines[0] + " There is no base model, and no licence of one."
     lines += [f"- `{name}`: SHA-256 `{digest}`" for name, digest in base.hashes.items()]
-    if base.hashes:
+    if base.recorded:
+        lines.append("\nThe run wrote the hashes down when it began.")
+    elif base.hashes:
         lines.append("\nThe hashes are of the files as they were at the export; the run has not written down its own.")
     else:
         lines.append("Which revision it was, and the hash of its files, are not known.")

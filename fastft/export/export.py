@@ -60,10 +60,7 @@ class ExportOptions:
     """What Ollama is to call the model; not given: as the run's folder."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "run", Path(self.run))
         check_values(self)
-        if self.out is not None:
-            object.__setattr__(self, "out", Path(self.out))
         if self.out == Path():
             raise UserError("got an empty --out, expected a folder for the export")
         _ = self.shard_bytes

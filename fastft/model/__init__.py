@@ -15,8 +15,10 @@ To be read in this order:
     tied.py           one gradient for the two uses of a tied embedding
     packed_linear.py  weights laid out once for a CPU's products: `PackedLinear`, `can_pack`
     precision.py      the arithmetic of a device, and narrow copies of weights: `choose_device`, `choose_dtype`,
-                      `autocast`, `NARROW`, `BF16Copies`, `is_narrowed`, `with_weights`, `total_norm`
+                      `autocast`, `NARROW`, `BF16Copies`, `narrow_base`, `is_narrowed`, `with_weights`,
+                      `total_norm`
     vocabulary.py     rows for the tokens of a template: `with_tokenizer`
-    weights.py        folders, hub ids, the book's files: `load`, `config_of`, `is_checkpoint`, `save_hf`,
-                      `save_book`, `check_range`, `write_tokenizer`, `load_weights`, `save_weights`
+    weights.py        folders, hub ids, the book's files: `load`, `config_of`, `files_of`, `is_checkpoint`,
+                      `save_hf`, `save_book`, `check_range`, `write_tokenizer`, `load_weights`,
+                      `save_weights`
 """

@@ -74,6 +74,10 @@ class Part:
         first_and_count = None if rows is None else (int(rows[0]), int(rows[1]))
         return Part(lora=lora, train_only=said["train_only"], new_rows=first_and_count, base_sha256=said["base_sha256"])
 
+    def in_words(self) -> str:
+        """Such as `adapters (rank 16)`."""
+        return f"weights of {self.train_only}" if self.lora is None else f"adapters (rank {self.lora.r})"
+
     def take(self, model: GPT2, generator: torch.Generator | None = None) -> None:
         """Makes a model, in place, one of which this part is trained.
 

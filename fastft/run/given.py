@@ -7,6 +7,7 @@ from pathlib import Path
 from fastft.common.console import say
 from fastft.common.errors import UserError
 from fastft.data.chat_template import AnyTemplate, template_named
+from fastft.run.config import TrainOptions
 from fastft.run.folder import Run
 
 DEFAULT_TEMPLATE = "alpaca"
@@ -23,6 +24,12 @@ def run_of(model: str) -> Run | None:
         ):  # fmt: skip
             return run
     return None
+
+
+def weights_of(options: TrainOptions) -> str | None:
+    """What a run with these options starts from, as `fastft.model.weights.load` takes it; None for random weights."""
+    source = options.weights or (options.model if options.model.startswith("gpt2") else "none")
+    return None if source == "none" else source
 
 
 def template_name_for(model: str, named: str | None) -> str:

@@ -23,13 +23,14 @@ from fastft.engines.flat import FlatWeights
 from fastft.engines.gpu_engine import GpuEngine
 from fastft.gpu.cuda_graphs import Graphs
 from fastft.model.gpt2 import GPT2, GPT2Config
+from fastft.model.part import saved
 from fastft.model.weights import save_weights
 from fastft.ranks.world import World
 from fastft.run.config import TrainOptions
 from fastft.run.data import load_data
 from fastft.run.folder import Run
 from fastft.run.metrics_file import read_metrics
-from fastft.training.preparing import initial_model
+from fastft.training.models import initial_model
 from fastft.training.train import Trainer
 
 SHAPE = GPT2Config(n_layer=2, n_head=2, n_embd=32, n_ctx=64, vocab_size=97)
@@ -249,7 +250,7 @@ def test_either_engine_goes_on_from_the_others_state(dtype: str, tmp_path: Path)
     for first, second in ((Engine, GpuEngine), (GpuEngine, Engine)):
         begun = first(model(), chosen)
         curve(begun, steps=3)
-        save_weights(begun.model, tmp_path / "model.safetensors")
+        save_weights(saved(begun.model), tmp_path / "model.safetensors")
         moments = {name: value.clone() for name, value in (begun.whole_moments() or {}).items()}
         gone_on = second(model(tie_head=True), chosen)
         gone_on.load(tmp_path / "model.safetensors", moments)

@@ -72,6 +72,15 @@ def test_data_recipe_curve_and_base_are_told(run: Run) -> None:
     assert "secret" not in text
 
 
+def test_the_hashes_of_the_base_are_those_that_the_run_wrote_down(run: Run) -> None:
+    assert "has not written down its own" in card(run)
+    run.data.write_text(json.dumps({**json.loads(run.data.read_text()), "began_with": {"model.safetensors": "c0ffee"}}))
+    text = card(run)
+    assert "- `model.safetensors`: SHA-256 `c0ffee`" in text
+    assert "The run wrote the hashes down when it began." in text
+    assert hashlib.sha256(b"weights").hexdigest() not in text
+
+
 def test_what_is_not_known_is_said(run: Run) -> None:
     for path in (run.folder.parent / "secret place").rglob("*"):
         if path.is_file():
