@@ -301,8 +301,8 @@ def template_described(description: dict[str, Any], source: str) -> AnyTemplate:
 
 
 def template_beside(path: Path) -> str:
-    """The chat template in a file by its name: that of the shipped template that it was made of, which tells more (where
-    an input goes, what an answer begins with), else the file's."""
+    """The chat template in a file by its name: that of the shipped template that it was made of, telling more (where an
+    input goes, what an answer begins with), else the file's."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
