@@ -191,6 +191,10 @@ def test_what_cannot_be_asked(trained: Path, tmp_path: Path) -> None:
         asked(run=trained, prompt=" ")
     with pytest.raises(UserError, match="no weights at"):
         asked(model="./nowhere", prompt="a")
+    (half := tmp_path / "half" / "checkpoints").mkdir(parents=True)
+    shutil.copy(trained / "config.yaml", half.parent)
+    with pytest.raises(UserError, match="a run without a model; give one of its checkpoints"):
+        asked(model=str(half.parent), prompt="a", template="alpaca")
     with pytest.raises(UserError, match="whose tokens it has not"):
         asked(model=str(trained), prompt="a", template="llama3")
 
