@@ -26,7 +26,6 @@ import rank_faults
 import torch
 import torch._dynamo  # the first optimizer imports it, which takes longer than everything else
 
-import fastft.training.train  # noqa: F401 (a command imports it when it is run: in each fork)
 from fastft.cli import main, parse
 from fastft.data.tokenizer import gpt2_tokenizer
 from fastft.engines.zero_setup import deepspeed_for
@@ -125,6 +124,7 @@ def import_deepspeed() -> None:
 
 
 def serve() -> None:
+    importlib.import_module("fastft.training.train")  # as the command does when it is run: in each fork
     _ = gpt2_tokenizer().encoding  # reads its files
     parse("train", ["--data", "sample"])  # imports the parser and reads the options' texts
     for line in sys.stdin:
