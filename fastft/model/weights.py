@@ -205,6 +205,23 @@ def files_of(source: str | Path) -> list[Path]:
     return _safetensors_of(folder)
 
 
+def base_of_adapter(adapter: str | Path) -> str | Path | None:
+    """The base that an adapter names, as `load` takes it; None where it names none.
+
+    Raises:
+        UserError: there is no adapter that fastft reads.
+    """
+    found = read_adapter(_adapter_at(adapter))
+    return None if found.config.base is None else base_named(found)
+
+
+def is_same_source(one: str | Path, other: str | Path) -> bool:
+    """Whether two names mean one model: they do if they are one folder or file, or one id."""
+    if Path(one).exists() and Path(other).exists() and not is_keyword("weights", one):
+        return Path(one).resolve() == Path(other).resolve()
+    return _HF_IDS.get(str(one), str(one)) == _HF_IDS.get(str(other), str(other))
+
+
 def load_weights(parameters: Mapping[str, Tensor], path: Path) -> None:
     """Copies the file that `save_weights` wrote into weights by their names, bit for bit. On an error they are left as
     they were.
