@@ -250,7 +250,7 @@ def test_what_is_not_needed_is_not_imported(arguments: list[str], without: tuple
         f"import sys; from fastft.cli import main; assert main({arguments}) == 0; print(*sys.modules, file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
-    assert not {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()} & {*without}
+    assert not {name.partition(".")[0] for name in done.stderr.splitlines()[-1].split()} & {*without}
 
 
 def test_a_score_without_a_judge_and_a_model_needs_no_torch(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ To be read in this order:
     prompts.py           a template: training text, what is learned, prompt and extraction: `Template`, `TEMPLATES`,
                          `ALPACA`, `Learn`, `RESPONSES`, `TrainOn`, `Part`, `Special`, `asked_in`
     chat_template.py     Jinja chat templates, read and written; any template by its name: `AnyTemplate`,
-                         `template_named`, `template_described`, `as_jinja`
+                         `template_named`, `template_beside`, `template_described`,
+                         `as_jinja`
     tokenizer.py         text to ids and back, and GPT-2's own: `Tokenizer`, `gpt2_tokenizer`, `carried_files`,
                          `END_OF_TEXT`, `VOCAB_SIZE`
     folder_tokenizer.py  the one that lies beside weights: `tokenizer_of`, `with_special_tokens`, `NAMES`,

@@ -52,8 +52,8 @@ def model_card(
     options, figures = run.options(), read_run(run.folder)
     base = base_of(options, files.object_or_empty(run.data).get("began_with"))
     parts = [
-        _head(base, is_adapter=not merged),
-        f"# {figures.name}\n\n{_first_words(base, adapter, merged=merged)} Its context is {n_ctx} tokens.",
+        _head(base, options, is_adapter=not merged),
+        f"# {figures.name}\n\n{_first_words(base, options, adapter, merged=merged)} Its context is {n_ctx} tokens.",
         "## Asking it\n\n" + _asking(template, None if merged else adapter),
         "## Base\n\n" + _base(base, adapter),
         "## Data\n\n" + _data(run, options),
@@ -65,20 +65,27 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _first_words(base: Base, adapter: Adapter | None, *, merged: bool) -> str:
-    if adapter is None:
-        return f"A GPT-2, instruction-tuned with fastft from {base.what}."
-    if merged:
-        return f"A GPT-2, instruction-tuned with fastft from {base.what} by adapters (LoRA), which are merged into it."
-    return f"An adapter (LoRA) of {base.what}, instruction-tuned with fastft; it is no model without that base."
+def _first_words(base: Base, options: TrainOptions, adapter: Adapter | None, *, merged: bool) -> str:
+    if adapter is not None and not merged:
+        made = "not tuned: no step was trained" if options.steps == 0 else "instruction-tuned with fastft"
+        return f"An adapter (LoRA) of {base.what}, {made}; it is no model without that base."
+    by = "" if adapter is None else " by adapters (LoRA), which are merged into it"
+    return f"A GPT-2, {_made(options)} {base.what}{by}."
 
 
-def _head(base: Base, *, is_adapter: bool) -> str:
+def _made(options: TrainOptions) -> str:
+    if options.steps == 0:
+        return "not tuned: no step was trained, and its weights are those that it began with,"
+    return "instruction-tuned with fastft from"
+
+
+def _head(base: Base, options: TrainOptions, *, is_adapter: bool) -> str:
+    tags = ["gpt2", *([] if options.steps == 0 else ["instruction-tuning"]), "fastft"]
     said: dict[str, Any] = {
         **({"license": base.licence} if base.licence else {}),
         **({"base_model": base.hub_id} if base.hub_id else {}),
         "library_name": "peft" if is_adapter else "transformers", "pipeline_tag": "text-generation",
-        "tags": ["gpt2", "instruction-tuning", "fastft", *(["lora"] if is_adapter else [])],
+        "tags": [*tags, *(["lora"] if is_adapter else [])],
     }  # fmt: skip
     return f"---\n{yaml.safe_dump(said, sort_keys=False)}---"
 
@@ -121,7 +128,7 @@ def _loading(adapter: Adapter | None) -> str:
 
 
 def _base(base: Base, adapter: Adapter | None) -> str:
-    lines = [f"It was trained from {base.what}."]
+    lines = [f"It began with {base.what}."]
     if base.what.startswith("random"):
         return lines[0] + " There is no base model, and no licence of one."
     lines += [f"- `{name}`: SHA-256 `{digest}`" for name, digest in base.hashes.items()]

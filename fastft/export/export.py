@@ -129,6 +129,8 @@ def _check_possible(options: ExportOptions, run: Run) -> None:
     """Refuses before anything large is read what would be refused at the end."""
     if options.push is not None:
         check_id(options.push)
+    if run.has_place_for(options.folder):
+        raise UserError(f"got --out {options.folder}, which is a place of the run's own; take another --out")
     if options.to in ("gguf", "gguf-adapter", "ollama"):
         need("gguf", extra="gguf")
     if options.to in _OF_ADAPTERS and not run.has_adapter:

@@ -10,7 +10,7 @@ To be read in this order:
     lora.py           adapters, and their end: `LoRALinear`, `adapters`, `attach`, `settle`, `merge`
     new_rows.py       rows of new tokens, trained while the embedding stays: `NewRows`
     part.py           what is trained, held by a checkpoint, and from the base: `Part`, `trained`, `saved`, `of_base`,
-                      `train_only`, `sha256_of`
+                      `numbers_of`, `train_only`, `sha256_of`
     loss.py           cross-entropy behind a head, for a loop of one's own: `linear_cross_entropy`
     tied.py           one gradient for the two uses of a tied embedding
     packed_linear.py  weights laid out once for a CPU's products: `PackedLinear`, `can_pack`

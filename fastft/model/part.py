@@ -17,7 +17,7 @@ from torch import nn
 from fastft.common.errors import UserError
 from fastft.common.nearest import did_you_mean
 from fastft.common.ranges import range_named
-from fastft.model.gpt2 import GPT2
+from fastft.model.gpt2 import GPT2, GPT2Config
 from fastft.model.lora import attach, settle
 from fastft.model.lora_spec import LoRA
 from fastft.model.new_rows import NewRows
@@ -97,6 +97,17 @@ class Part:
             train_only(model, self.train_only)
         model.part = self
         settle(model)
+
+
+def numbers_of(config: GPT2Config, part: Part | None) -> tuple[int, int]:
+    """How many parameters of a model of a shape are trained, and how many it has in all, its adapters among them;
+    counted without making it."""
+    with torch.device("meta"):
+        model = GPT2(config)
+        if part is not None:
+            part.take(model)
+    trains, has = trained(model).values(), model.parameters()
+    return sum(weight.numel() for weight in trains), sum(weight.numel() for weight in has)
 
 
 def sha256_of(model: GPT2) -> str:

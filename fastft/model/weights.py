@@ -304,7 +304,10 @@ def save_book(model: GPT2, path: Path) -> None:
         # A view would take the whole tensor that it is seen of along into the file, and two names one memory.
         tensors |= {stored: part.clone() for stored, part in zip(recipe.names, parts, strict=True)}
     with files.replacing(path) as file:
-        torch.save(tensors, file)
+        try:
+            torch.save(tensors, file)
+        except RuntimeError as error:  # of what wraps an error of the disk
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def check_range(model: GPT2, dtype: torch.dtype) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fastft.common.console import say
 from fastft.common.errors import UserError
-from fastft.data.chat_template import AnyTemplate, template_named
+from fastft.data.chat_template import AnyTemplate, template_beside, template_named
 from fastft.run.config import TrainOptions
 from fastft.run.folder import Run
 
@@ -46,7 +46,7 @@ def template_name_for(model: str, named: str | None) -> str:
         return run.options().template
     beside = Path(model).expanduser() / "chat_template.jinja"
     if beside.is_file():
-        return str(beside)
+        return template_beside(beside)
     say(f"{model} has no chat template: its prompts are {DEFAULT_TEMPLATE}'s; --template names another one")
     return DEFAULT_TEMPLATE
 

@@ -16,10 +16,13 @@ from fastft.answers.asking import ask, write_answers
 from fastft.answers.generation import GenerateOptions, generate
 from fastft.cli import main
 from fastft.common.errors import UserError
+from fastft.data.chat_template import as_jinja
+from fastft.data.prompts import ALPACA
 from fastft.decoding.decode import greedy
 from fastft.model.weights import load, save_hf
 from fastft.run.config import TrainOptions, to_yaml
 from fastft.run.folder import Run
+from fastft.run.given import template_for
 from fastft.training.train import train
 
 ROWS = [{"instruction": f"Say {n}.", "input": "", "output": f"{n} it is"} for n in range(40)]
@@ -69,6 +72,12 @@ def test_a_folder_that_is_no_runs_is_asked_by_its_chat_template(trained: Path, t
     alone = tmp_path / "alone"
     shutil.copytree(trained / "model", alone)
     assert asked(model=str(alone), prompt="Say 3.") == asked(run=trained, prompt="Say 3.")
+    (alone / "chat_template.jinja").write_text(as_jinja(ALPACA))  # which says not where an input goes
+    row = {"instruction": "Say 3.", "input": "Four."}
+    assert fastft.answer(alone, [row], max_new_tokens=5) == fastft.answer(
+        alone, [row], max_new_tokens=5, template="alpaca"
+    )
+    assert template_for(str(alone), None) is ALPACA
     (alone / "chat_template.jinja").unlink()
     (entry,) = asked(model=str(alone), prompt="Say 3.")
     assert entry == asked(model=str(alone), prompt="Say 3.", template="alpaca")[0]
