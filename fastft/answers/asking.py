@@ -97,7 +97,7 @@ def _check_out(out: Path, options: GenerateOptions) -> None:
 
 def _run_of(options: GenerateOptions) -> Run | None:
     """The run that is asked, where it is one's model."""
-    return run_of(options.model) if options.model is not None else options.of_run()
+    return run_of(options.tuned) if options.tuned is not None else options.of_run()
 
 
 def _answers(options: GenerateOptions, questions: Sequence[Record]) -> Iterator[dict[str, Any]]:

@@ -30,7 +30,7 @@ from fastft.model.gpt2 import GPT2
 from fastft.model.names import Device
 from fastft.model.precision import choose_device
 from fastft.model.vocabulary import with_tokenizer
-from fastft.model.weights import config_of, load
+from fastft.model.weights import base_of_adapter, config_of, is_same_source, load
 from fastft.run.config import TrainOptions, changed_settings
 from fastft.run.data import Data
 from fastft.run.folder import Run
@@ -61,8 +61,12 @@ class AnswerOptions:
     model: str | None = None
     """Another model in its place: a run, its `model` or one of its `checkpoints`, a Hugging Face folder or id, or a
     .pth."""
+    adapter: str | None = option(None, needs=_A_MODEL)
+    """A folder or id of an adapter in PEFT's layout, of which --model is the base. Where it names its base itself,
+    --model ADAPTER is enough."""
     template: str | None = option(None, needs=_A_MODEL)
-    """The template that a --model is asked by; not given: its run's, or the chat template beside it, or alpaca."""
+    """The template that a --model is asked by; not given: its run's, or the chat template beside it or its
+    --adapter, or alpaca."""
     max_new_tokens: int = option(256, at_least=1)
     """The most tokens of a response."""
     temperature: float = option(0.0, needs=_SEVERAL)
@@ -100,7 +104,12 @@ class AnswerOptions:
 
     def asked_by(self) -> AnyTemplate:
         """The template of the prompts."""
-        return template_for(self.model, self.template) if self.model is not None else self.of_run().template()
+        return self.of_run().template() if self.tuned is None else template_for(self.tuned, self.template)
+
+    @property
+    def tuned(self) -> str | None:
+        """What was trained last of a --model, with its template and its run beside it: its adapter, or itself."""
+        return self.adapter or self.model
 
     def of_run(self) -> Run:
         """The run, which is there and has a model.
@@ -120,7 +129,7 @@ class AnswerOptions:
             UserError: the run has none, or the model cannot be loaded.
         """
         if self.model is not None:
-            model = load(self.model)
+            model = load(self.model, adapter=self.adapter)
             tokenizer = model.config.tokenizer
             if not tokenizer.special_tokens() >= set(template.special_tokens):
                 raise UserError(
@@ -195,7 +204,7 @@ def generate(options: GenerateOptions) -> list[dict[str, Any]]:
         raise ValueError("got prompts of one's own, expected a split: fastft.answers.asking.ask answers those")
     if options.model is not None:
         become_a_run(options)
-        options = replace(options, model=None, template=None, run=options.out, out=None, data=None)
+        options = replace(options, model=None, adapter=None, template=None, run=options.out, out=None, data=None)
     run = options.of_run()
     with writing(run.folder):
         return _generate(run, options)
@@ -209,7 +218,7 @@ def become_a_run(options: GenerateOptions) -> None:
     """
     from fastft.training.train import train  # it needs what a training does
 
-    model, out = cast(str, options.model), cast(Path, options.out)
+    model, out = _in_one(options), cast(Path, options.out)
     wanted = TrainOptions(
         data=cast(str, options.data), weights=model, template=template_name_for(model, options.template), out=out,
         steps=0, eval_every=0, samples=0, keep_best=False, dtype="fp32", device=options.device,
@@ -230,6 +239,24 @@ def become_a_run(options: GenerateOptions) -> None:
     train(wanted)
 
 
+def _in_one(options: AnswerOptions) -> str:
+    """A `--model` with its `--adapter` as one source of weights.
+
+    Raises:
+        UserError: the adapter names another base.
+    """
+    model = cast(str, options.model)
+    if options.adapter is None:
+        return model
+    if (base := base_of_adapter(options.adapter)) is None or not is_same_source(base, model):
+        raise UserError(
+            f"got --model {model}, --adapter {options.adapter} and a split, whose answers become a run, which starts "
+            f"from one source: expected an adapter that names {model} as its base, and it names {base}; correct "
+            f"base_model_name_or_path in its adapter_config.json"
+        )
+    return options.adapter
+
+
 def _described(template: AnyTemplate) -> dict[str, Any]:
     """What a template writes, wherever its file lies."""
     return {key: value for key, value in template.description().items() if key != "name"}
@@ -241,7 +268,7 @@ def _check_same_model(run: Run, options: GenerateOptions) -> None:
     Raises:
         UserError: it has.
     """
-    model = cast(str, options.model)
+    model = _in_one(options)
     if _described(template_for(model, options.template)) != _described(run.template()):
         raise UserError(f"the template of {model} is not the one that {run.folder} was made by; choose another --out")
     held = dict(trained_model(run).named_parameters())
@@ -341,7 +368,7 @@ def _check_questions(records: Sequence[Record], split: str, places: Places, rows
 def _check_model(run: Run) -> None:
     if not (run.weights).is_file():
         raise UserError(
-            f"no model in {run.folder}: expected {run.model / 'model.safetensors'}; "
+            f"no model in {run.folder}: expected {run.weights}; "
             f"finish the run with `fastft train --resume --out {run.folder}`"
         )
 

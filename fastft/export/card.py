@@ -17,6 +17,7 @@ from fastft.common import files
 from fastft.common.keywords import is_keyword
 from fastft.data.chat_template import AnyTemplate
 from fastft.export.base import Base, base_of
+from fastft.model.peft_reading import Adapter
 from fastft.reports.figures import RunFigures, read_run
 from fastft.run.config import TrainOptions
 from fastft.run.folder import Run, made_from
@@ -34,22 +35,27 @@ _SCORES = (
 )
 
 
-def model_card(run: Run, template: AnyTemplate, weights_sha256: str, n_ctx: int) -> str:
+def model_card(
+    run: Run, template: AnyTemplate, weights_sha256: str, n_ctx: int, adapter: Adapter | None = None, *,
+    merged: bool = True,
+) -> str:  # fmt: skip
     """The text of a model card, with its head of YAML.
 
     Args:
         run: that is exported.
         template: of its prompts.
-        weights_sha256: of the run's own `model.safetensors`, which its scores are held against.
+        weights_sha256: of the run's own `model.safetensors` or adapter, which its scores are held against.
         n_ctx: the model's context.
+        adapter: that the run trained; None where it trained the weights themselves.
+        merged: whether the weights are the model's with the adapter in them.
     """
     options, figures = run.options(), read_run(run.folder)
     base = base_of(options, files.object_or_empty(run.data).get("began_with"))
     parts = [
-        _head(base, options),
-        f"# {figures.name}\n\nA GPT-2, {_made(options)} {base.what}. Its context is {n_ctx} tokens.",
-        "## Asking it\n\n" + _asking(template),
-        "## Base\n\n" + _base(base),
+        _head(base, options, is_adapter=not merged),
+        f"# {figures.name}\n\n{_first_words(base, options, adapter, merged=merged)} Its context is {n_ctx} tokens.",
+        "## Asking it\n\n" + _asking(template, None if merged else adapter),
+        "## Base\n\n" + _base(base, adapter),
         "## Data\n\n" + _data(run, options),
         "## Training\n\n" + _training(figures, options),
         "## Scores\n\n" + _scores(run, figures, weights_sha256),
@@ -59,28 +65,35 @@ def model_card(run: Run, template: AnyTemplate, weights_sha256: str, n_ctx: int)
     return "\n\n".join(parts) + "\n"
 
 
+def _first_words(base: Base, options: TrainOptions, adapter: Adapter | None, *, merged: bool) -> str:
+    if adapter is not None and not merged:
+        made = "not tuned: no step was trained" if options.steps == 0 else "instruction-tuned with fastft"
+        return f"An adapter (LoRA) of {base.what}, {made}; it is no model without that base."
+    by = "" if adapter is None else " by adapters (LoRA), which are merged into it"
+    return f"A GPT-2, {_made(options)} {base.what}{by}."
+
+
 def _made(options: TrainOptions) -> str:
     if options.steps == 0:
         return "not tuned: no step was trained, and its weights are those that it began with,"
     return "instruction-tuned with fastft from"
 
 
-def _head(base: Base, options: TrainOptions) -> str:
+def _head(base: Base, options: TrainOptions, *, is_adapter: bool) -> str:
+    tags = ["gpt2", *([] if options.steps == 0 else ["instruction-tuning"]), "fastft"]
     said: dict[str, Any] = {
         **({"license": base.licence} if base.licence else {}),
         **({"base_model": base.hub_id} if base.hub_id else {}),
-        "library_name": "transformers", "pipeline_tag": "text-generation",
-        "tags": ["gpt2", *([] if options.steps == 0 else ["instruction-tuning"]), "fastft"],
+        "library_name": "peft" if is_adapter else "transformers", "pipeline_tag": "text-generation",
+        "tags": [*tags, *(["lora"] if is_adapter else [])],
     }  # fmt: skip
     return f"---\n{yaml.safe_dump(said, sort_keys=False)}---"
 
 
-def _asking(template: AnyTemplate) -> str:
+def _asking(template: AnyTemplate, adapter: Adapter | None) -> str:
     prompt = template.prompt("Name the plural of goose.")
     code = (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        "tokenizer = AutoTokenizer.from_pretrained(FOLDER)\n"
-        "model = AutoModelForCausalLM.from_pretrained(FOLDER)\n"
+        f"{_loading(adapter)}"
         'messages = [{"role": "user", "content": "Name the plural of goose."}]\n'
         "ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors='pt')\n"
         "answer = model.generate(**ids, max_new_tokens=256, do_sample=False)\n"
@@ -94,7 +107,27 @@ def _asking(template: AnyTemplate) -> str:
     )
 
 
-def _base(base: Base) -> str:
+def _loading(adapter: Adapter | None) -> str:
+    if adapter is None:
+        return (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            "tokenizer = AutoTokenizer.from_pretrained(FOLDER)\n"
+            "model = AutoModelForCausalLM.from_pretrained(FOLDER)\n"
+        )
+    rows = max((max(rows) + 1 for rows, _ in adapter.rows.values()), default=0)
+    # PEFT would put the head's rows of its own into the embedding's place, if they were one.
+    untied = ", tie_word_embeddings=False" if adapter.unties else ""
+    return (
+        "from peft import PeftModel\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        "tokenizer = AutoTokenizer.from_pretrained(FOLDER)\n"
+        f"model = AutoModelForCausalLM.from_pretrained(BASE{untied})\n"
+        + (f"model.resize_token_embeddings({rows})\n" if rows else "")
+        + "model = PeftModel.from_pretrained(model, FOLDER)\n"
+    )
+
+
+def _base(base: Base, adapter: Adapter | None) -> str:
     lines = [f"It began with {base.what}."]
     if base.what.startswith("random"):
         return lines[0] + " There is no base model, and no licence of one."
@@ -105,6 +138,8 @@ def _base(base: Base) -> str:
         lines.append("\nThe hashes are of the files as they were at the export; the run has not written down its own.")
     else:
         lines.append("Which revision it was, and the hash of its files, are not known.")
+    if adapter is not None and adapter.base_sha256 is not None:
+        lines.append(f"\nSHA-256 over the base's weights in float32, as fastft holds against: `{adapter.base_sha256}`.")
     known = f"The licence of the base is `{base.licence}`." if base.licence else "The licence of the base is not known."
     return "\n".join([*lines, known])
 

@@ -16,19 +16,24 @@ from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
 from fastft.common.options import Condition, check_values, option
 from fastft.data.chat_template import as_jinja
+from fastft.export.base import base_of
 from fastft.export.card import model_card
+from fastft.export.gguf_adapter import check_adapter, write_gguf_adapter
 from fastft.export.gguf_file import Quantize, write_gguf
 from fastft.export.hub import check_id, push
 from fastft.export.modelfile import model_name, modelfile
 from fastft.export.places import new_files
 from fastft.export.prompt_ids import warn_of_other_ids
 from fastft.integrations.optional import need
-from fastft.model.gpt2 import GPT2
+from fastft.model.gpt2 import GPT2, GPT2Config
+from fastft.model.peft_reading import Adapter, read_adapter
 from fastft.model.weights import config_of, save_book, save_hf, write_tokenizer
-from fastft.run.folder import EXPORT_MADE, Run
+from fastft.run.folder import EXPORT_MADE, EXPORTED, Run
+from fastft.run.given import weights_of
 from fastft.run.trained import trained_model
 
 _HF = Condition(lambda o, _: o.to == "hf", "--to hf")
+_FOLDER = Condition(lambda o, _: o.to in ("hf", "peft"), "--to hf or peft")
 _GGUF = Condition(lambda o, _: o.to in ("gguf", "ollama"), "--to gguf or ollama")
 _OLLAMA = Condition(lambda o, _: o.to == "ollama", "--to ollama")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -41,9 +46,10 @@ class ExportOptions:
 
     run: Path
     """The folder of a trained run."""
-    to: Literal["hf", "gguf", "ollama", "book"]
+    to: Literal["hf", "peft", "gguf", "gguf-adapter", "ollama", "book"]
     """hf: a folder for transformers and vLLM; gguf: a file for llama.cpp; ollama: that and a Modelfile; book: the .pth
-    of the book's GPTModel."""
+    of the book's GPTModel. Of a run with adapters these are merged; the adapter by itself is peft: a folder for PEFT;
+    gguf-adapter: a file that llama.cpp puts into a GGUF of the base."""
     out: Path | None = None
     """The folder to write to; not given: RUN/export/FORMAT."""
     overwrite: bool = False
@@ -52,7 +58,7 @@ class ExportOptions:
     """Of the weights in the folder."""
     shard_size: str = option("5GB", needs=_HF)
     """The most that one file of weights holds, such as 500MB or 2GiB."""
-    push: str | None = option(None, needs=_HF)
+    push: str | None = option(None, needs=_FOLDER)
     """Also upload to the Hugging Face hub, as OWNER/NAME; where there is no such repository, a private one is made."""
     quantize: Quantize = option("f16", needs=_GGUF)
     """How matrices are stored."""
@@ -105,14 +111,16 @@ def export(options: ExportOptions) -> list[str]:
     _check_possible(options, run)
     weights_sha256 = str(files.identity(run.weights)["sha256"])
     chosen = {name: getattr(options, name) for name in _CHOICES[options.to]}
+    adapter = read_adapter(run.model) if run.has_adapter else None
     made_of = {"run": run.folder.resolve().name, "weights_sha256": weights_sha256, "to": options.to, **chosen}
+    if adapter is not None:
+        made_of["base_sha256"] = adapter.base_sha256
     with new_files(options.folder, overwrite=options.overwrite, made_of=made_of) as folder:
-        model = trained_model(run)
-        if options.to != "book":  # whose code has no templates of its own
-            warn_of_other_ids(run.template(), model.config.tokenizer)
-        _WRITERS[options.to](options, run, model, folder)
-        if options.to == "hf":
-            card = model_card(run, run.template(), weights_sha256, model.config.n_ctx)
+        config = _write(options, run, adapter, folder)
+        if options.to not in ("book", "gguf-adapter"):  # which have no templates of their own
+            warn_of_other_ids(run.template(), config.tokenizer)
+        if options.to in ("hf", "peft"):
+            card = model_card(run, run.template(), weights_sha256, config.n_ctx, adapter, merged=options.to == "hf")
             files.write_text(folder / "README.md", card)
     return _told(options)
 
@@ -123,11 +131,38 @@ def _check_possible(options: ExportOptions, run: Run) -> None:
         check_id(options.push)
     if run.has_place_for(options.folder):
         raise UserError(f"got --out {options.folder}, which is a place of the run's own; take another --out")
-    if options.to in ("gguf", "ollama"):
+    if options.to in ("gguf", "gguf-adapter", "ollama"):
         need("gguf", extra="gguf")
+    if options.to in _OF_ADAPTERS and not run.has_adapter:
+        raise UserError(
+            f"got --to {options.to} and {run.folder}, which has no adapter: {run.weights} holds a whole model; "
+            "expected a run with --lora_r; --to hf and --to gguf export this one"
+        )
+    if options.to == "gguf-adapter":
+        check_adapter(read_adapter(run.model))
+    if options.to == "peft" and options.push is not None and base_of(run.options()).hub_id is None:
+        raise UserError(
+            f"got --push {options.push} and an adapter whose base is not on the hub ({weights_of(run.options())}), "
+            "which nobody else would find; --to hf --push publishes the merged model"
+        )
     if options.to == "ollama":
         model_name(options.name, run.folder)
         modelfile(_GGUF_FILE, run.template(), config_of(run.model))
+
+
+def _write(options: ExportOptions, run: Run, adapter: Adapter | None, folder: Path) -> GPT2Config:
+    """Writes the files of the weights; gives the configuration of the model that they are, or change."""
+    if adapter is None or options.to not in _OF_ADAPTERS:
+        model = trained_model(run)
+        _WRITERS[options.to](options, run, model, folder)
+        return model.config
+    if options.to == "gguf-adapter":
+        write_gguf_adapter(adapter, folder / "adapter.gguf", name=run.folder.resolve().name)
+    else:
+        for path in sorted(path for name in EXPORTED["peft"] for path in run.model.glob(name)):
+            with files.replacing(folder / path.name) as file:
+                file.write(path.read_bytes())
+    return config_of(run.model)
 
 
 def _hf(options: ExportOptions, run: Run, model: GPT2, folder: Path) -> None:
@@ -159,11 +194,13 @@ def _book(options: ExportOptions, run: Run, model: GPT2, folder: Path) -> None:
 
 
 _GGUF_FILE = "model.gguf"
+_OF_ADAPTERS = ("peft", "gguf-adapter")
 _WRITERS: dict[str, Callable[[ExportOptions, Run, GPT2, Path], None]] = {
     "hf": _hf, "gguf": _gguf, "ollama": _ollama, "book": _book,
 }  # fmt: skip
 _CHOICES: dict[str, tuple[str, ...]] = {
-    "hf": ("dtype", "shard_size"), "gguf": ("quantize",), "ollama": ("quantize",), "book": (),
+    "hf": ("dtype", "shard_size"), "gguf": ("quantize",), "ollama": ("quantize",), "book": (), "peft": (),
+    "gguf-adapter": (),
 }  # fmt: skip
 """The options that an export is made by, for `export.json`."""
 

@@ -117,10 +117,11 @@ def _add_tokenizer(writer: Any, model: GPT2, chat_template: str) -> None:
 def _tensors(model: GPT2) -> Iterator[tuple[str, Tensor]]:
     """Each parameter by its name in GGUF; a tied head is left out, as llama.cpp reads the embedding for it then."""
     for name, parameter in model.named_parameters():
-        yield _name_of(name), parameter.detach().float().contiguous()
+        yield name_in_gguf(name), parameter.detach().float().contiguous()
 
 
-def _name_of(name: str) -> str:
+def name_in_gguf(name: str) -> str:
+    """What llama.cpp calls a parameter."""
     stem, _, kind = name.rpartition(".")
     if not stem.startswith("h."):
         return f"{_NAMES[stem]}.{kind}"

@@ -2,8 +2,8 @@
 
 To be read in this order:
 
-    names.py          what devices, dtypes and the file of weights are called: `Device`, `DType`, `WEIGHTS`,
-                      `STATE`
+    names.py          what devices, dtypes and the files of weights are called: `Device`, `DType`, `WEIGHTS`,
+                      `STATE`, `ADAPTER`, `ADAPTER_CONFIG`
     gpt2.py           GPT-2 from scratch: `GPT2`, `GPT2Config`, `Block`, `SIZES`, `config_for`, `number_of_parameters`
     ops.py            the choice of kernels, the one file that runs them
     lora_spec.py      which matrices have adapters: `LoRA`, `TARGETS`, `layers_named`
@@ -18,7 +18,13 @@ To be read in this order:
                       `autocast`, `NARROW`, `BF16Copies`, `narrow_base`, `is_narrowed`, `with_weights`,
                       `total_norm`
     vocabulary.py     rows for the tokens of a template: `with_tokenizer`
-    weights.py        folders, hub ids, the book's files: `load`, `config_of`, `files_of`, `is_checkpoint`,
+    tensor_files.py   safetensors files, read lazily, checked, written: `opened_safetensors`, `write_safetensors`
+    peft_config.py    which layers an adapter of PEFT's is of: `AdapterConfig`, `config_beside`
+    peft_reading.py   an adapter of PEFT's, read: `read_adapter`, `is_adapter`, `Adapter`
+    based.py          what names a base, made whole: `load_adapted`, `load_part`, `base_named`
+    weights.py        folders, hub ids, the book's files: `load`, `config_of`, `files_of`, `base_of_adapter`,
+                      `is_same_source`, `is_checkpoint`,
                       `save_hf`, `save_book`, `check_range`, `write_tokenizer`, `load_weights`,
                       `save_weights`
+    peft_layout.py    an adapter in PEFT's layout, written: `save_adapter`
 """

@@ -100,15 +100,25 @@ class LoRALinear(nn.Module):
         lengths: Tensor = squares.clamp(min=torch.finfo(wide).tiny).sqrt()
         return lengths
 
-    @torch.no_grad()
     def merged(self) -> Tensor:
         """The weight `[O, I]` that computes the same without an adapter: in float64, rounded once to its dtype."""
-        A, B, weight = self.lora_A.double(), self.lora_B.double(), self.weight.double()
-        weight = weight + self.scaling * (B @ A)
-        if self.lora_magnitude_vector is not None:
-            weight = weight * (self.lora_magnitude_vector.double() / weight.norm(dim=1))[:, None]
-        merged: Tensor = weight.to(self.weight.dtype)
-        return merged
+        return merged_weight(self.weight, self.lora_A, self.lora_B, self.scaling, self.lora_magnitude_vector)
+
+
+@torch.no_grad()
+def merged_weight(weight: Tensor, A: Tensor, B: Tensor, scaling: float, magnitude: Tensor | None) -> Tensor:
+    """A weight `[O, I]` with its adapter in it: in float64, rounded once to the weight's dtype.
+
+    Args:
+        weight: `[O, I]`.
+        A: `[r, I]`; B: `[O, r]`.
+        scaling: s.
+        magnitude: `[O]`, of DoRA.
+    """
+    wide = weight.double() + scaling * (B.double() @ A.double())
+    if magnitude is not None:
+        wide = wide * (magnitude.double() / wide.norm(dim=1))[:, None]
+    return wide.to(weight.dtype)
 
 
 def _row_squares(weight: Tensor) -> Tensor:

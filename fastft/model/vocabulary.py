@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -30,12 +31,18 @@ def with_tokenizer(model: GPT2, tokenizer: Tokenizer) -> GPT2:
     if config.vocab_size == V and needed <= known:
         model.config = replace(config, tokenizer=tokenizer)
         return model
+    return with_tables(model, V, tokenizer, lambda weight: _with_means(weight[:known], V))
+
+
+def with_tables(model: GPT2, V: int, tokenizer: Tokenizer, table: Callable[[Tensor], Tensor]) -> GPT2:
+    """A model whose embedding, and head of its own, are what `table` makes of them: `[V before, C]` -> `[V, C]`; its
+    other weights are the model's."""
     with torch.device("meta"):
-        wider = GPT2(replace(config, vocab_size=V, tokenizer=tokenizer))
+        wider = GPT2(replace(model.config, vocab_size=V, tokenizer=tokenizer))
     weights = dict(model.named_parameters())
     for name in ("wte.weight", "lm_head.weight"):
         if name in weights:
-            weights[name] = nn.Parameter(_with_means(weights[name].detach()[:known], V))
+            weights[name] = nn.Parameter(table(weights[name].detach()))
     wider.load_state_dict(weights, assign=True)
     wider.checkpoint_activations = model.checkpoint_activations
     return wider

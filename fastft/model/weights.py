@@ -1,6 +1,6 @@
 """Weights in and out: a Hugging Face folder or id, the book's `.pth`, and fastft's own checkpoints.
 
-Each layout says which stored tensors make up one of the model's parameters (a `_Recipe`). Everything is checked by
+Each layout says which stored tensors make up one of the model's parameters (a `Recipe`). Everything is checked by
 name, shape and dtype before memory is taken; then tensor after tensor is copied. No pickle is ever executed.
 
 Letters: C width, V vocab.
@@ -22,7 +22,6 @@ from typing import Any, TypeVar
 import huggingface_hub
 import torch
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fastft.common import files
@@ -34,16 +33,32 @@ from fastft.common.nearest import did_you_mean_path
 from fastft.data.folder_tokenizer import NAMES as TOKENIZER_FILES
 from fastft.data.folder_tokenizer import UNREAD, tokenizer_of
 from fastft.data.tokenizer import VOCAB_SIZE, Tokenizer, gpt2_tokenizer
+from fastft.model.based import (
+    base_named,
+    base_of_checkpoint,
+    config_adapted,
+    load_adapted,
+    load_part,
+    part_of,
+)
 from fastft.model.gpt2 import GPT2, SIZES, GPT2Config
-from fastft.model.names import STATE, WEIGHTS
+from fastft.model.names import ADAPTER, ADAPTER_CONFIG, STATE, WEIGHTS
+from fastft.model.peft_reading import is_adapter, read_adapter
+from fastft.model.tensor_files import (
+    DTYPE_NAMES,
+    Recipe,
+    Stored,
+    check_fetched,
+    check_fits,
+    fill,
+    opened_safetensors,
+    reason,
+    write_safetensors,
+)
 
 _HEAD, _EMBEDDING = "lm_head.weight", "wte.weight"
 _INDEX = f"{WEIGHTS}.index.json"
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _WHOLE_VOCABULARIES = ("tokenizer.json", "vocab.json")
-_PROBLEMS_SHOWN = 10
-_LFS = "{path} is a pointer of Git LFS, not the weights themselves; fetch them with `git lfs pull`"
 
 T = TypeVar("T")
 
@@ -109,68 +124,68 @@ _BOOK_LAYER_NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
-class _Stored:
-    """A tensor of a file, not read yet. `dtype` is named as safetensors names it."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    read: Callable[[], Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class _Recipe:
-    """The stored tensors that make up one parameter: each transposed if need be, then one below the other."""
-
-    names: tuple[str, ...]
-    transposed: bool = False
-
-    def stored_shape(self, parameter: Tensor) -> tuple[int, ...]:
-        """The shape that each stored tensor must have."""
-        shape = (parameter.shape[0] // len(self.names), *parameter.shape[1:])
-        return shape[::-1] if self.transposed else shape
-
-
-@dataclass(frozen=True, slots=True)
 class _Checkpoint:
     """An open source: its tensors (mask buffers left out), its configuration, its layout."""
 
     source: Path
     config: GPT2Config
-    tensors: dict[str, _Stored]
-    recipe: Callable[[str], _Recipe]
+    tensors: dict[str, Stored]
+    recipe: Callable[[str], Recipe]
 
 
-def load(source: str | Path, *, tie_head: bool | None = None, config: GPT2Config | None = None) -> GPT2:
+def load(
+    source: str | Path,
+    *,
+    tie_head: bool | None = None,
+    config: GPT2Config | None = None,
+    adapter: str | Path | None = None,
+) -> GPT2:
     """GPT-2 with the weights of `source`, in float32 on the CPU.
 
     Args:
         source: a run, or one of its checkpoints; a Hugging Face folder (`config.json`, `model.safetensors` or its
-            shards, the files of its tokenizer); a `.pth` or `.pt` file in the book's layout, also of a compiled or
-            wrapped model, also in a checkpoint's dictionary, with the files of its tokenizer beside it where it is not
-            GPT-2's; or a Hugging Face id: `gpt2-medium` means `openai-community/gpt2-medium`, also beside a folder of
-            that name, which is `./gpt2-medium`. Else what exists on the disk comes before an id; a `Path` is never an
-            id.
+            shards, the files of its tokenizer); a folder with an adapter of PEFT's, which names its base; a `.pth` or
+            `.pt` file in the book's layout, also of a compiled or wrapped model, also in a checkpoint's dictionary,
+            with the files of its tokenizer beside it where it is not GPT-2's; or a Hugging Face id: `gpt2-medium` means
+            `openai-community/gpt2-medium`, also beside a folder of that name, which is `./gpt2-medium`. Else what
+            exists on the disk comes before an id; a `Path` is never an id.
         tie_head: None keeps the head as the source has it; False gives a tied one weights of its own, a copy of the
             token embedding (the book); True ties a head that equals the token embedding.
         config: the shape of a `.pth` whose width is none of GPT-2's four, which would leave the number of heads open.
             A folder's `config.json` must agree with it. Its `tie_head` plays no part.
+        adapter: a folder or id of an adapter of PEFT's, of which `source` is the base: it is merged, in float64, each
+            weight rounded once.
 
     Raises:
         UserError: nothing there or no download; an unreadable file or one that is not plain tensors; another
             architecture; missing, unexpected or wrongly shaped tensors; a head that cannot be tied; a tokenizer that
-            cannot be used, or is not the weights' own.
+            cannot be used, or is not the weights' own; a base that is not there, or not the one that an adapter or a
+            checkpoint of a part belongs to.
     """
-    with _opened(source, config) as checkpoint:
+    if adapter is not None:
+        return load_adapted(read_adapter(_adapter_at(adapter)), source, tie_head, partial(load, config=config))
+    path = _located(source)
+    if path.is_dir():
+        if is_adapter(folder := _folder_of(path)):
+            return load_adapted(read_adapter(folder), None, tie_head, load)
+        if is_checkpoint(path) and (part := part_of(path)) is not None:
+            return load_part(path, part, config_of(path), tie_head, load)
+    with _opened(path, config) as checkpoint:
         return _assembled(checkpoint, tie_head)
 
 
-def config_of(source: str | Path) -> GPT2Config:
-    """The configuration and tokenizer of what `load` would load; no weight is read.
+def config_of(source: str | Path, *, adapter: str | Path | None = None) -> GPT2Config:
+    """The configuration and tokenizer of what `load` would load; no weight is read but an adapter's.
 
     Raises:
         UserError: as `load` does, as far as it has to do with them.
     """
-    with _opened(source, None) as checkpoint:
+    if adapter is not None:
+        return config_adapted(read_adapter(_adapter_at(adapter)), source, config_of)
+    path = _located(source)
+    if path.is_dir() and is_adapter(folder := _folder_of(path)):
+        return config_adapted(read_adapter(folder), None, config_of)
+    with _opened(path, None) as checkpoint:
         return checkpoint.config
 
 
@@ -183,7 +198,28 @@ def files_of(source: str | Path) -> list[Path]:
     path = _located(source)
     if not path.is_dir():
         return [path]
-    return [path / WEIGHTS] if is_checkpoint(path) else _safetensors_of(_folder_of(path))
+    if is_checkpoint(path):
+        return [path / WEIGHTS, *([] if part_of(path) is None else files_of(base_of_checkpoint(path)))]
+    if is_adapter(folder := _folder_of(path)):
+        return [folder / ADAPTER, *files_of(base_named(read_adapter(folder)))]
+    return _safetensors_of(folder)
+
+
+def base_of_adapter(adapter: str | Path) -> str | Path | None:
+    """The base that an adapter names, as `load` takes it; None where it names none.
+
+    Raises:
+        UserError: there is no adapter that fastft reads.
+    """
+    found = read_adapter(_adapter_at(adapter))
+    return None if found.config.base is None else base_named(found)
+
+
+def is_same_source(one: str | Path, other: str | Path) -> bool:
+    """Whether two names mean one model: they do if they are one folder or file, or one id."""
+    if Path(one).exists() and Path(other).exists() and not is_keyword("weights", one):
+        return Path(one).resolve() == Path(other).resolve()
+    return _HF_IDS.get(str(one), str(one)) == _HF_IDS.get(str(other), str(other))
 
 
 def load_weights(parameters: Mapping[str, Tensor], path: Path) -> None:
@@ -193,10 +229,10 @@ def load_weights(parameters: Mapping[str, Tensor], path: Path) -> None:
     Raises:
         UserError: an unreadable file; missing or unexpected tensors, or ones of another shape or dtype.
     """
-    recipes = {name: _Recipe((name,)) for name in parameters}
-    with _opened_safetensors([path]) as tensors:
-        _check(path, parameters, recipes, tensors, any_float=False)
-        _fill(parameters, recipes, tensors)
+    recipes = {name: Recipe((name,)) for name in parameters}
+    with opened_safetensors([path]) as tensors:
+        check_fits(path, parameters, recipes, tensors, any_float=False)
+        fill(parameters, recipes, tensors)
 
 
 def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
@@ -205,7 +241,7 @@ def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    _write_safetensors(path, weights)
+    write_safetensors(path, weights)
 
 
 def save_hf(
@@ -239,7 +275,7 @@ def save_hf(
         tensors[recipe.names[0]] = parameter.detach().t() if recipe.transposed else parameter.detach()
     shards = _shards(tensors, dtype, shard_bytes)
     for file, part in shards.items():
-        _write_safetensors(folder / file, part, dtype=dtype)
+        write_safetensors(folder / file, part, dtype=dtype)
     if len(shards) > 1:
         total = sum(tensor.numel() for tensor in tensors.values()) * dtype.itemsize
         weight_map = {name: file for file, part in shards.items() for name in part}
@@ -248,10 +284,7 @@ def save_hf(
     files.write_json(folder / "generation_config.json", _generation_config(config))
     write_tokenizer(config, folder)
     if chat_template is not None:
-        files.write_text(folder / "chat_template.jinja", chat_template)
-        named = files.object_or_empty(folder / "tokenizer_config.json")
-        if named.pop("chat_template", None) is not None:  # that of the model it was trained from
-            files.write_json(folder / "tokenizer_config.json", named)
+        write_chat_template(folder, chat_template)
 
 
 def save_book(model: GPT2, path: Path) -> None:
@@ -311,6 +344,18 @@ def write_tokenizer(config: GPT2Config, folder: Path) -> None:
             file.write(content)
 
 
+def write_chat_template(folder: Path, chat_template: str) -> None:
+    """Writes a template's Jinja program beside a tokenizer's files, of which none then names another one.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    files.write_text(folder / "chat_template.jinja", chat_template)
+    named = files.object_or_empty(folder / "tokenizer_config.json")
+    if named.pop("chat_template", None) is not None:  # that of the model it was trained from
+        files.write_json(folder / "tokenizer_config.json", named)
+
+
 # Sources
 
 
@@ -340,7 +385,10 @@ def _downloaded(model_id: str) -> Path:
     try:
         folder = huggingface_hub.snapshot_download(
             model_id,
-            allow_patterns=["config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES, *UNREAD],
+            allow_patterns=[
+                *("config.json", "*.safetensors", "*.safetensors.index.json", ADAPTER_CONFIG),
+                *(*TOKENIZER_FILES, *UNREAD),
+            ],
         )
     except Exception as error:  # the hub's own, its HTTP library's, the disk's: all mean "no weights"
         if isinstance(error, GatedRepoError):
@@ -349,12 +397,17 @@ def _downloaded(model_id: str) -> Path:
             remedy = "there is no such folder either: check the name; a private model needs `hf auth login` or HF_TOKEN"
         else:
             remedy = "check the network and HF_HUB_OFFLINE, or give a folder with its config.json and *.safetensors"
-        raise UserError(f"cannot download {model_id} from Hugging Face ({_reason(error)}); {remedy}") from error
+        raise UserError(f"cannot download {model_id} from Hugging Face ({reason(error)}); {remedy}") from error
     return Path(folder)
 
 
-def _opened(source: str | Path, config: GPT2Config | None) -> contextlib.AbstractContextManager[_Checkpoint]:
-    path = _located(source)
+def _adapter_at(named: str | Path) -> Path:
+    """The folder of an adapter, downloaded where it is an id."""
+    path = _located(named)
+    return _folder_of(path) if path.is_dir() else path.parent
+
+
+def _opened(path: Path, config: GPT2Config | None) -> contextlib.AbstractContextManager[_Checkpoint]:
     if not path.is_dir():
         return _opened_book(path, config)
     if is_checkpoint(path):
@@ -390,8 +443,8 @@ def _opened_checkpoint(folder: Path) -> Iterator[_Checkpoint]:
         tokenizer = (tokenizer_of(run / "tokenizer") if (run / "tokenizer").is_dir() else None) or gpt2_tokenizer()
     else:
         tokenizer = _tokenizer_of(folder, own.vocab_size)
-    with _opened_safetensors([folder / WEIGHTS]) as tensors:
-        yield _Checkpoint(folder, replace(own, tokenizer=tokenizer), dict(tensors), lambda name: _Recipe((name,)))
+    with opened_safetensors([folder / WEIGHTS]) as tensors:
+        yield _Checkpoint(folder, replace(own, tokenizer=tokenizer), dict(tensors), lambda name: Recipe((name,)))
 
 
 @contextlib.contextmanager
@@ -401,7 +454,7 @@ def _opened_folder(folder: Path, config: GPT2Config | None) -> Iterator[_Checkpo
     if config is not None and replace(config, tie_head=own.tie_head) != own:
         raise UserError(f"{folder / 'config.json'}: got {own}, expected {config}; leave the configuration to the file")
     own = replace(own, tokenizer=_tokenizer_of(folder, own.vocab_size))
-    with _opened_safetensors(paths) as stored:
+    with opened_safetensors(paths) as stored:
         tensors = _own_names(folder, stored)
         prefix = "transformer." if any(name.startswith("transformer.") for name in tensors) else ""
         kept = {name: t for name, t in tensors.items() if not _HF_MASKS.fullmatch(name.removeprefix(prefix))}
@@ -443,33 +496,10 @@ def _opened_book(path: Path, config: GPT2Config | None) -> Iterator[_Checkpoint]
     own = replace(config, tie_head=False) if config is not None else _book_config(path, tensors)
     own = replace(own, tokenizer=_tokenizer_beside(path, own))
     stored = {
-        name: _Stored(tuple(t.shape), _DTYPE_NAMES.get(t.dtype, str(t.dtype)), lambda t=t: t)  # type: ignore[misc]
+        name: Stored(tuple(t.shape), DTYPE_NAMES.get(t.dtype, str(t.dtype)), lambda t=t: t)  # type: ignore[misc]
         for name, t in tensors.items()
     }
     yield _Checkpoint(path, own, stored, _book_recipe)
-
-
-@contextlib.contextmanager
-def _opened_safetensors(paths: Iterable[Path]) -> Iterator[dict[str, _Stored]]:
-    """The tensors of all `paths`, readable while the block lasts."""
-    tensors = {}
-    with contextlib.ExitStack() as stack:
-        for path in paths:
-            if files.is_lfs_pointer(path):
-                raise UserError(_LFS.format(path=path))
-            try:
-                file = stack.enter_context(safe_open(path, framework="pt"))
-                for name in file.keys():  # noqa: SIM118 (not a dict)
-                    view = file.get_slice(name)
-                    stored = _Stored(tuple(view.get_shape()), view.get_dtype(), partial(file.get_tensor, name))
-                    if name in tensors:
-                        raise UserError(f"{path} and another shard both hold {name}, expected one; fetch them again")
-                    tensors[name] = stored
-            except (SafetensorError, OSError) as error:
-                raise UserError(
-                    f"cannot read {path} ({_reason(error)}); expected a whole safetensors file; fetch it again"
-                ) from error
-        yield tensors
 
 
 def _safetensors_of(folder: Path) -> list[Path]:
@@ -501,16 +531,16 @@ def _safetensors_of(folder: Path) -> list[Path]:
 # Layouts
 
 
-def _hf_recipe(name: str, *, prefix: str) -> _Recipe:
+def _hf_recipe(name: str, *, prefix: str) -> Recipe:
     stored = name if name == _HEAD else prefix + name
-    return _Recipe((stored,), transposed=name.endswith(_HF_TRANSPOSED))
+    return Recipe((stored,), transposed=name.endswith(_HF_TRANSPOSED))
 
 
-def _book_recipe(name: str) -> _Recipe:
+def _book_recipe(name: str) -> Recipe:
     if name in _BOOK_NAMES:
-        return _Recipe((_BOOK_NAMES[name],))
+        return Recipe((_BOOK_NAMES[name],))
     _, layer, rest = name.split(".", 2)
-    return _Recipe(tuple(f"trf_blocks.{layer}.{stored}" for stored in _BOOK_LAYER_NAMES[rest]))
+    return Recipe(tuple(f"trf_blocks.{layer}.{stored}" for stored in _BOOK_LAYER_NAMES[rest]))
 
 
 def _config_of(path: Path) -> GPT2Config:
@@ -579,13 +609,12 @@ def _generation_config(config: GPT2Config) -> dict[str, Any]:
 
 def _book_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a `.pth`, mapped rather than read where the file is a zip archive (torch 1.6 and later)."""
-    if files.is_lfs_pointer(path):
-        raise UserError(_LFS.format(path=path))
+    check_fetched(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError, OSError, ...: torch promises none of them
         raise UserError(
-            f"cannot read {path} ({_reason(error)}); expected tensors alone, as pickled code is never executed: "
+            f"cannot read {path} ({reason(error)}); expected tensors alone, as pickled code is never executed: "
             "save them again with `torch.save(model.state_dict(), PATH)`"
         ) from error
     while isinstance(loaded, dict) and (inner := [key for key in _AROUND if isinstance(loaded.get(key), dict)]):
@@ -656,61 +685,14 @@ def _assembled(checkpoint: _Checkpoint, tie_head: bool | None) -> GPT2:
     spare = tensors.pop(head, None) if tied else None
     if not tied and checkpoint.config.tie_head and head not in tensors:
         recipes[_HEAD] = recipes[_EMBEDDING]
-    _check(checkpoint.source, parameters, recipes, tensors)
+    check_fits(checkpoint.source, parameters, recipes, tensors)
     if spare is not None and not torch.equal(spare.read().float(), tensors[embedding].read().float()):
         raise UserError(
             f"{checkpoint.source}: {head} differs from {embedding}, expected the same to tie them; use tie_head = false"
         )
     model.to_empty(device="cpu")
-    _fill(dict(model.named_parameters()), recipes, tensors)
+    fill(dict(model.named_parameters()), recipes, tensors)
     return model
-
-
-def _check(
-    source: Path,
-    parameters: Mapping[str, Tensor],
-    recipes: Mapping[str, _Recipe],
-    tensors: Mapping[str, _Stored],
-    *,
-    any_float: bool = True,
-) -> None:
-    """Raises one UserError that names every stored tensor that is missing, misshapen, of a wrong dtype, or too many."""
-    problems: list[str | None] = []
-    known: set[str] = set()
-    for name, parameter in parameters.items():
-        shape = recipes[name].stored_shape(parameter)
-        dtypes = list(_DTYPES) if any_float else [_DTYPE_NAMES[parameter.dtype]]
-        known.update(recipes[name].names)
-        problems += [_problem(stored, tensors.get(stored), shape, dtypes) for stored in recipes[name].names]
-    found = [problem for problem in problems if problem is not None]
-    found += [f"unexpected {name} {list(tensors[name].shape)}" for name in tensors if name not in known]
-    if found:
-        shown = "; ".join(found[:_PROBLEMS_SHOWN])
-        more = f"; and {len(found) - _PROBLEMS_SHOWN} more" if len(found) > _PROBLEMS_SHOWN else ""
-        raise UserError(
-            f"{source}: the weights do not fit the configured model, {len(found)} found: {shown}{more}; "
-            "use weights and a configuration that belong together"
-        )
-
-
-def _problem(name: str, stored: _Stored | None, shape: tuple[int, ...], dtypes: list[str]) -> str | None:
-    if stored is None:
-        return f"missing {name} {list(shape)}"
-    if stored.shape != shape:
-        return f"{name}: got shape {list(stored.shape)}, expected {list(shape)}"
-    if stored.dtype not in dtypes:
-        return f"{name}: got dtype {stored.dtype}, expected {' or '.join(dtypes)}"
-    return None
-
-
-@torch.no_grad()
-def _fill(parameters: Mapping[str, Tensor], recipes: Mapping[str, _Recipe], tensors: Mapping[str, _Stored]) -> None:
-    """Copies every checked tensor into its place, one at a time."""
-    for name, parameter in parameters.items():
-        recipe = recipes[name]
-        for part, stored in zip(parameter.chunk(len(recipe.names)), recipe.names, strict=True):
-            tensor = tensors[stored].read()
-            part.copy_(tensor.t() if recipe.transposed else tensor)
 
 
 # Writing
@@ -732,34 +714,6 @@ def _shards(tensors: Mapping[str, Tensor], dtype: torch.dtype, most: int | None)
         return {WEIGHTS: parts[0]}
     stem, suffix = WEIGHTS.rsplit(".", 1)
     return {f"{stem}-{n:05}-of-{len(parts):05}.{suffix}": part for n, part in enumerate(parts, start=1)}
-
-
-def _write_safetensors(path: Path, tensors: Mapping[str, Tensor], *, dtype: torch.dtype | None = None) -> None:
-    """Writes a safetensors file tensor by tensor, so that no second copy of a model is ever in memory.
-
-    The format: the header's length (8 bytes, little-endian), the header (JSON, padded to 8 bytes), the data without a
-    gap. Wide dtypes come first, which keeps every tensor aligned.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    ordered = sorted(tensors.items(), key=lambda item: -(dtype or item[1].dtype).itemsize)
-    end = 0
-    for name, tensor in ordered:
-        kind = dtype or tensor.dtype
-        start, end = end, end + tensor.numel() * kind.itemsize
-        header[name] = {"dtype": _DTYPE_NAMES[kind], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    with files.replacing(path) as file:
-        file.write(len(encoded).to_bytes(8, "little") + encoded)
-        for _, tensor in ordered:
-            plain = tensor.to("cpu", dtype or tensor.dtype).contiguous()
-            file.write(plain.view(torch.uint8).numpy().data)
-
-
-def _reason(error: Exception) -> str:
-    """The error's type and first line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _some(names: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from fastft.data.chat_template import AnyTemplate, template_described, template_
 from fastft.data.folder_tokenizer import NAMES as TOKENIZER_FILES
 from fastft.data.folder_tokenizer import tokenizer_of
 from fastft.data.tokenizer import Tokenizer, gpt2_tokenizer
-from fastft.model.names import WEIGHTS
+from fastft.model.names import ADAPTER, ADAPTER_CONFIG, WEIGHTS
 from fastft.run.config import CONFIG_BEGINS, TrainOptions, from_yaml
 
 CONFIG, DATA, METRICS, LEDGER = "config.yaml", "data.json", "metrics.jsonl", "ledger.jsonl"
@@ -34,7 +34,9 @@ EXPORT_MADE = "export.json"
 EXPORTED = {
     "hf": ("model*.safetensors", f"{WEIGHTS}.index.json", "config.json", "generation_config.json", *TOKENIZER_FILES,
            "README.md"),
+    "peft": (ADAPTER, ADAPTER_CONFIG, *TOKENIZER_FILES, "README.md"),
     "gguf": ("model.gguf",),
+    "gguf-adapter": ("adapter.gguf",),
     "ollama": ("model.gguf", "Modelfile"),
     "book": ("model.pth", *TOKENIZER_FILES),
 }  # fmt: skip
@@ -54,7 +56,7 @@ _IN_FOLDERS = {
         for file in _IN_CHECKPOINTS
     ),
     "hangs": ("rank-*.txt",),
-    "model": (WEIGHTS, "config.json", "generation_config.json", *TOKENIZER_FILES, ".*.tmp"),
+    "model": (WEIGHTS, "config.json", "generation_config.json", ADAPTER, ADAPTER_CONFIG, *TOKENIZER_FILES, ".*.tmp"),
     "tokenizer": (*TOKENIZER_FILES, ".*.tmp"),
     "tensorboard": ("events.out.tfevents.*",),
     "export": (
@@ -113,12 +115,18 @@ class Run:
 
     @property
     def weights(self) -> Path:
-        """The trained model's weights."""
-        return self.model / WEIGHTS
+        """The trained model's weights: of a run that trained adapters these alone, with the hash of their base inside,
+        so that the file's hash tells one model from another all the same."""
+        return self.model / ADAPTER if self.has_adapter else self.model / WEIGHTS
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the result is an adapter."""
+        return (self.model / ADAPTER).exists()
 
     @property
     def model(self) -> Path:
-        """The Hugging Face folder of the result."""
+        """The folder of the result: Hugging Face's, or an adapter in PEFT's layout."""
         return self.folder / "model"
 
     def exported(self, kind: str) -> Path:

@@ -246,7 +246,7 @@ def test_a_push_sends_the_exports_own_files(
         ({"shard_size": "five"}, "got --shard_size five, expected a size such as 500MB, 5GB or 2GiB"),
         ({"shard_size": "0GB"}, "got --shard_size 0GB"),
         ({"out": Path()}, "got an empty --out"),
-        ({"to": "onnx"}, "got --to onnx, expected hf, gguf, ollama or book"),
+        ({"to": "onnx"}, "got --to onnx, expected hf, peft, gguf, gguf-adapter, ollama or book"),
     ],
 )
 def test_values_that_mean_nothing(given: dict[str, Any], said: str) -> None:

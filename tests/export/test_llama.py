@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import requests
 import torch
-from exported import CONVERSATION, made_run, prompt_text
+from exported import CONVERSATION, made_run, prompt_text, with_random_adapter
 from llama import llama_serving
 
 from fastft.batches.batch import from_padded
@@ -29,7 +29,10 @@ from fastft.decoding.decode import decode
 from fastft.export.export import ExportOptions, export
 from fastft.export.prompt_ids import ids_of_text
 from fastft.model.gpt2 import GPT2
-from fastft.run.config import TrainOptions
+from fastft.model.lora_spec import LoRA
+from fastft.model.peft_layout import save_adapter
+from fastft.model.weights import load
+from fastft.run.config import TrainOptions, to_yaml
 from fastft.run.folder import Run
 from fastft.run.trained import data_of, trained_model
 from fastft.training.train import train
@@ -81,8 +84,8 @@ class Llama:
 
 
 @contextmanager
-def serving(gguf: Path, n_ctx: int) -> Iterator[Llama]:
-    with llama_serving(gguf, n_ctx) as url:
+def serving(gguf: Path, n_ctx: int, adapter: Path | None = None) -> Iterator[Llama]:
+    with llama_serving(gguf, n_ctx, adapter) as url:
         yield Llama(url)
 
 
@@ -167,6 +170,35 @@ def test_a_layer_that_lies_wrong_is_heard(trained: Run, tmp_path: Path) -> None:
     prompts = prompts_of(records_of(trained, 4), TEMPLATES["alpaca"], model.config.tokenizer)
     with serving(tmp_path / "wrong.gguf", model.config.n_ctx) as llama, pytest.raises(AssertionError):
         check_greedy(llama, model, prompts)
+
+
+@pytest.mark.parametrize("kind", [{}, {"rslora": True, "targets": ("c_attn", "attn.c_proj"), "layers": (0, 3)}])
+def test_an_adapter_in_a_gguf_of_its_base_says_the_merged_models_text(
+    trained: Run, tmp_path: Path, kind: dict[str, Any]
+) -> None:
+    base = trained_model(trained)
+    lora, template = LoRA(**{"r": 4, "alpha": 6.0, **kind}), TEMPLATES["alpaca"]
+    plain = trained_model(trained).eval()
+    own = with_random_adapter(base, lora, template)
+    run = Run(tmp_path / "run")
+    save_adapter(own, run.model, base_source=str(trained.model))
+    options = TrainOptions(data="sample", weights=str(trained.model), lora_r=4, out=run.folder)
+    run.config.write_text(to_yaml(options))
+    out = Path(export(ExportOptions(run=run.folder, to="gguf-adapter"))[0])
+    merged, n_ctx = load(run.model).eval(), plain.config.n_ctx
+    prompts = prompts_of(records_of(trained, 8), template, plain.config.tokenizer)
+    with serving(gguf_of(trained, "f32"), n_ctx, out / "adapter.gguf") as llama:
+        parted = check_greedy(llama, merged, prompts)
+        with pytest.raises(AssertionError):
+            check_greedy(llama, plain, prompts)
+        far = max(
+            abs(llama.logprob(ids, following, plain.config.vocab_size) - float(logprobs[following]))
+            for ids in prompts
+            for logprobs in [next_logits(merged, ids)[-1].double().log_softmax(-1)]
+            for following in [int(logprobs.argmax()), 11]
+        )
+    print(f"\n{kind}: {len(prompts)} prompts, {parted} part where the best logits are near; farthest apart {far:.1e}")
+    assert far < 5e-3
 
 
 @pytest.mark.parametrize("kind", ["f32", "f16", "q8_0"])

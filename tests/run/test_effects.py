@@ -117,6 +117,7 @@ WITHOUT: dict[str, dict[str, list[tuple[dict[str, Any], Facts, dict[str, Any]]]]
     "generate": {
         **_OF_ANSWERS,
         "template": [({"template": "plain", "prompt": "a"}, NOTHING_KNOWN, {"run": None, "model": "m"})],
+        "adapter": [({"adapter": "d", "prompt": "a"}, NOTHING_KNOWN, {"run": None, "model": "m"})],
         "split": [({"split": "val", "prompt": "a"}, NOTHING_KNOWN, {"prompt": None})],
         "data": [({"data": "a.json", "prompts": "a"}, NOTHING_KNOWN, {"prompts": None})],
         "limit": [({"limit": 2, "prompt": "a"}, NOTHING_KNOWN, {"prompt": None})],
@@ -125,6 +126,7 @@ WITHOUT: dict[str, dict[str, list[tuple[dict[str, Any], Facts, dict[str, Any]]]]
     "chat": {
         **_OF_ANSWERS,
         "template": [({"template": "plain"}, NOTHING_KNOWN, {"run": None, "model": "m"})],
+        "adapter": [({"adapter": "d"}, NOTHING_KNOWN, {"run": None, "model": "m"})],
     },
     "inspect": {
         **_OF_SPLITS,

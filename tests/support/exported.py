@@ -17,6 +17,10 @@ from fastft.data.prompts import Special
 from fastft.data.records import Record, Turn
 from fastft.data.tokenizer import Tokenizer
 from fastft.model.gpt2 import GPT2, config_for
+from fastft.model.lora import settle
+from fastft.model.lora_spec import LoRA
+from fastft.model.part import Part, sha256_of, trained
+from fastft.model.peft_layout import save_adapter
 from fastft.model.vocabulary import with_tokenizer
 from fastft.model.weights import save_hf
 from fastft.run.config import TrainOptions, to_yaml
@@ -76,6 +80,37 @@ def made_run(
     given = {"data": "sample", "model": "pico", "tie_head": tie_head, "template": template, "out": folder}
     save_hf(model, run.model, chat_template=as_jinja(of))
     run.config.write_text(to_yaml(TrainOptions(**{**given, **options})))
+    facts = {"template": of.description(), "tokenizer_sha256": model.config.tokenizer.fingerprint()}
+    run.data.write_text(json.dumps(facts))
+    return run
+
+
+def with_random_adapter(base: GPT2, lora: LoRA, template: AnyTemplate) -> GPT2:
+    """A base with a template's tokens, and adapters and new rows of random values."""
+    known, own = base.config.tokenizer.size(), base.config.tokenizer
+    part = Part(lora=lora, train_only=None, new_rows=None, base_sha256=sha256_of(base))
+    model = with_tokenizer(base, with_special_tokens(own, template.special_tokens, template.end))
+    if model.config.tokenizer.size() > known:
+        part = replace(part, new_rows=(known, model.config.vocab_size - known))
+    part.take(model)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for name, weight in trained(model).items():
+            noise = torch.randn(weight.shape, generator=generator)
+            weight.copy_(weight * (1 + 0.1 * noise) if "magnitude" in name else 0.1 * noise)
+    settle(model)
+    return model
+
+
+def made_adapter_run(folder: Path, template: str = "alpaca", *, tie_head: bool = True, **lora: Any) -> Run:
+    """The same of a run that trained adapters of a base in the folder `base` beside it."""
+    run, of = Run(folder), template_named(template)
+    base = random_model(template_named("alpaca"), tie_head=tie_head)
+    save_hf(base, folder.parent / "base")
+    model = with_random_adapter(base, LoRA(**{"r": 3, "alpha": 4.0, **lora}), of)
+    save_adapter(model, run.model, base_source=str(folder.parent / "base"), chat_template=as_jinja(of))
+    given = {"data": "sample", "weights": str(folder.parent / "base"), "tie_head": tie_head, "template": template}
+    run.config.write_text(to_yaml(TrainOptions(**given, lora_r=3, out=folder)))
     facts = {"template": of.description(), "tokenizer_sha256": model.config.tokenizer.fingerprint()}
     run.data.write_text(json.dumps(facts))
     return run

@@ -13,16 +13,18 @@ from ollama_stub import unused_url
 
 
 @contextmanager
-def llama_serving(gguf: Path, n_ctx: int | None = None) -> Iterator[str]:
+def llama_serving(gguf: Path, n_ctx: int | None = None, adapter: Path | None = None) -> Iterator[str]:
     """The address of a server with a model, for the length of a block.
 
     Args:
         gguf: the model's file.
         n_ctx: its context, where keys and values are to be kept in float32.
+        adapter: a GGUF of an adapter, which is put into it.
     """
     url = unused_url()
     script = Path(__file__).with_name("llama_server.py")
-    command = [sys.executable, str(script), str(gguf), url.rpartition(":")[2], *([str(n_ctx)] if n_ctx else [])]
+    command = [sys.executable, str(script), str(gguf), url.rpartition(":")[2], *([str(n_ctx)] if n_ctx else []),
+               *([str(adapter)] if adapter else [])]  # fmt: skip
     with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
         _wait_for(server, url)
         yield url

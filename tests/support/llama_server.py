@@ -2,6 +2,7 @@
 
 llama_server.py MODEL PORT           a judge, as people run it
 llama_server.py MODEL PORT N_CTX     one that is held against float32: keys and values are kept in it
+llama_server.py MODEL PORT N_CTX ADAPTER    the same with an adapter
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 import xllamacpp
 
 
-def serve(model: str, port: int, n_ctx: int | None) -> None:
+def serve(model: str, port: int, n_ctx: int | None, adapter: str | None) -> None:
     parameters = xllamacpp.CommonParams()
     parameters.model.path = model
     parameters.hostnames = ["127.0.0.1"]
@@ -22,6 +23,8 @@ def serve(model: str, port: int, n_ctx: int | None) -> None:
     # A prompt cache would make a reply depend on the questions before it.
     parameters.cache_prompt = False
     parameters.cache_ram_mib = 0
+    if adapter:
+        parameters.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(adapter, 1.0)]
     if n_ctx:
         parameters.cache_type_k = parameters.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         # With it keys and values would be rounded to halves on the way.
@@ -32,4 +35,5 @@ def serve(model: str, port: int, n_ctx: int | None) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else None)
+    n_ctx, adapter = ([*sys.argv[3:], None, None])[:2]
+    serve(sys.argv[1], int(sys.argv[2]), int(n_ctx) if n_ctx else None, adapter)
