@@ -134,7 +134,8 @@ def _take_part(model: GPT2, options: TrainOptions, known: int, sha256: str) -> N
     part = Part(
         lora=lora,
         train_only=options.train_only,
-        new_rows=(known, new) if lora is not None and new > 0 else None,
+        # All rows behind those that the base knows: an adapter is put into a base that has none of them.
+        new_rows=(known, model.config.vocab_size - known) if lora is not None and new > 0 else None,
         base_sha256=sha256,
     )
     part.take(model, torch.Generator().manual_seed(options.seed))

@@ -10,7 +10,9 @@ from fastft.common.errors import UserError
 from fastft.data.chat_template import as_jinja
 from fastft.engines.zero import ZeroEngine
 from fastft.model.gpt2 import GPT2
+from fastft.model.peft_layout import save_adapter
 from fastft.model.weights import save_hf
+from fastft.run.given import weights_of
 from fastft.run.trained import check_same_data
 from fastft.training.checkpoint import (
     Shards,
@@ -139,5 +141,10 @@ def export(job: Job) -> None:
 
 
 def _write(job: Job, model: GPT2) -> None:
+    """Writes the model as a Hugging Face folder; of adapters them alone, in PEFT's layout."""
     folder, chat_template = files.make_folder(job.run.model), as_jinja(job.prepared.data.template)
-    save_hf(model, folder, chat_template=chat_template)
+    source = weights_of(job.options)
+    if model.part is None or model.part.lora is None or source is None:
+        save_hf(model, folder, chat_template=chat_template)
+    else:
+        save_adapter(model, folder, base_source=source, chat_template=chat_template)

@@ -56,7 +56,7 @@ Train = Callable[..., list[Ended]]
 @pytest.fixture(scope="module")
 def train(folder: Path, launcher: Launcher, base: Path) -> Train:
     def train(run: Path, zero: str = "plain", ranks: int = 1, *, status: int = 0, **options: Any) -> list[Ended]:
-        given = {**PART, "weights": base, "samples": 0, "eval_every": 4, **options}
+        given = {**PART, "weights": base, "samples": 1, "eval_every": 4, **options}
         values = {name: value for name, value in given.items() if value is not None}
         ended = launcher.run_ranks(["train", *arguments(settings(folder / "records.json", run, zero, **values))], ranks)
         assert [one.exit for one in ended] == [status] * ranks, "\n---\n".join(one.said for one in ended)
