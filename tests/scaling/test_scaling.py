@@ -249,7 +249,7 @@ def test_stage_3_keeps_what_it_uses_again() -> None:
     assert sum(fetches(medium, Buckets(), False).gathered) == parted
     assert fetches(large, Buckets(), False).loss < sum(size for size in large.each() if size > Buckets().persistence)
     none = fetches(medium, Buckets(max_reuse=1, prefetch=0), False)
-    blocks = medium.layers * sum(size for size in medium.block if size > Buckets().persistence)
+    blocks = sum(one.elements for block in medium.blocks for one in block if one.elements > Buckets().persistence)
     assert sum(none.gathered) == parted + blocks - blocks // medium.layers  # the last block is used again at once
     assert none.loss == parted - blocks + blocks // medium.layers
 
