@@ -20,7 +20,7 @@ from fastft.run.config import TrainOptions
 from fastft.run.data import load_data
 from fastft.run.folder import DEMO
 from fastft.scores.score import ScoreOptions, score
-from fastft.training.preparing import initial_model
+from fastft.training.models import initial_model
 from fastft.training.train import Outcome, train
 
 MAX_NEW_TOKENS = 32

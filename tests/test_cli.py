@@ -250,7 +250,7 @@ def test_what_is_not_needed_is_not_imported(arguments: list[str], without: tuple
         f"import sys; from fastft.cli import main; assert main({arguments}) == 0; print(*sys.modules, file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
-    assert not {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()} & {*without}
+    assert not {name.partition(".")[0] for name in done.stderr.splitlines()[-1].split()} & {*without}
 
 
 def test_a_score_without_a_judge_and_a_model_needs_no_torch(tmp_path: Path) -> None:
@@ -277,3 +277,14 @@ def test_of_several_config_files_each_counts(tmp_path: Path) -> None:
     second.write_text("model: pico\nlr: 0.25\n")
     options = parse("train", ["--config", str(first), "--config", str(second)])
     assert (options.tie_head, options.drop_last, options.model, options.lr) == (False, True, "pico", 0.25)
+
+
+def test_paths_may_be_given_as_text_in_python(tmp_path: Path) -> None:
+    from fastft import CompareOptions, ReportOptions, ScoreOptions, UserError
+
+    assert ScoreOptions(run="a", judge="none").run == Path("a")  # type: ignore[arg-type] # as people write it
+    assert CompareOptions("a", "b").path() == Path("a/compare-b.json")  # type: ignore[arg-type]
+    assert ReportOptions(run="a", against=["b"]).against == [Path("b")]  # type: ignore[arg-type, list-item]
+    for wrong in ({"run": 3}, {"run": "a", "against": [3]}):
+        with pytest.raises(UserError, match=r"expected (a path|paths)"):
+            ReportOptions(**wrong)  # type: ignore[arg-type]

@@ -24,6 +24,14 @@ PEERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "hf-masked": ("hf", ("--kind", "masked")),
     "hf-flat": ("hf", ("--kind", "flat")),
     "hf-compiled": ("hf", ("--kind", "padded", "--compile")),
+    "fastft-lora": ("ours", ("--dtype", "bf16", "--lora")),
+    "fastft-lora-fp32": ("ours", ("--dtype", "fp32", "--lora")),
+    "peft": ("hf", ("--kind", "padded", "--lora")),
+    "peft-flat": ("hf", ("--kind", "flat", "--lora")),
+    "peft-narrow": ("hf", ("--kind", "padded", "--lora", "--narrow")),
+    "peft-narrow-flat": ("hf", ("--kind", "flat", "--lora", "--narrow")),
+    "peft-fp32": ("hf", ("--kind", "padded", "--lora", "--dtype", "fp32")),
+    "peft-fp32-flat": ("hf", ("--kind", "flat", "--lora", "--dtype", "fp32")),
     "trl": ("trl_sft", ("--kind", "padded")),
     "trl-flat": ("trl_sft", ("--kind", "flat")),
     "trl-packed": ("trl_sft", ("--kind", "packed")),
@@ -40,6 +48,11 @@ DEFAULT = ("fastft", "fastft-fp32", "book", "hf", "hf-flat", "trl", "trl-flat", 
 _TO_GPT2 = ("fastft", "hf", "hf-flat", "trainer-flat", "trl", "trl-flat")
 DROP_IN = ("trainer", *_TO_GPT2, "smollm2", "smollm2-padded", "smollm2-flat")
 """What the stock Trainer over fastft is compared with (`--peers drop-in`)."""
+LORA = (
+    "fastft-lora", "fastft", "peft", "peft-flat", "peft-narrow", "peft-narrow-flat",
+    "fastft-lora-fp32", "fastft-fp32", "peft-fp32", "peft-fp32-flat",
+)  # fmt: skip
+"""What adapters are compared with (`--peers lora`): training of all weights, and PEFT."""
 
 OTHER_EXAMPLES = ("trl-packed",)
 """Their steps hold other examples than those of the rest."""
@@ -108,7 +121,31 @@ def headline(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         leanest = [min(each) for each in zip(*map(peaks, others), strict=True)]
         said["speed, to the fastest of transformers and TRL"] = common.ratios(speeds(results[OURS]), fastest)
         said["peak memory, to the leanest of transformers and TRL"] = common.ratios(peaks(results[OURS]), leanest)
-    return {**said, **drop_in(results)}
+    return {**said, **drop_in(results), **adapters(results)}
+
+
+def adapters(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The speed and memory of fastft's adapters to training all weights, and to the fastest and leanest of PEFT."""
+    said: dict[str, Any] = {}
+    for name, narrow in (("fastft-lora", True), ("fastft-lora-fp32", False)):
+        of = "bf16" if narrow else "float32"
+        whole = "fastft" if narrow else "fastft-fp32"
+        theirs = [turns for peer, turns in results.items() if peer.startswith("peft") and ("fp32" in peer) != narrow]
+        if name in results and whole in results:
+            said[f"speed of adapters in {of}, to all weights"] = common.ratios(
+                speeds(results[name]), speeds(results[whole])
+            )
+            said[f"peak memory of adapters in {of}, to all weights"] = common.ratios(
+                peaks(results[name]), peaks(results[whole])
+            )
+        if name in results and theirs:
+            fastest = [max(each) for each in zip(*map(speeds, theirs), strict=True)]
+            leanest = [min(each) for each in zip(*map(peaks, theirs), strict=True)]
+            said[f"speed of adapters in {of}, to the fastest of PEFT"] = common.ratios(speeds(results[name]), fastest)
+            said[f"peak memory of adapters in {of}, to the leanest of PEFT"] = common.ratios(
+                peaks(results[name]), leanest
+            )
+    return said
 
 
 def drop_in(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -148,7 +185,7 @@ def show(result: dict[str, Any]) -> None:
     common.print_table(title, columns, body, [*notes, common.in_words(result["machine"]), rounds])
 
 
-def draw(result: dict[str, Any], folder: Any) -> None:
+def draw(result: dict[str, Any], folder: Any, name: str) -> None:
     """Draws speed and memory of all peers."""
     rows = list(result["peers"].values())
     figure, axes = common.new_figure(2, height=0.5 * len(rows) + 1.2)
@@ -172,7 +209,7 @@ def draw(result: dict[str, Any], folder: Any) -> None:
     figure.suptitle(
         f"{result['size']}, batch {result['batch_size']}, {result['data']}\n{common.in_words(result['machine'])}"
     )
-    common.save_figure(figure, folder, "peers")
+    common.save_figure(figure, folder, name)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -197,8 +234,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "peers": summarise(results),
     }
     show(result)
-    common.write_result(options.results, "peers", result)
-    draw(result, options.results)
+    common.write_result(options.results, options.name, result)
+    draw(result, options.results, options.name)
     return result
 
 
@@ -208,10 +245,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=7, help=f"timed steps of a run; {common.WARMUP} more warm up")
     parser.add_argument("--batch_size", type=int, default=common.BATCH_SIZE)
-    parser.add_argument("--peers", nargs="+", choices=[*PEERS, "drop-in"], default=list(DEFAULT))
+    parser.add_argument("--peers", nargs="+", choices=[*PEERS, "drop-in", "lora"], default=list(DEFAULT))
     options = parser.parse_args(argv)
-    if options.peers == ["drop-in"]:
-        options.peers = list(DROP_IN)
+    groups = {"drop-in": DROP_IN, "lora": LORA}
+    options.name = options.peers[0] if len(options.peers) == 1 and options.peers[0] in groups else "peers"
+    options.peers = [peer for name in options.peers for peer in groups.get(name, (name,))]
     run(options)
 
 

@@ -3,7 +3,8 @@
 `padded` leaves the attention mask out: padding stands at the end of each row, behind everything that is asked for, so
 causal attention hides it already, and torch's faster causal path is open. `masked` passes it, as a collator does.
 `flat` is transformers' own DataCollatorWithFlattening: no padding, one row, positions that start again. `--compile` has
-torch compile the model, its sizes marked dynamic, so that batches of any length share what is compiled.
+torch compile the model, its sizes marked dynamic, so that batches of any length share what is compiled. `--lora` has
+PEFT put adapters into it, and `--narrow` holds what stays in bf16, the adapters in float32, as PEFT does by itself.
 """
 
 from __future__ import annotations
@@ -49,6 +50,21 @@ def new_model(config: GPT2Config) -> GPT2LMHeadModel:
     return model
 
 
+def adapted(model: GPT2LMHeadModel) -> Any:
+    """The model with PEFT's adapters around its matrices."""
+    import peft
+
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=shared.LORA_RANK,
+        lora_alpha=2 * shared.LORA_RANK,
+        target_modules=list(shared.LORA_TARGETS),
+        fan_in_fan_out=True,
+        lora_dropout=0.0,
+    )
+    return peft.get_peft_model(model, config)
+
+
 def collate(kind: str, examples: list[tuple[list[int], int]]) -> dict[str, Tensor]:
     """What the model is given: ids and labels, -100 where nothing is asked for."""
     return laid_out(kind, [{"input_ids": ids, "labels": [-100] * start + ids[start:]} for ids, start in examples])
@@ -74,10 +90,15 @@ def steps_of(options: argparse.Namespace) -> Iterator[Callable[[], float]]:
     """The steps of an ordinary loop."""
     device = common.chosen_device(options.device)
     model = new_model(config_for(options.size)).to(device)
+    if options.narrow:
+        model = model.bfloat16()
+    if options.lora:
+        model = adapted(model)
     model.train()
     if options.compile:
         model.compile(dynamic=True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=shared.RATE, weight_decay=shared.WEIGHT_DECAY, fused=True)
+    learns = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(learns, lr=shared.RATE, weight_decay=shared.WEIGHT_DECAY, fused=True)
     narrow = options.dtype == "bf16"
 
     def step(examples: list[tuple[list[int], int]]) -> float:
@@ -97,14 +118,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Runs and times the steps."""
     torch.set_num_threads(options.threads)
     seconds, losses = shared.in_steps(steps_of(options))
-    name = f"transformers, {options.kind}{', compiled' if options.compile else ''}, {options.dtype}"
-    return shared.report(options, name, seconds, losses, packages=("transformers",))
+    added = [text for text, given in (("compiled", options.compile), ("LoRA by PEFT", options.lora)) if given]
+    dtype = f"{options.dtype}{' throughout' if options.narrow else ''}"
+    name = ", ".join(["transformers", options.kind, *added, dtype])
+    packages = ("transformers", "peft") if options.lora else ("transformers",)
+    return shared.report(options, name, seconds, losses, packages=packages)
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = shared.arguments(__doc__, KINDS)
     parser.add_argument("--compile", action="store_true", help="torch.compile the model")
+    parser.add_argument("--narrow", action="store_true", help="weights in bf16; with --lora all but the adapters'")
     common.say(measure(parser.parse_args(argv)))
 
 

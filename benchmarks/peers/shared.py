@@ -28,12 +28,17 @@ RATE = 5e-5
 WEIGHT_DECAY = 0.1
 
 
+LORA_RANK = 16
+LORA_TARGETS = ("c_attn", "c_proj", "c_fc")
+
+
 def arguments(description: str | None, kinds: tuple[str, ...] = ()) -> argparse.ArgumentParser:
     """The options of a peer; `kinds` are its ways of batching, the first one its default."""
     parser = common.arguments(description)
     parser.add_argument("--steps", type=int, default=7, help=f"timed steps; {common.WARMUP} more warm up")
     parser.add_argument("--batch_size", type=int, default=common.BATCH_SIZE)
     parser.add_argument("--dtype", default="bf16", choices=("bf16", "fp32"))
+    parser.add_argument("--lora", action="store_true", help=f"adapters of rank {LORA_RANK} in place of all weights")
     if kinds:
         parser.add_argument("--kind", default=kinds[0], choices=kinds)
     return parser

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from fastft.answers.generation import AnswerOptions
 from fastft.common.console import printable, say
 from fastft.common.effects import check_effects
+from fastft.common.errors import UserError
 from fastft.data.chat_template import AnyTemplate
 from fastft.data.encode import prompts_of
 from fastft.data.prompts import asked_in
@@ -61,13 +62,19 @@ class Talk:
         return Record(instruction=instruction, output="", turns=(*system, *self.said, asked, Turn("assistant", "")))
 
     def ids(self, instruction: str, given: str, template: AnyTemplate, model: GPT2) -> list[int]:
-        """The ids of the next question, with as much of what was said as leaves room for an answer."""
+        """The ids of the next question, with as much of what was said as leaves room for an answer. Where there is none
+        without all that, nothing is forgotten."""
+        before = self.said
         while True:
             (ids,) = prompts_of([self.question(instruction, given, template)], template, model.config.tokenizer)
-            if len(ids) < model.config.n_ctx or not self.said:
+            if len(ids) < model.config.n_ctx:
+                for _ in range((len(before) - len(self.said)) // 2):
+                    say("the context is full: the oldest question and its answer are forgotten")
                 return ids
-            say("the context is full: the oldest question and its answer are forgotten")
-            del self.said[:2]
+            if not self.said:
+                self.said = before
+                return ids
+            self.said = self.said[2:]
 
     def answered(self, asked: Turn, answer: str) -> None:
         """Keeps a question and its answer."""
@@ -79,9 +86,11 @@ def chat(options: ChatOptions) -> None:
     """Answers the lines of standard input on standard output, until it ends.
 
     Raises:
-        UserError: the run has no model, or an option can have no effect.
+        UserError: the run has no model, an option can have no effect, or standard input is closed.
     """
     check_effects(options)
+    if sys.stdin is None or sys.stdin.closed:
+        raise UserError("standard input is closed; expected instructions on it, one a line")
     template = options.asked_by()
     model = options.answering(template, rows=1)
     talk = Talk(template.as_transformers if options.remember is None else options.remember)

@@ -84,8 +84,6 @@ class AnswerOptions:
         if (self.run is None) == (self.model is None):
             both = "both" if self.run is not None else "neither"
             raise UserError(f"got {both} of --run and --model, expected one: a run's folder, or another model")
-        if self.run is not None:
-            object.__setattr__(self, "run", Path(self.run))
         check_values(self)
         _ = self.sampling  # refuses values that mean nothing
 
@@ -167,8 +165,6 @@ class GenerateOptions(AnswerOptions):
         super().__post_init__()
         if self.prompt is not None and self.prompts is not None:
             raise UserError("got --prompt and --prompts, expected one of them")
-        if self.out is not None:
-            object.__setattr__(self, "out", Path(self.out))
         if self.model is not None and self.of_a_split and (self.data is None or self.out is None):
             raise UserError(
                 "got --model without --prompt, --prompts, or --data and --out; expected a question, or data whose test "

@@ -214,12 +214,13 @@ def _texts(of: type[Any]) -> dict[str, str]:
 def check_values(options: Any) -> None:
     """Holds the values of an options object against the choices and limits in its table; what is or may be a list is
     first put into the form that it is written in: one text as it is, several as a list, numbers as a list of them, also
-    where they came as `2,1`.
+    where they came as `2,1`. A path may be given as text.
 
     Raises:
         UserError: one is not among its choices, beyond a limit, or no text or number.
     """
     _settle_lists(options)
+    _settle_paths(options)
     for one in table(type(options)):
         value = getattr(options, one.name)
         if value is None:
@@ -251,6 +252,19 @@ def _settle_lists(options: Any) -> None:
             texts = [str(text) for text in several]
             settled = texts[0] if len(texts) == 1 else texts
         object.__setattr__(options, one.name, settled)
+
+
+def _settle_paths(options: Any) -> None:
+    for one in table(type(options)):
+        kinds, value = _kinds(one.hint), getattr(options, one.name)
+        if Path in kinds and str not in kinds and value is not None:
+            check_given(one, value)
+            object.__setattr__(options, one.name, Path(value))
+        elif one.of_list is Path and typing.get_origin(one.hint) is list:
+            several = list(value) if isinstance(value, list | tuple) else [value]
+            if not all(isinstance(path, str | Path) for path in several):
+                raise UserError(f"got {one.flag} {value}, expected {one.type_in_words}")
+            object.__setattr__(options, one.name, [Path(path) for path in several])
 
 
 def _numbers(one: Option, value: Any, several: list[Any]) -> list[float]:

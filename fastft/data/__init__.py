@@ -10,7 +10,7 @@ To be read in this order:
     csv_rows.py          rows of CSV and TSV
     arrow_rows.py        rows of Parquet, Arrow and Hugging Face data sets
     containers.py        which of them a file gets, by its content; folders: `rows_of`
-    texts.py             the texts of a row, checked
+    texts.py             the texts of a row, checked: `from_text`
     pairs.py             rows of an instruction and an output
     conversations.py     rows of turns and of segments
     formats.py           what a row's keys mean: `checked`, `parse_fields`
@@ -23,7 +23,8 @@ To be read in this order:
     prompts.py           a template: training text, what is learned, prompt and extraction: `Template`, `TEMPLATES`,
                          `ALPACA`, `Learn`, `RESPONSES`, `TrainOn`, `Part`, `Special`, `asked_in`
     chat_template.py     Jinja chat templates, read and written; any template by its name: `AnyTemplate`,
-                         `template_named`, `template_described`, `as_jinja`
+                         `template_named`, `template_beside`, `template_described`,
+                         `as_jinja`
     tokenizer.py         text to ids and back, and GPT-2's own: `Tokenizer`, `gpt2_tokenizer`, `carried_files`,
                          `END_OF_TEXT`, `VOCAB_SIZE`
     folder_tokenizer.py  the one that lies beside weights: `tokenizer_of`, `with_special_tokens`, `NAMES`,

@@ -300,6 +300,16 @@ def template_described(description: dict[str, Any], source: str) -> AnyTemplate:
     )
 
 
+def template_beside(path: Path) -> str:
+    """The chat template in a file by its name: that of the shipped template that it was made of, telling more (where an
+    input goes, what an answer begins with), else the file's."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return str(path)  # which is said by whoever reads it
+    return next((name for name, template in TEMPLATES.items() if as_jinja(template) == text), str(path))
+
+
 def _jinja_of_file(path: Path) -> JinjaTemplate:
     try:
         text = path.read_text(encoding="utf-8")
@@ -359,7 +369,8 @@ def as_jinja(template: AnyTemplate) -> str:
         "{%- elif message['role'] == 'assistant' %}",
         _say(t.before_response),
         "{%- generation %}",
-        _say(t.response_header, "message['content']", None if not t.end else t.end),
+        _header_of(t),
+        _say("", "message['content']", None if not t.end else t.end),
         "{%- endgeneration %}",
         _say(t.after_response),
         "{%- endif %}",
@@ -371,6 +382,17 @@ def as_jinja(template: AnyTemplate) -> str:
 
 def _system_of(template: Template) -> str:
     return template.before_system + template.system + template.after_system
+
+
+def _header_of(template: Template) -> str:
+    """The response header, unless an answer has it already, with or without white space before it: where the model
+    writes it, programs send it back. A header of white space may be any answer's own beginning."""
+    header = template.response_header
+    if not (bare := header.lstrip()):
+        return _say(header)
+    has, has_bare = (f"message['content'].startswith({_quoted(begin)})" for begin in (header, bare))
+    space = f"{{%- elif {has_bare} %}}{_say(header.removesuffix(bare))}" if bare != header else ""
+    return f"{{%- if {has} %}}{space}{{%- else %}}{_say(header)}{{%- endif %}}"
 
 
 def _say(before: str, value: str | None = None, after: str | None = "") -> str:

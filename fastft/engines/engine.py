@@ -100,8 +100,8 @@ class AnyEngine(Protocol):
         """A block in which `model` can be asked for hidden states and its head, by all ranks alike."""
 
     def whole_weights(self) -> dict[str, Tensor] | None:
-        """What a checkpoint holds of the model (`fastft.model.part.saved`), in float32 (float64 with `--dtype fp64`), on
-        the first rank; None on the others. All ranks call it."""
+        """What a checkpoint holds of the model (`fastft.model.part.saved`) by name, in float32 (float64 with `--dtype
+        fp64`), on the first rank; None on the others. All ranks call it."""
 
     def whole_moments(self) -> Moments | None:
         """AdamW's state on the first rank, in host memory; None on the others. All ranks call it."""
@@ -181,8 +181,9 @@ class Engine(WholeModel):
             batch = batch.to(self.device)
             if self.copies is not None:
                 self.copies.sum_up()  # of the step's earlier batches
+            weights = batch.weights.double() if self.dtype == "fp64" else batch.weights  # 1 / count is rounded
             # The scale is in the weights, not at the loss: some gradients of logits are there before the backward pass.
-            loss, row_losses = self._forward(batch, row_weights=self.scaler.scale(batch.weights / count))
+            loss, row_losses = self._forward(batch, row_weights=self.scaler.scale(weights / count))
             torch.autograd.backward(loss)
         return loss.detach() / self.scaler.get_scale(), row_losses
 

@@ -46,7 +46,8 @@ class Bucket:
 
 
 class FlatWeights:
-    """Weights, gradients and AdamW's moments of what a model trains, each `[N]` in the dtype of the weights, and narrow copies.
+    """What a model trains: weights, gradients and AdamW's moments, each `[N]` in the dtype of the weights, and narrow
+    copies.
 
     Attributes:
         weights, gradients, exp_avg, exp_avg_sq: `[N]`; what lies between two weights stays zero.

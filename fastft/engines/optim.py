@@ -37,7 +37,8 @@ def adamw(
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float, decay_all: bool) -> list[dict[str, Any]]:
-    """AdamW's groups, of what is trained: weight matrices decay; biases, layer norms and embeddings do only with `decay_all`."""
+    """AdamW's groups of what is trained: weight matrices decay; biases, layer norms, embeddings and DoRA's magnitudes
+    do only with `decay_all`."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in trained(model).items():

@@ -82,12 +82,15 @@ class ZeroEngine:
         model.copies_tables = self.stage == 3
         groups = parameter_groups(model, weight_decay=options.weight_decay, decay_all=options.decay_all)
         self._adamw = GuardedAdamW(groups, lr=options.lr, betas=BETAS, eps=EPSILON, fused=True)
+        given = {name: parameter.detach() for name, parameter in model.named_parameters()}
         self.zero = initialized(deepspeed, model, self._adamw, config, options, dtype, world)
         from fastft.engines.shards import BackgroundWriter
 
         self.shard_writer = BackgroundWriter()
         writes_with(self.zero, self.shard_writer)
         self._state = ZeroState(self.zero, self._adamw, model, self.stage, world, self.device)
+        if dtype != "fp32":  # DeepSpeed makes the masters of weights that it has rounded already
+            self._state.set_masters(given)
 
     def accumulate(self, batch: Batch, count: int, *, last: bool = True) -> tuple[Tensor, Tensor]:
         """See `fastft.engines.engine.AnyEngine`."""

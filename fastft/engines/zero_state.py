@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ class ZeroState:
         load_weights(values, weights)
         for name, parameter in parameters.items():
             self._set_weight(parameter, values[name])
-            self._set_master(parameter, values[name])
+        self.set_masters(values)
         if not moments:
             return
         states = dict(states_of(moments))
@@ -104,6 +104,12 @@ class ZeroState:
         for name, parameter in parameters.items():
             for moment in MOMENTS:
                 self._set_master(parameter, states[name][moment], moment)
+
+    @torch.no_grad()
+    def set_masters(self, values: Mapping[str, Tensor]) -> None:
+        """Sets the float32 masters by the parameters' names; what the model computes with stays."""
+        for name, parameter in self._model.named_parameters():
+            self._set_master(parameter, values[name])
 
     def find_again(self) -> None:
         """Has DeepSpeed find the parameters' parts of the state, of which it has made new tensors."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fastft.common import files
 from fastft.common.keywords import is_keyword
 from fastft.model.names import WEIGHTS
 from fastft.run.config import TrainOptions
+from fastft.run.given import weights_of
 
 _PUBLISHED = "openai-community/"
 _LICENCE_OF_PUBLISHED = "mit"
@@ -30,19 +32,31 @@ class Base:
         what: a sentence's part that names them.
         hub_id: theirs, where they are from the Hugging Face hub.
         licence: theirs, where it is known.
-        hashes: SHA-256 by file name, of the files as they are now.
+        hashes: SHA-256 by file name; of the files as they are now, unless the run has written them down.
+        recorded: whether it has.
     """
 
     what: str
     hub_id: str | None = None
     licence: str | None = None
     hashes: dict[str, str] = field(default_factory=dict)
+    recorded: bool = False
 
 
-def base_of(options: TrainOptions) -> Base:
-    """What a run with these options began with."""
-    source = options.weights or (options.model if options.model.startswith("gpt2") else "none")
-    if source == "none":
+def base_of(options: TrainOptions, recorded: Mapping[str, str] | None = None) -> Base:
+    """What a run with these options began with.
+
+    Args:
+        options: the run's.
+        recorded: the hashes that it wrote down when it began; None where it did not.
+    """
+    found = _found(options)
+    return found if recorded is None else replace(found, hashes=dict(recorded), recorded=True)
+
+
+def _found(options: TrainOptions) -> Base:
+    source = weights_of(options)
+    if source is None:
         return Base(f"random weights (size `{options.model}`, seed {options.seed})")
     if is_keyword("weights", source):
         return _of_the_hub(_PUBLISHED + source, _LICENCE_OF_PUBLISHED)

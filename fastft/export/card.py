@@ -44,10 +44,10 @@ def model_card(run: Run, template: AnyTemplate, weights_sha256: str, n_ctx: int)
         n_ctx: the model's context.
     """
     options, figures = run.options(), read_run(run.folder)
-    base = base_of(options)
+    base = base_of(options, files.object_or_empty(run.data).get("began_with"))
     parts = [
-        _head(base),
-        f"# {figures.name}\n\nA GPT-2, instruction-tuned with fastft from {base.what}. Its context is {n_ctx} tokens.",
+        _head(base, options),
+        f"# {figures.name}\n\nA GPT-2, {_made(options)} {base.what}. Its context is {n_ctx} tokens.",
         "## Asking it\n\n" + _asking(template),
         "## Base\n\n" + _base(base),
         "## Data\n\n" + _data(run, options),
@@ -59,12 +59,18 @@ def model_card(run: Run, template: AnyTemplate, weights_sha256: str, n_ctx: int)
     return "\n\n".join(parts) + "\n"
 
 
-def _head(base: Base) -> str:
+def _made(options: TrainOptions) -> str:
+    if options.steps == 0:
+        return "not tuned: no step was trained, and its weights are those that it began with,"
+    return "instruction-tuned with fastft from"
+
+
+def _head(base: Base, options: TrainOptions) -> str:
     said: dict[str, Any] = {
         **({"license": base.licence} if base.licence else {}),
         **({"base_model": base.hub_id} if base.hub_id else {}),
         "library_name": "transformers", "pipeline_tag": "text-generation",
-        "tags": ["gpt2", "instruction-tuning", "fastft"],
+        "tags": ["gpt2", *([] if options.steps == 0 else ["instruction-tuning"]), "fastft"],
     }  # fmt: skip
     return f"---\n{yaml.safe_dump(said, sort_keys=False)}---"
 
@@ -89,11 +95,13 @@ def _asking(template: AnyTemplate) -> str:
 
 
 def _base(base: Base) -> str:
-    lines = [f"It was trained from {base.what}."]
+    lines = [f"It began with {base.what}."]
     if base.what.startswith("random"):
         return lines[0] + " There is no base model, and no licence of one."
     lines += [f"- `{name}`: SHA-256 `{digest}`" for name, digest in base.hashes.items()]
-    if base.hashes:
+    if base.recorded:
+        lines.append("\nThe run wrote the hashes down when it began.")
+    elif base.hashes:
         lines.append("\nThe hashes are of the files as they were at the export; the run has not written down its own.")
     else:
         lines.append("Which revision it was, and the hash of its files, are not known.")

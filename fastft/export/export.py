@@ -60,10 +60,7 @@ class ExportOptions:
     """What Ollama is to call the model; not given: as the run's folder."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "run", Path(self.run))
         check_values(self)
-        if self.out is not None:
-            object.__setattr__(self, "out", Path(self.out))
         if self.out == Path():
             raise UserError("got an empty --out, expected a folder for the export")
         _ = self.shard_bytes
@@ -124,6 +121,8 @@ def _check_possible(options: ExportOptions, run: Run) -> None:
     """Refuses before anything large is read what would be refused at the end."""
     if options.push is not None:
         check_id(options.push)
+    if run.has_place_for(options.folder):
+        raise UserError(f"got --out {options.folder}, which is a place of the run's own; take another --out")
     if options.to in ("gguf", "ollama"):
         need("gguf", extra="gguf")
     if options.to == "ollama":

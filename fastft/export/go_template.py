@@ -13,9 +13,9 @@ from fastft.data.prompts import Template
 def as_go(template: Template, end_of_text: str) -> str:
     """The program that writes what `template` writes, in one line.
 
-    An answer in a conversation gets the response header in front, unless it has it already: the model writes the
-    header itself, and clients send back what it wrote. A conversation that ends with an answer is left open there, for
-    the model to go on with it.
+    An answer in a conversation gets the response header in front, unless it has it already, with or without white space
+    before it: the model writes the header itself, and clients send back what it wrote. A conversation that ends with an
+    answer is left open there, for the model to go on with it.
 
     Args:
         template: of fixed parts.
@@ -54,12 +54,19 @@ def _between(t: Template) -> str:
 
 
 def _answer(t: Template) -> str:
-    if not t.response_header:
+    if not (header := t.response_header):
         return "{{ .Content }}"
-    n, header = len(t.response_header.encode()), _quoted(t.response_header)  # Go counts and cuts bytes
-    without = f"{_say(t.response_header)}"
-    has_it = f"{{{{ if ne (slice .Content 0 {n}) {header} }}}}{without}{{{{ end }}}}"
-    return f"{{{{ if lt (len .Content) {n} }}}}{without}{{{{ else }}}}{has_it}{{{{ end }}}}{{{{ .Content }}}}"
+    bare = header.lstrip()
+    said = _say(header)
+    if bare not in ("", header):
+        said = _unless_it_begins(bare, said, _say(header.removesuffix(bare)))
+    return _unless_it_begins(header, said, "") + "{{ .Content }}"
+
+
+def _unless_it_begins(begin: str, otherwise: str, then: str) -> str:
+    n = len(begin.encode())  # Go counts and cuts bytes
+    found = f"{{{{ if ne (slice .Content 0 {n}) {_quoted(begin)} }}}}{otherwise}{{{{ else }}}}{then}{{{{ end }}}}"
+    return f"{{{{ if lt (len .Content) {n} }}}}{otherwise}{{{{ else }}}}{found}{{{{ end }}}}"
 
 
 def _say(text: str) -> str:

@@ -17,7 +17,7 @@ from torch import nn
 from fastft.common.errors import UserError
 from fastft.common.nearest import did_you_mean
 from fastft.common.ranges import range_named
-from fastft.model.gpt2 import GPT2
+from fastft.model.gpt2 import GPT2, GPT2Config
 from fastft.model.lora import attach, settle
 from fastft.model.lora_spec import LoRA
 from fastft.model.new_rows import NewRows
@@ -74,6 +74,10 @@ class Part:
         first_and_count = None if rows is None else (int(rows[0]), int(rows[1]))
         return Part(lora=lora, train_only=said["train_only"], new_rows=first_and_count, base_sha256=said["base_sha256"])
 
+    def in_words(self) -> str:
+        """Such as `adapters (rank 16)`."""
+        return f"weights of {self.train_only}" if self.lora is None else f"adapters (rank {self.lora.r})"
+
     def take(self, model: GPT2, generator: torch.Generator | None = None) -> None:
         """Makes a model, in place, one of which this part is trained.
 
@@ -93,6 +97,17 @@ class Part:
             train_only(model, self.train_only)
         model.part = self
         settle(model)
+
+
+def numbers_of(config: GPT2Config, part: Part | None) -> tuple[int, int]:
+    """How many parameters of a model of a shape are trained, and how many it has in all, its adapters among them;
+    counted without making it."""
+    with torch.device("meta"):
+        model = GPT2(config)
+        if part is not None:
+            part.take(model)
+    trains, has = trained(model).values(), model.parameters()
+    return sum(weight.numel() for weight in trains), sum(weight.numel() for weight in has)
 
 
 def sha256_of(model: GPT2) -> str:

@@ -104,8 +104,8 @@ def narrow_base(model: nn.Module, dtype: torch.dtype | None) -> None:
 
 
 class BF16Copies:
-    """bf16 copies of a model's float32 weights, so far as they are trained, which compute in their place (Micikevicius et al. 2018,
-    "Mixed Precision Training", arXiv:1710.03740).
+    """bf16 copies of a model's float32 weights, which compute in their place (Micikevicius et al. 2018,
+    "Mixed Precision Training", arXiv:1710.03740). What is not trained is in bf16 alone.
 
     Autocast casts every weight in every step, and every gradient back. Here the copies stay, the optimizer refreshes
     them while it has the weights at hand, and the gradients are as narrow as the products that made them. As under

@@ -174,6 +174,18 @@ def config_of(source: str | Path) -> GPT2Config:
         return checkpoint.config
 
 
+def files_of(source: str | Path) -> list[Path]:
+    """The files of the weights that `load` would load, downloaded where they are an id's.
+
+    Raises:
+        UserError: there are none.
+    """
+    path = _located(source)
+    if not path.is_dir():
+        return [path]
+    return [path / WEIGHTS] if is_checkpoint(path) else _safetensors_of(_folder_of(path))
+
+
 def load_weights(parameters: Mapping[str, Tensor], path: Path) -> None:
     """Copies the file that `save_weights` wrote into weights by their names, bit for bit. On an error they are left as
     they were.
@@ -259,7 +271,10 @@ def save_book(model: GPT2, path: Path) -> None:
         # A view would take the whole tensor that it is seen of along into the file, and two names one memory.
         tensors |= {stored: part.clone() for stored, part in zip(recipe.names, parts, strict=True)}
     with files.replacing(path) as file:
-        torch.save(tensors, file)
+        try:
+            torch.save(tensors, file)
+        except RuntimeError as error:  # of what wraps an error of the disk
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def check_range(model: GPT2, dtype: torch.dtype) -> None:
@@ -344,9 +359,14 @@ def _opened(source: str | Path, config: GPT2Config | None) -> contextlib.Abstrac
         return _opened_book(path, config)
     if is_checkpoint(path):
         return _opened_checkpoint(path)
+    return _opened_folder(_folder_of(path), config)
+
+
+def _folder_of(path: Path) -> Path:
+    """The Hugging Face folder that a folder is: of a run, that of its result."""
     of_a_run = path / "model"
     is_run = (path / "config.yaml").is_file() and not (path / "config.json").is_file() and of_a_run.is_dir()
-    return _opened_folder(of_a_run if is_run else path, config)
+    return of_a_run if is_run else path
 
 
 def is_checkpoint(folder: Path) -> bool:

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from fastft.common.errors import UserError
 from fastft.common.files import write_json
 from fastft.common.lock import writing
-from fastft.common.options import option
+from fastft.common.options import check_values, option
 from fastft.pages.charts import Curve, chart
 from fastft.pages.render import write_page
 from fastft.reports.figures import (
@@ -65,6 +65,9 @@ class ReportOptions:
     """Folder of the run; report.html and report.json are written into it."""
     against: list[Path] = option([])
     """Folders of other runs to show beside it."""
+
+    def __post_init__(self) -> None:
+        check_values(self)
 
 
 def report(options: ReportOptions) -> Path:

@@ -12,8 +12,8 @@ To be read in this order:
                      `warn_of_data`
     trained.py       what it was trained on, held against what is there now: `data_of`, `check_same_data`,
                      `check_same_tokenizer`, `trained_model`
-    given.py         a model by what holds it, and its template: `run_of`, `template_for`,
-                     `template_name_for`
+    given.py         a model by what holds it, and its template: `run_of`, `weights_of`,
+                     `template_for`, `template_name_for`
     metrics_file.py  its lines, kept over a kill: `MetricsFile`, `read_metrics`
     log.py           where they go: `writers`, `Log`, `summary_writer`
     ledger.py        which examples stay hard: `read_ledger`

@@ -199,6 +199,12 @@ class Run:
             with contextlib.suppress(OSError):  # somebody else's files are in it
                 folder.rmdir()
 
+    def has_place_for(self, path: Path) -> bool:
+        """Whether a path lies under a name that stages of this run write, other than exports."""
+        names = {CONFIG, METRICS, DATA, LEDGER, DEMO, *_RESULTS, *_IN_FOLDERS} - {"export"}
+        inside = self.folder.resolve() in path.resolve().parents
+        return inside and path.resolve().relative_to(self.folder.resolve()).parts[0] in names
+
     def holds_something(self) -> bool:
         """Whether a run has left something in the folder that another one would replace."""
         left = (

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from fastft.common.console import say
 from fastft.common.errors import UserError
-from fastft.data.chat_template import AnyTemplate, template_named
+from fastft.data.chat_template import AnyTemplate, template_beside, template_named
+from fastft.run.config import TrainOptions
 from fastft.run.folder import Run
 
 DEFAULT_TEMPLATE = "alpaca"
@@ -25,6 +26,12 @@ def run_of(model: str) -> Run | None:
     return None
 
 
+def weights_of(options: TrainOptions) -> str | None:
+    """What a run with these options starts from, as `fastft.model.weights.load` takes it; None for random weights."""
+    source = options.weights or (options.model if options.model.startswith("gpt2") else "none")
+    return None if source == "none" else source
+
+
 def template_name_for(model: str, named: str | None) -> str:
     """The template that a model is asked by, as an option: the one that is named, that of its run, the chat template
     beside it, or alpaca.
@@ -39,7 +46,7 @@ def template_name_for(model: str, named: str | None) -> str:
         return run.options().template
     beside = Path(model).expanduser() / "chat_template.jinja"
     if beside.is_file():
-        return str(beside)
+        return template_beside(beside)
     say(f"{model} has no chat template: its prompts are {DEFAULT_TEMPLATE}'s; --template names another one")
     return DEFAULT_TEMPLATE
 

@@ -14,8 +14,9 @@ To be read in this order:
     lines.py       metrics and ledger, written line by line
     callbacks.py   what a program of one's own hears: `Callbacks`
     job.py         the run, options, data and engine that all parts above look at
-    preparing.py   before anything is written: options settled, folder checked, the model to begin with:
-                   `initial_model`
+    preparing.py   before anything is written: options settled, folder checked
+    models.py      the model to begin with, to go on with, and that is left: `initial_model`
+    given_records.py  records that are given as objects, in the run's folder
     prepared.py    the data as training reads them: examples, what makes batches, the plan, what is evaluated
     token_mean.py  the validation loss, weighted by tokens
     book.py        the book's order of examples, and its means

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastft.common.errors import FastftError
+from fastft.common.errors import FastftError, UserError
 
 Heard = Callable[[dict[str, Any]], object]
 
@@ -27,6 +27,11 @@ class Callbacks:
     on_step: Heard | None = None
     on_evaluate: Heard | None = None
     on_save: Callable[[Path], object] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("on_step", "on_evaluate", "on_save"):
+            if (given := getattr(self, name)) is not None and not callable(given):
+                raise UserError(f"got {name}={given!r}, expected a function")
 
     def heard(self, line: Mapping[str, Any]) -> None:
         """Hands a line of the metrics on; samples are nobody's.

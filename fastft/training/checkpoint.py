@@ -38,6 +38,7 @@ from fastft.engines.engine import AnyEngine
 from fastft.engines.zero import ZeroEngine
 from fastft.model.gpt2 import GPT2Config
 from fastft.model.names import STATE, WEIGHTS
+from fastft.model.part import Part
 from fastft.model.weights import save_weights
 from fastft.ranks.world import World
 
@@ -85,17 +86,17 @@ def save_checkpoint(folder: Path, engine: AnyEngine, progress: Progress, *, keep
     Raises:
         UserError: the disk is full or the folder cannot be written; older checkpoints stay as they are.
     """
-    model, moments = engine.whole_model(), engine.whole_moments()
+    weights, moments = engine.whole_weights(), engine.whole_moments()
     with engine.world.together():
-        if model is None or moments is None:
+        if weights is None or moments is None:
             return  # the first rank writes
 
         def write(into: Path) -> None:
-            save_weights(model, into / MODEL)
+            save_weights(weights, into / MODEL)
             _save_tensors(moments, into / MOMENTS)
             _save_tensors(_random_states(), into / _RNG)
-            shape = engine.model.config.shape()
-            files.write_json(into / _STATE, {**asdict(progress), "model": shape, "scaler": engine.loss_scale()})
+            state = {**_described(engine, progress), "scaler": engine.loss_scale()}
+            files.write_json(into / _STATE, state)
 
         _write_whole(checkpoint_at(folder, progress), write)
         _prune(folder, _WHOLE, progress.step, keep)
@@ -117,14 +118,14 @@ def prune(folder: Path, progress: Progress, *, keep: int) -> None:
 
 def save_best(folder: Path, engine: AnyEngine, progress: Progress) -> None:
     """Writes the weights to `folder/best-N`, and removes earlier ones that no checkpoint names. All ranks call it."""
-    model = engine.whole_model()
+    weights = engine.whole_weights()
     with engine.world.together():
-        if model is None:
+        if weights is None:
             return  # the first rank writes
 
         def write(into: Path) -> None:
-            save_weights(model, into / MODEL)
-            files.write_json(into / _STATE, {**asdict(progress), "model": model.config.shape()})
+            save_weights(weights, into / MODEL)
+            files.write_json(into / _STATE, _described(engine, progress))
 
         _write_whole(folder / f"{_BEST}-{progress.step}", write)
         _prune_best(folder, progress)
@@ -188,7 +189,7 @@ class Shards:
         try:
             _save_tensors(self._random, beside / _RNG)
             ranks = {"ranks": engine.world.size, "stage": engine.stage, "dtype": engine.dtype}
-            files.write_json(beside / _STATE, {**asdict(progress), "model": engine.model.config.shape(), **ranks})
+            files.write_json(beside / _STATE, {**_described(engine, progress), **ranks})
             for file in beside.iterdir():
                 if file.is_file():
                     manifest[file.name] = files.identity(file)
@@ -238,6 +239,7 @@ def load_checkpoint(path: Path, engine: AnyEngine) -> Progress:
         UserError: a file cannot be read, or is of another model.
     """
     state = _state_of(path)
+    _check_part(path, state["part"], engine.model.part)
     if path.name.startswith(_SHARDS):
         assert isinstance(engine, ZeroEngine)  # `newest_whole` gives them to no other
         engine.load_shards(path)
@@ -287,7 +289,7 @@ def _state_of(path: Path) -> dict[str, Any]:
     """
     state = files.read_json(path / _STATE, what="checkpoint state")
     got = set(state) if isinstance(state, dict) else set()
-    expected = {*_PROGRESS, "model", *_BESIDE_PROGRESS[path.name.partition("-")[0]]}
+    expected = {*_PROGRESS, "model", "part", *_BESIDE_PROGRESS[path.name.partition("-")[0]]}
     if odd := sorted(got ^ expected):
         lacking = [f"no {name}" for name in odd if name not in got]
         unknown = [f"an unknown {name}" for name in odd if name in got]
@@ -297,6 +299,35 @@ def _state_of(path: Path) -> dict[str, Any]:
         )
     found: dict[str, Any] = state
     return found
+
+
+def _described(engine: AnyEngine, progress: Progress) -> dict[str, Any]:
+    """How far a run is, the shape of its model, and what of it is trained, where that is not all."""
+    part = engine.model.part
+    return {
+        **asdict(progress), "model": engine.model.config.shape(), "part": None if part is None else part.as_json()
+    }  # fmt: skip
+
+
+def _check_part(path: Path, held: Any, part: Part | None) -> None:
+    """Refuses a checkpoint that holds another part of a model than is trained, or one of another base.
+
+    Raises:
+        UserError: it does.
+    """
+    try:
+        of = None if held is None else Part.of_json(held)
+    except (KeyError, TypeError, ValueError, UserError) as error:
+        raise UserError(f"{path / _STATE} does not say what part of a model it holds ({error})") from error
+    if of == part:
+        return
+    if of is None or part is None or replace(of, base_sha256="") != replace(part, base_sha256=""):
+        names = ["all weights" if one is None else one.in_words() for one in (of, part)]
+        raise UserError(f"{path} holds {names[0]}, and this run trains {names[1]}; start another in another --out")
+    raise UserError(
+        f"{path} belongs to other weights than the run starts from now: got SHA-256 {part.base_sha256}, expected "
+        f"{of.base_sha256}; put back what --weights named"
+    )
 
 
 def _from_first(world: World, find: Callable[[], Path | None]) -> Path | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fastft.common.console import say
 from fastft.engines.engine import AnyEngine
 from fastft.engines.zero import ZeroEngine
-from fastft.model.gpt2 import number_of_parameters
+from fastft.model.part import numbers_of
 from fastft.ranks.stopping import StopRequest
 from fastft.ranks.watch import Watchdog
 from fastft.ranks.world import World
@@ -64,10 +64,11 @@ class Job:
     def say_hello(self) -> None:
         """Says what is trained, on what, for how long."""
         engine, plan = self.engine, self.prepared.plan
-        parameters = number_of_parameters(engine.model.config)
+        trains, has = numbers_of(engine.model.config, engine.model.part)
+        parameters = f"{has:,}" if trains == has else f"{trains:,} of {has:,}"
         ranks = "" if self.world.size == 1 else f" on each of {self.world.size} ranks"
         zero = f", ZeRO stage {engine.stage}" if isinstance(engine, ZeroEngine) else ""
         say(
-            f"{parameters:,} parameters on {engine.device}{ranks} in {engine.dtype}{zero}; "
+            f"{parameters} parameters on {engine.device}{ranks} in {engine.dtype}{zero}; "
             f"{len(self.prepared.train_set)} examples, {plan.total_steps} steps of {plan.batch_size}"
         )

@@ -12,11 +12,13 @@ from typing import Any
 from fastft.common import files
 from fastft.common.errors import FastftError, UserError
 from fastft.data.tokenizer import gpt2_tokenizer
-from fastft.model.weights import write_tokenizer
+from fastft.model.weights import files_of, write_tokenizer
 from fastft.run.config import to_yaml
+from fastft.run.given import weights_of
 from fastft.run.log import Log, writers
 from fastft.run.metrics_file import MetricsFile
 from fastft.training.callbacks import Callbacks
+from fastft.training.checkpoint import shape_of
 from fastft.training.job import Job
 
 
@@ -83,6 +85,16 @@ class Lines:
 def _describe(job: Job) -> None:
     """Writes the run's settings, what its data is, and its tokenizer where it is not GPT-2's."""
     files.write_text(job.run.config, to_yaml(replace(job.options, dtype=job.engine.dtype)))
-    files.write_json(job.run.data, job.prepared.as_json())
+    files.write_json(job.run.data, {**job.prepared.as_json(), "began_with": _began_with(job)})
     if job.engine.model.config.tokenizer is not gpt2_tokenizer():
         write_tokenizer(job.engine.model.config, job.run.tokenizer)
+
+
+def _began_with(job: Job) -> dict[str, str] | None:
+    """SHA-256 by file name of the weights that the run started from: the files may have others when it goes on. None of
+    random weights, nor where an earlier version began."""
+    if job.options.resume and shape_of(job.run.checkpoints) is not None:
+        known = files.object_or_empty(job.run.data).get("began_with")
+        return known if isinstance(known, dict) else None
+    source = weights_of(job.options)
+    return None if source is None else {path.name: str(files.identity(path)["sha256"]) for path in files_of(source)}

@@ -1,32 +1,20 @@
-"""Before anything is trained or written: the options settled, the folder looked at, the model to begin with."""
+"""Before anything is trained or written: the options settled, the folder looked at."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from fastft.common import files
-from fastft.common.console import say, silenced
 from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
-from fastft.common.keywords import hidden_path, is_keyword
-from fastft.data.chat_template import template_named
-from fastft.data.folder_tokenizer import with_special_tokens
-from fastft.data.tokenizer import Tokenizer, gpt2_tokenizer
-from fastft.model.gpt2 import GPT2, SIZES, config_for
-from fastft.model.vocabulary import with_tokenizer
-from fastft.model.weights import config_of, load
+from fastft.common.keywords import is_keyword
 from fastft.ranks.world import World
 from fastft.run.config import TrainOptions, changed_settings, defaults_of
 from fastft.run.folder import Run
 from fastft.run.log import summary_writer
-from fastft.training.checkpoint import shape_of
 
 
 def settled(options: TrainOptions, run: Run) -> TrainOptions:
@@ -38,40 +26,6 @@ def settled(options: TrainOptions, run: Run) -> TrainOptions:
     if options.tensorboard:
         summary_writer()  # that it is missing is said before anything is changed
     return options
-
-
-RECORDS = "records.jsonl"
-"""The file of records that were given as objects, in the run's folder."""
-
-
-def with_records(options: TrainOptions, run: Run) -> TrainOptions:
-    """The options of a run whose records are given as objects, which lie in a file of its folder.
-
-    Raises:
-        UserError: they name data too, or nothing may be written.
-    """
-    if options.data != TrainOptions.data and options.data != str(run.folder / RECORDS):
-        raise UserError(f"got records and data={options.data!r}, expected one of them")
-    if options.dry_run:
-        raise UserError("got records and dry_run, which writes nothing; expected a file as data")
-    return replace(options, data=str(run.folder / RECORDS))
-
-
-def write_records(run: Run, records: Iterable[Mapping[str, Any]]) -> None:
-    """Writes records as JSON lines, all or none.
-
-    Raises:
-        UserError: one is no JSON, or the file cannot be written.
-    """
-    files.make_folder(run.folder)
-    with files.replacing(run.folder / RECORDS) as file:
-        for number, record in enumerate(records, start=1):
-            try:
-                file.write(json.dumps(dict(record), ensure_ascii=False).encode() + b"\n")
-            except (TypeError, ValueError) as error:
-                raise UserError(
-                    f"got record {number} that JSON cannot say ({error}), expected texts, numbers, lists"
-                ) from error
 
 
 def check_folder(run: Run, options: TrainOptions) -> None:
@@ -90,64 +44,6 @@ def check_folder(run: Run, options: TrainOptions) -> None:
             )
     elif run.holds_something() and not (options.overwrite or options.dry_run):
         raise UserError(f"{run.folder} already holds a run; go on with --resume, replace it with --overwrite")
-
-
-def tokenizer_to_be(options: TrainOptions, run: Run) -> Tokenizer:
-    """The tokenizer of the model that will be trained, before any weight is read: data are read by its end-of-text."""
-    if options.resume and shape_of(run.checkpoints) is not None:
-        return run.own_tokenizer()
-    source = options.weights
-    if source is None or is_keyword("weights", source):
-        return _with_template(gpt2_tokenizer(), options)
-    with silenced(True):  # what is odd about the weights is said where they are loaded
-        return _with_template(config_of(source).tokenizer, options)
-
-
-def _with_template(tokenizer: Tokenizer, options: TrainOptions) -> Tokenizer:
-    """The tokenizer with the tokens of the run's template, and the template's end as its own."""
-    template = template_named(options.template)
-    return with_special_tokens(tokenizer, template.special_tokens, template.end)
-
-
-def model_to_go_on(options: TrainOptions, run: Run) -> GPT2 | None:
-    """A model to put a checkpoint's weights into: what the run started from is not read again. None where it begins
-    anew."""
-    shape = shape_of(run.checkpoints) if options.resume else None
-    if shape is None:
-        return None
-    model = GPT2(replace(shape, tokenizer=run.own_tokenizer()))
-    model.checkpoint_activations = options.activation_checkpointing
-    return model
-
-
-def initial_model(options: TrainOptions) -> GPT2:
-    """The model that a run starts from: loaded, or random from the run's seed."""
-    torch.manual_seed(options.seed)
-    named = config_for(options.model, tie_head=options.tie_head)
-    published = options.model.startswith("gpt2")
-    source = options.weights or (options.model if published else "none")
-    if both := hidden_path("weights", source):
-        say(both)
-    if source == "none":
-        model = GPT2(named)
-    else:
-        model = load(source, tie_head=options.tie_head)
-        model.config.tokenizer.check_fits(model.config.vocab_size, source)
-        if replace(model.config, tie_head=True) != SIZES[options.model]:
-            config = model.config
-            say(
-                f"the weights give the model's shape, not --model {options.model}: "
-                f"{config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, context {config.n_ctx}"
-            )
-    rows, tokenizer = model.config.vocab_size, _with_template(model.config.tokenizer, options)
-    model = with_tokenizer(model, tokenizer)
-    if model.config.vocab_size > rows:
-        say(
-            f"the tokens of template {options.template} are added to the vocabulary: {rows} rows become "
-            f"{model.config.vocab_size}"
-        )
-    model.checkpoint_activations = options.activation_checkpointing
-    return model
 
 
 def set_threads(threads: int | None, world: World, device: torch.device) -> None:

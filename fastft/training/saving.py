@@ -9,6 +9,7 @@ from fastft.common.console import say, warn
 from fastft.common.errors import UserError
 from fastft.data.chat_template import as_jinja
 from fastft.engines.zero import ZeroEngine
+from fastft.model.gpt2 import GPT2
 from fastft.model.weights import save_hf
 from fastft.run.trained import check_same_data
 from fastft.training.checkpoint import (
@@ -23,6 +24,7 @@ from fastft.training.checkpoint import (
 )
 from fastft.training.job import Job
 from fastft.training.lines import Lines
+from fastft.training.models import result
 
 
 class Saving:
@@ -129,9 +131,13 @@ def export(job: Job) -> None:
             warn("no evaluation was better than the one before training: exporting the weights it started from")
         else:
             say(f"exporting the weights of step {best}, the best" if found else "exporting the last weights")
-    model = job.engine.whole_model()
+    weights = job.engine.whole_weights()
     with job.world.together():
-        if model is not None:
-            chat_template = as_jinja(job.prepared.data.template)
-            save_hf(model, files.make_folder(job.run.model), chat_template=chat_template)
+        if weights is not None:
+            _write(job, result(job.options, job.engine.model, weights))
     say(f"trained {job.progress.step} steps; the model is in {job.run.model}")
+
+
+def _write(job: Job, model: GPT2) -> None:
+    folder, chat_template = files.make_folder(job.run.model), as_jinja(job.prepared.data.template)
+    save_hf(model, folder, chat_template=chat_template)

@@ -31,21 +31,14 @@ from fastft.training.callbacks import Callbacks
 from fastft.training.checkpoint import Progress
 from fastft.training.dry_run import dry_run
 from fastft.training.evaluation import Evaluations
+from fastft.training.given_records import in_their_place, with_records
 from fastft.training.job import Job
 from fastft.training.lines import Lines
 from fastft.training.loop import Loop
 from fastft.training.meeting import Meeting
+from fastft.training.models import initial_model, model_to_go_on, tokenizer_to_be
 from fastft.training.prepared import prepare
-from fastft.training.preparing import (
-    check_folder,
-    initial_model,
-    model_to_go_on,
-    set_threads,
-    settled,
-    tokenizer_to_be,
-    with_records,
-    write_records,
-)
+from fastft.training.preparing import check_folder, set_threads, settled
 from fastft.training.saving import Saving, export, resume
 from fastft.training.skips import Skips
 from fastft.training.steps import Steps
@@ -89,7 +82,10 @@ def train(
     """
     device = choose_device(options.device, world_of(os.environ).local_rank)
     timeout_s = options.hang_timeout + _MEETING_MARGIN_S if options.hang_timeout else _FOR_EVER_S
-    with joined(device, timeout_s=timeout_s) as world, silenced(not world.is_first):
+    with (
+        joined(device, timeout_s=timeout_s) as world, silenced(not world.is_first),
+        contextlib.ExitStack() as until_begun,
+    ):  # fmt: skip
         set_threads(options.threads, world, device)
         run = Run(options.out)
         with world.together():
@@ -99,7 +95,7 @@ def train(
             if world.is_first and not options.dry_run:
                 refuse_if_held(run.folder)  # before anything is loaded beside a run that trains; it is taken later
             if records is not None and world.is_first:
-                write_records(run, records)
+                until_begun.enter_context(in_their_place(run, records, resume=options.resume))
         with world.together():
             data = load_data(options, tokenizer_to_be(options, run))
             model = model_to_go_on(options, run) or initial_model(options)
@@ -118,6 +114,7 @@ def train(
             if options.dry_run:
                 trainer.dry_run()
                 return Outcome(run, trainer.job.progress)
+            until_begun.close()
             return trainer.run_all(stop_after)
 
 

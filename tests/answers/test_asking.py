@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ from fastft.answers.asking import ask, write_answers
 from fastft.answers.generation import GenerateOptions, generate
 from fastft.cli import main
 from fastft.common.errors import UserError
+from fastft.data.chat_template import as_jinja
+from fastft.data.prompts import ALPACA
 from fastft.decoding.decode import greedy
 from fastft.model.weights import load, save_hf
-from fastft.run.config import TrainOptions
+from fastft.run.config import TrainOptions, to_yaml
 from fastft.run.folder import Run
+from fastft.run.given import template_for
 from fastft.training.train import train
 
 ROWS = [{"instruction": f"Say {n}.", "input": "", "output": f"{n} it is"} for n in range(40)]
@@ -68,6 +72,12 @@ def test_a_folder_that_is_no_runs_is_asked_by_its_chat_template(trained: Path, t
     alone = tmp_path / "alone"
     shutil.copytree(trained / "model", alone)
     assert asked(model=str(alone), prompt="Say 3.") == asked(run=trained, prompt="Say 3.")
+    (alone / "chat_template.jinja").write_text(as_jinja(ALPACA))  # which says not where an input goes
+    row = {"instruction": "Say 3.", "input": "Four."}
+    assert fastft.answer(alone, [row], max_new_tokens=5) == fastft.answer(
+        alone, [row], max_new_tokens=5, template="alpaca"
+    )
+    assert template_for(str(alone), None) is ALPACA
     (alone / "chat_template.jinja").unlink()
     (entry,) = asked(model=str(alone), prompt="Say 3.")
     assert entry == asked(model=str(alone), prompt="Say 3.", template="alpaca")[0]
@@ -94,8 +104,11 @@ def test_questions_of_a_file_in_their_order(trained: Path, tmp_path: Path) -> No
         {"messages": [{"role": "user", "content": "Say 3."}]},
         {"conversations": [{"from": "human", "value": "Say 3."}]},
         {"instruction": "Say 3.", "output": "what it should say"},
+        {"instruction": "Say 3.", "response": "what it should say"},
+        {"messages": '[{"role": "user", "content": "Say 3."}]'},
+        {"conversations": [{"role": "user", "content": "Say 3."}]},
     ],
-    ids=["prompt", "prompt of messages", "messages", "conversations", "instruction"],
+    ids=["prompt", "prompt of messages", "messages", "conversations", "instruction", "dolly", "text", "roles"],
 )
 def test_every_format_without_its_answer(trained: Path, row: dict[str, Any]) -> None:
     assert fastft.answer(trained, [row], max_new_tokens=5) == [expected(trained, "Say 3.")]
@@ -112,6 +125,16 @@ def test_the_command_line(trained: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert main(["generate", "--run", str(trained), "--prompts", "-", *given]) == 0
     said = [json.loads(line)["model_response"] for line in capsys.readouterr().out.splitlines()]
     assert said == [expected(trained, f"Say {n}.") for n in (3, 4)]
+    for held in (b'\xef\xbb\xbf[{"instruction": "Say 3."}]', b'\xef\xbb\xbf{"instruction": "Say 3."}\r\n'):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(held), encoding="latin-1"))
+        assert main(["generate", "--run", str(trained), "--prompts", "-", *given]) == 0
+        assert json.loads(capsys.readouterr().out)["model_response"] == said[0]
+    for wrong in (b"caf\xe9", b'[{"instruction": "Say 3."},'):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(wrong)))
+        assert main(["generate", "--run", str(trained), "--prompts", "-", *given]) == 2
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["generate", "--run", str(trained), "--prompts", "-", *given]) == 2
+    assert "standard input is closed" in capsys.readouterr().err
     out = tmp_path / "some" / "answers.jsonl"
     monkeypatch.setattr(sys, "stdin", io.StringIO("Say 3.\n"))
     assert main(["generate", "--run", str(trained), "--prompts", "-", "--out", str(out), *given]) == 0
@@ -186,9 +209,49 @@ def test_a_checkpoint_out_of_its_run_says_whose_tokenizer_it_takes(
 def test_answers_never_replace_their_questions(trained: Path, tmp_path: Path) -> None:
     file = tmp_path / "questions.jsonl"
     file.write_text('{"instruction": "Say 3."}\n')
-    for out, says in ((tmp_path / "." / "questions.jsonl", "the file of the questions"), (tmp_path, "a folder")):
+    for out, says in (
+        (tmp_path / "." / "questions.jsonl", "the file of the questions"), (tmp_path, "a folder"),
+        (trained / "model" / "config.json", "a file of"), (trained.parent / "data.json", "a file of"),
+    ):  # fmt: skip
         with pytest.raises(UserError, match=says):
             asked(run=trained, prompts=str(file), out=out)
+    with pytest.raises(UserError, match="a file of"):
+        asked(model=str(trained / "model"), prompts=str(file), out=trained / "model" / "config.json")
+
+
+def test_a_question_too_long_is_left_out_of_others_and_named(trained: Path, tmp_path: Path) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text("".join(json.dumps({"instruction": one}) + "\n" for one in ("word " * 400, "Say 3.")))
+    left_out, answered = asked(run=trained, prompts=str(file))
+    assert (left_out["model_response"], answered["model_response"]) == ("", expected(trained, "Say 3."))
+    assert left_out["left_out"] == "its prompt fills the context of 256 tokens"
+    with pytest.raises(UserError, match="rows 1; shorten"):
+        asked(run=trained, prompts=str(file), too_long="raise")
+
+
+def test_options_of_a_question_need_no_answer(trained: Path, tmp_path: Path) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text(json.dumps({"instruction": "Which?", "choices": ["owl", "tool"]}))
+    (entry,) = asked(run=trained, prompts=str(file))
+    assert "output" not in entry
+    assert entry["model_response"] == expected(trained, "Which?\nA. owl\nB. tool")
+
+
+def test_questions_have_the_names_that_the_runs_data_have(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained, tmp_path / "run")
+    (run / "config.yaml").write_text(to_yaml(replace(Run(run).options(), fields="q=instruction,a=output")))
+    assert fastft.answer(run, [{"q": "Say 3."}], max_new_tokens=5) == [expected(trained, "Say 3.")]
+
+
+def test_prompts_in_python_are_a_list(trained: Path) -> None:
+    for wrong in ("Say 3.", {"instruction": "Say 3."}):
+        with pytest.raises(UserError, match="expected a list of them"):
+            fastft.answer(trained, wrong)  # type: ignore[arg-type] # a text is a sequence of letters
+    with pytest.raises(UserError, match="got out"):
+        fastft.answer(trained, ["Say 3."], out="a")
+    with pytest.raises(UserError, match="leave no room"):
+        fastft.answer(trained, ["Say 3.", "word " * 400])
+    assert len(fastft.answer(trained, ["Say 3.", "Say 4."], limit=1, max_new_tokens=1)) == 1
 
 
 def test_a_baseline_of_a_model_that_has_changed_in_its_place_is_not_taken_up(trained: Path, tmp_path: Path) -> None:

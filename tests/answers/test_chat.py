@@ -13,6 +13,7 @@ import torch
 
 from fastft.answers import chat as chat_module
 from fastft.answers.chat import ChatOptions, _printer, _settled, chat
+from fastft.common.errors import UserError
 from fastft.data.prompts import ALPACA
 from fastft.data.records import Record
 from fastft.data.tokenizer import gpt2_tokenizer
@@ -161,3 +162,25 @@ def test_what_the_context_has_no_room_for_is_forgotten(
     heard = capsys.readouterr()
     assert heard.err.count("the oldest question and its answer are forgotten") >= 1
     assert heard.out.count("\n") >= 3
+
+
+def test_a_question_that_never_fits_forgets_nothing(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[list[int]] = []
+
+    def heard(model: Any, prompts: Any, **rest: Any) -> Any:
+        asked.extend(prompts)
+        return decode(model, prompts, **rest)
+
+    monkeypatch.setattr(chat_module, "decode", heard)
+    said(run, f"Say a.\n{'word ' * 400}\nSay b.\n", monkeypatch, remember=True)
+    told = capsys.readouterr().err
+    assert ("forgotten" in told, "shorten it" in told) == (False, True)
+    assert "Say a." in gpt2_tokenizer().decode(asked[1])
+
+
+def test_without_standard_input_it_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UserError, match="standard input is closed"):
+        chat(ChatOptions(run=run.folder))

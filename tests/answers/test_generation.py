@@ -28,7 +28,7 @@ from fastft.model.weights import load, save_hf
 from fastft.run.config import TrainOptions, to_yaml
 from fastft.run.data import load_data
 from fastft.run.folder import Run
-from fastft.training.preparing import initial_model
+from fastft.training.models import initial_model
 from fastft.training.train import train
 
 Decode = Callable[..., Iterator[Answer]]

@@ -21,11 +21,14 @@ from fastft.model.gpt2 import GPT2, GPT2Config
 
 Examples = list[np.ndarray]
 FLOAT64, FLOAT32 = 1e-10, 2e-5
+VOCAB = 257
+END = VOCAB - 1
+"""What a batch is has nothing to do with the size of the vocabulary, which is most of what GPT-2's would compute."""
 
 
 def make_model(dtype: torch.dtype = torch.float64) -> GPT2:
     torch.manual_seed(0)
-    model = GPT2(GPT2Config(n_layer=2, n_head=2, n_embd=16, n_ctx=64, vocab_size=50257)).to(dtype)
+    model = GPT2(GPT2Config(n_layer=2, n_head=2, n_embd=16, n_ctx=64, vocab_size=VOCAB)).to(dtype)
     for name, parameter in model.named_parameters():  # away from 0 and 1, so that a lost bias or norm is seen
         mean = 1.0 if ".ln_" in f".{name}" and name.endswith("weight") else 0.0
         torch.nn.init.normal_(parameter, mean=mean, std=0.2)
@@ -44,7 +47,7 @@ def example_sets(draw: st.DrawFn) -> tuple[Examples, list[int]]:
     examples: Examples = []
     starts: list[int] = []
     for _ in range(draw(st.integers(1, 7))):
-        example = [*draw(st.sampled_from(beginnings)), *draw(st.lists(ids, min_size=1, max_size=8)), 50256]
+        example = [*draw(st.sampled_from(beginnings)), *draw(st.lists(ids, min_size=1, max_size=8)), END]
         examples.append(np.array(example, dtype=np.int32))
         starts.append(draw(st.integers(1, len(example) - 1)))
     return examples, starts
@@ -167,17 +170,17 @@ def test_no_example_sees_another_by_a_single_bit() -> None:
     model = MODELS[torch.float32]
     shared = np.arange(100, 120)
     first = [
-        np.array([*shared, 1, 2, 3, 4, 50256], dtype=np.int32),
-        np.array([*shared, 5, 6, 7, 50256], dtype=np.int32),
+        np.array([*shared, 1, 2, 3, 4, END], dtype=np.int32),
+        np.array([*shared, 5, 6, 7, END], dtype=np.int32),
     ]
-    other = [first[0], np.array([*shared, 8, 9, 10, 50256], dtype=np.int32)]
+    other = [first[0], np.array([*shared, 8, 9, 10, END], dtype=np.int32)]
     before, after = (model.logits(pack(examples, [1, 1])) for examples in (first, other))
     assert len(before) == 20 + 4 + 3
     assert torch.equal(before[:24], after[:24])
     assert not torch.equal(before[24:], after[24:])
 
 
-BRANCHING = [np.array([*range(10, 22), *tail, 50256], dtype=np.int32) for tail in ([1, 2], [1, 3, 4], [5], [1, 2])]
+BRANCHING = [np.array([*range(10, 22), *tail, END], dtype=np.int32) for tail in ([1, 2], [1, 3, 4], [5], [1, 2])]
 STARTS = [12, 12, 9, 3]
 
 
@@ -214,10 +217,10 @@ class TestMutations:
 
 def test_converters_agree() -> None:
     rows = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
-    examples = [np.array([*row, 50256], dtype=np.int32) for row in rows]
+    examples = [np.array([*row, END], dtype=np.int32) for row in rows]
     packed = pack(examples, [1, 1, 1], share_prefix=False)
     tokens = torch.tensor([token for row in rows for token in row])
-    labels = torch.tensor([token for row in rows for token in [*row[1:], 50256]])
+    labels = torch.tensor([token for row in rows for token in [*row[1:], END]])
     converted = from_cu_seqlens(tokens, labels, torch.tensor([0, 4, 6, 9], dtype=torch.int32))
     for name in ("tokens", "positions", "visible_until", "rows", "targets", "weights", "pair_rows", "pair_examples"):
         assert torch.equal(getattr(packed, name), getattr(converted, name)), name

@@ -26,7 +26,7 @@ from fastft.model.gpt2 import GPT2Config, config_for
 from fastft.run.config import TrainOptions
 from fastft.run.data import load_data, warn_of_data
 from fastft.run.folder import Run
-from fastft.training.preparing import tokenizer_to_be
+from fastft.training.models import tokenizer_to_be
 
 MARK = "<|endoftext|>"
 EOS = b'{"eos_token": "</s>"}'

@@ -22,14 +22,17 @@ from fastft.engines.engine import AnyEngine, Engine, Update
 from fastft.engines.flat import FlatWeights
 from fastft.engines.gpu_engine import GpuEngine
 from fastft.gpu.cuda_graphs import Graphs
+from fastft.model import part as parts
 from fastft.model.gpt2 import GPT2, GPT2Config
+from fastft.model.lora_spec import LoRA
+from fastft.model.part import Part, of_base, saved
 from fastft.model.weights import save_weights
 from fastft.ranks.world import World
 from fastft.run.config import TrainOptions
 from fastft.run.data import load_data
 from fastft.run.folder import Run
 from fastft.run.metrics_file import read_metrics
-from fastft.training.preparing import initial_model
+from fastft.training.models import initial_model
 from fastft.training.train import Trainer
 
 SHAPE = GPT2Config(n_layer=2, n_head=2, n_embd=32, n_ctx=64, vocab_size=97)
@@ -86,6 +89,38 @@ def test_follows_the_plain_engine(dtype: str, tie_head: bool, decay_all: bool) -
         for name, weight in weights_of(ours).items():
             assert (weight - weights_of(plain)[name]).abs().max() < 10 * LIMITS[dtype], name
     assert difference(ours.evaluate(batches(0)[0]).item(), plain.evaluate(batches(0)[0]).item()) < LIMITS[dtype]
+
+
+PARTS = [
+    Part(lora=LoRA(r=3, alpha=6.0, dora=True), train_only=None, new_rows=(90, 3), base_sha256=""),
+    Part(lora=LoRA(r=3, alpha=6.0, layers=(1,)), train_only=None, new_rows=None, base_sha256=""),
+    Part(lora=None, train_only="h.1,ln_f", new_rows=None, base_sha256=""),
+]
+
+
+@pytest.mark.parametrize("part", PARTS, ids=["dora", "one layer", "train_only"])
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_follows_the_plain_engine_where_a_part_is_trained(dtype: str, part: Part) -> None:
+    chosen = options(dtype=dtype, clip=0.5)
+    start = model()
+    part.take(start, torch.Generator().manual_seed(0))
+    stays = {name: weight.detach().clone() for name, weight in of_base(start).items()}
+    ours, plain = GpuEngine(copy.deepcopy(start), chosen), Engine(copy.deepcopy(start), chosen)
+    # Few gradients of few weights: what is left of a curve's length is less than in full training.
+    assert difference(curve(ours, packs=2), curve(plain, packs=2)) < LIMITS[dtype]
+    for engine in (ours, plain):
+        held = engine.whole_weights()
+        assert held is not None
+        assert held.keys() == parts.trained(start).keys()
+        assert {weight.dtype for weight in held.values()} == {torch.float64 if dtype == "fp64" else torch.float32}
+        moved = [name for name, weight in held.items() if not torch.equal(weight, dict(start.named_parameters())[name])]
+        assert len(moved) == len(held)
+        for name, weight in of_base(engine.model).items():
+            if not (part.new_rows and name == "wte.weight"):  # the trained rows are written into it
+                assert torch.equal(weight, stays[name].to(weight.dtype)), name
+    narrow = {weight.dtype for name, weight in of_base(ours.model).items() if "c_proj.weight" in name}
+    assert narrow == ({torch.bfloat16} if dtype == "bf16" else {weight.dtype for weight in held.values()})
+    assert ours.flat.weights.numel() < sum(weight.numel() for weight in held.values()) + 64 * len(held)
 
 
 def test_the_limit_rejects_moments_that_are_forgotten() -> None:
@@ -249,7 +284,7 @@ def test_either_engine_goes_on_from_the_others_state(dtype: str, tmp_path: Path)
     for first, second in ((Engine, GpuEngine), (GpuEngine, Engine)):
         begun = first(model(), chosen)
         curve(begun, steps=3)
-        save_weights(begun.model, tmp_path / "model.safetensors")
+        save_weights(saved(begun.model), tmp_path / "model.safetensors")
         moments = {name: value.clone() for name, value in (begun.whole_moments() or {}).items()}
         gone_on = second(model(tie_head=True), chosen)
         gone_on.load(tmp_path / "model.safetensors", moments)

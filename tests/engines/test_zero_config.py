@@ -21,7 +21,7 @@ from fastft.engines.zero_config import AUTO, STAGES, ZeroConfig, read_zero_confi
 from fastft.model.names import DType
 from fastft.ranks.world import ALONE
 from fastft.run.config import TrainOptions
-from fastft.training.preparing import initial_model
+from fastft.training.models import initial_model
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 FILES = sorted(LAUNCH.glob("*.json"))

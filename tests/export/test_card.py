@@ -15,7 +15,7 @@ from exported import made_run
 from fastft.data.prompts import ALPACA, CHATML
 from fastft.export.base import base_of
 from fastft.export.card import model_card
-from fastft.run.config import TrainOptions
+from fastft.run.config import TrainOptions, to_yaml
 from fastft.run.folder import Run
 from fastft.scores.score import responses_sha256
 
@@ -70,6 +70,22 @@ def test_data_recipe_curve_and_base_are_told(run: Run) -> None:
     assert ALPACA.prompt("Name the plural of goose.") in text
     assert "begins its answer with `### Response:`" in text
     assert "secret" not in text
+
+
+def test_the_hashes_of_the_base_are_those_that_the_run_wrote_down(run: Run) -> None:
+    assert "has not written down its own" in card(run)
+    run.data.write_text(json.dumps({**json.loads(run.data.read_text()), "began_with": {"model.safetensors": "c0ffee"}}))
+    text = card(run)
+    assert "- `model.safetensors`: SHA-256 `c0ffee`" in text
+    assert "The run wrote the hashes down when it began." in text
+    assert hashlib.sha256(b"weights").hexdigest() not in text
+
+
+def test_a_model_of_no_steps_is_not_called_tuned(run: Run) -> None:
+    assert "A GPT-2, instruction-tuned with fastft from the folder `base`." in card(run)
+    run.config.write_text(to_yaml(replace(run.options(), steps=0)))
+    assert "A GPT-2, not tuned: no step was trained" in card(run)
+    assert "instruction-tun" not in card(run)
 
 
 def test_what_is_not_known_is_said(run: Run) -> None:

@@ -275,7 +275,8 @@ def test_what_cannot_be_exported_is_one_line(
     calls = {
         ("--run", str(tmp_path / "none"), "--to", "hf"): "run folder not found",
         ("--run", str(run.folder), "--to", "ollama", "--name", "a b"): "got --name a b, expected a name as Ollama",
-        ("--run", str(run.folder), "--to", "hf", "--out", str(run.model)): "holds files, and no export has written",
+        ("--run", str(run.folder), "--to", "hf", "--out", str(run.model)): "a place of the run's own",
+        ("--run", str(run.folder), "--to", "hf", "--out", str(tmp_path)): "holds files, and no export has written",
         ("--run", str(run.folder)): "--to",
     }
     for call, said in calls.items():
@@ -289,3 +290,13 @@ def test_what_cannot_be_exported_is_one_line(
     assert main(["export", "--run", str(run.folder), "--to", "book"]) == 2
     assert "no model in" in " ".join(capsys.readouterr().err.split())
     assert not (run.folder / "export").exists()
+
+
+@pytest.mark.parametrize("place", ["tokenizer", "model/hf", "responses.json", "export/mine"])
+def test_an_export_takes_no_place_of_the_runs(chatml: Run, place: str) -> None:
+    """A tokenizer that is exported there would be read as the run's."""
+    if place.startswith("export"):
+        assert exported(chatml, "book", out=chatml.folder / place).is_dir()
+        return
+    with pytest.raises(UserError, match="a place of the run's own"):
+        exported(chatml, "book", out=chatml.folder / place)

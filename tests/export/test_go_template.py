@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from exported import CONVERSATION, prompt_text
 
+from fastft.data.chat_template import _CLOSE, _OPEN, _compiled, as_jinja
 from fastft.data.prompts import TEMPLATES, Template
 from fastft.data.records import Turn
 from fastft.export.go_template import as_go
@@ -70,10 +71,15 @@ def test_a_question_with_an_input_is_the_one_that_generate_asks(template: Templa
 
 @pytest.mark.parametrize("template", ALL, ids=lambda one: one.name)
 def test_an_answer_that_has_its_header_already_gets_no_second_one(template: Template) -> None:
-    """The model writes the header, and clients send back what it wrote."""
-    answers = [Turn(turn.role, template.response(turn.text) if turn.role == "assistant" else turn.text)
-               for turn in CONVERSATION]  # fmt: skip
-    assert rendered(as_go(template, END), answers) == prompt_text(template, CONVERSATION, END)
+    """The model writes the header, and clients send back what it wrote, or that without white space before it."""
+    for sent in (template.response, lambda text: template.response(text).lstrip()):
+        answers = [turn._replace(text=sent(turn.text)) if turn.role == "assistant" else turn for turn in CONVERSATION]
+        assert rendered(as_go(template, END), answers) == prompt_text(template, CONVERSATION, END)
+        if not template.response_header.strip():
+            continue
+        messages = [{"role": turn.role, "content": turn.text} for turn in answers]
+        jinja = _compiled(as_jinja(template)).render(messages=messages, add_generation_prompt=True, eos_token=END)
+        assert jinja.replace(_OPEN, "").replace(_CLOSE, "") == prompt_text(template, CONVERSATION, END)
 
 
 @pytest.mark.parametrize("template", ALL, ids=lambda one: one.name)

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +18,7 @@ import pytest
 import requests
 import torch
 from exported import CONVERSATION, made_run, prompt_text
-from ollama_stub import unused_url
+from llama import llama_serving
 
 from fastft.batches.batch import from_padded
 from fastft.data.encode import prompts_of
@@ -85,21 +82,8 @@ class Llama:
 
 @contextmanager
 def serving(gguf: Path, n_ctx: int) -> Iterator[Llama]:
-    url = unused_url()
-    script = Path(__file__).parents[1] / "support" / "llama_server.py"
-    command = [sys.executable, str(script), str(gguf), url.rpartition(":")[2], str(n_ctx)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
-        for _ in range(600):
-            assert server.poll() is None, "the server has ended"
-            try:
-                if requests.get(f"{url}/health", timeout=1).ok:
-                    break
-            except requests.RequestException:
-                pass
-            time.sleep(0.1)
+    with llama_serving(gguf, n_ctx) as url:
         yield Llama(url)
-        assert server.stdin is not None
-        server.stdin.close()
 
 
 def gguf_of(run: Run, kind: str) -> Path:

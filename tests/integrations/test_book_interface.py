@@ -484,13 +484,14 @@ class TestTheBooksOwnTests:
     """Unchanged but for what they name: see tests/support/pointed_book.py."""
 
     @staticmethod
-    def run(test: Path, downloads: Path, **environment: str) -> str:
-        (test.parent / "pytest.ini").touch()  # so that no other configuration is found
+    def run(folder: Path, downloads: Path, **environment: str) -> str:
+        """All tests of a folder, in one process."""
+        (folder / "pytest.ini").touch()  # so that no other configuration is found
         support = Path(__file__).parents[1] / "support"
         root = support.parents[1]
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-s", "-p", "pointed_book", "-p", "no:cacheprovider", test.name],
-            cwd=test.parent, capture_output=True, text=True, timeout=600,
+            [sys.executable, "-m", "pytest", "-s", "-p", "pointed_book", "-p", "no:cacheprovider"],
+            cwd=folder, capture_output=True, text=True, timeout=600,
             env={
                 **os.environ, "BOOK_DOWNLOADS": str(downloads), **environment,
                 "PYTHONPATH": os.pathsep.join(map(str, (root, root / "kernels", support))),
@@ -505,31 +506,22 @@ class TestTheBooksOwnTests:
     def source(chapter: str) -> str:
         return (Path(ch04.__file__).parent / "tests" / f"test_{chapter}.py").read_text(encoding="utf-8")
 
-    def test_chapter_4(self, tmp_path: Path) -> None:
-        test = tmp_path / "test_ch04.py"
-        test.write_text(self.source("ch04"), encoding="utf-8")
-        assert "6 passed" in self.run(test, tmp_path)
-
-    def test_chapter_7(self, tmp_path: Path, book_data: Path) -> None:
-        downloads = tmp_path / "downloads"
-        downloads.mkdir()
-        (downloads / "instruction-data.json").symlink_to(book_data)
-        test = tmp_path / "test_ch07.py"
-        test.write_text(self.source("ch07"), encoding="utf-8")
-        assert "1 passed" in self.run(test, downloads)
-
     @pytest.mark.parametrize("width", [48, pytest.param(768, marks=pytest.mark.long)])
-    def test_chapter_5(self, tmp_path: Path, width: int) -> None:
-        """On a made text; for its two literals, what the book's own package gives on it."""
+    def test_chapters_4_5_and_7(self, tmp_path: Path, width: int) -> None:
+        """Chapter 5 on a made text; for its two literals, what the book's own package gives on it. Chapter 7 where the
+        book's data is given."""
+        downloads, tests = tmp_path / "downloads", tmp_path / "tests"
+        downloads.mkdir()
+        tests.mkdir()
         text = " ".join(f"{entry['instruction']} {entry['output']}" for entry in ENTRIES * 20)
-        (tmp_path / "the-verdict.txt").write_text(text, encoding="utf-8")
+        (downloads / "the-verdict.txt").write_text(text, encoding="utf-8")
         source = self.source("ch05").replace('"emb_dim": 768', f'"emb_dim": {width}')
         if width < 768:
             source = source.replace('"n_layers": 12', '"n_layers": 2')
         literal = re.compile(r"assert round\((\w+)_losses\[0\], 1\) == [\d.]+")
-        test = tmp_path / "test_ch05.py"
+        test = tests / "test_ch05.py"
         test.write_text(literal.sub(r'print("\\nfirst", "\1", \1_losses[0])', source), encoding="utf-8")
-        first = re.findall(r"^first (\w+) ([\d.]+)$", self.run(test, tmp_path, BOOK_AS_IT_IS="1"), re.MULTILINE)
+        first = re.findall(r"^first (\w+) ([\d.]+)$", self.run(tests, downloads, BOOK_AS_IT_IS="1"), re.MULTILINE)
         assert [name for name, _ in first] == ["train", "val"] * 2
         expected = dict(first[:2])  # of GPTModel; GPTModelFast, which stays the book's, has the same
 
@@ -539,4 +531,8 @@ class TestTheBooksOwnTests:
             return f"assert abs({losses}[0] - {value}) < 1e-4 < abs({losses}[1] - {value})"
 
         test.write_text(literal.sub(held, source), encoding="utf-8")
-        assert "2 passed" in self.run(test, tmp_path)
+        (tests / "test_ch04.py").write_text(self.source("ch04"), encoding="utf-8")
+        if data := os.environ.get("FASTFT_BOOK_DATA"):
+            (downloads / "instruction-data.json").symlink_to(Path(data).resolve())
+            (tests / "test_ch07.py").write_text(self.source("ch07"), encoding="utf-8")
+        assert f"{9 if data else 8} passed" in self.run(tests, downloads)

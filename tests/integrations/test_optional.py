@@ -4,22 +4,18 @@ import subprocess
 import sys
 
 
-def run(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
-
-
-def test_without_transformers_importing_works_and_using_says_what_to_install() -> None:
+def test_transformers_is_not_imported_before_it_is_used_and_using_says_what_to_install() -> None:
+    """Importing works without it, then, and is asked of one process."""
     code = (
-        "import sys; sys.modules['transformers'] = None\n"
+        "import sys\n"
         "import fastft.integrations\n"
         "from fastft.integrations.transformers import accelerate, register\n"
         "from fastft import UserError\n"
+        "assert 'transformers' not in sys.modules\n"
+        "sys.modules['transformers'] = None\n"
         "for use in (register, lambda: accelerate(None)):\n"
         "    try: use()\n"
         "    except UserError as error: print(error)"
     )
-    assert run(code) == 2 * "transformers is not installed, expected it here: pip install 'fastft[transformers]'\n"
-
-
-def test_transformers_is_not_imported_before_it_is_used() -> None:
-    run("import sys, fastft.integrations.transformers; assert 'transformers' not in sys.modules")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout == 2 * "transformers is not installed, expected it here: pip install 'fastft[transformers]'\n"

@@ -21,6 +21,8 @@ from fastft.data.tokenizer import gpt2_tokenizer
 from fastft.engines.engine import Engine
 from fastft.model import ops
 from fastft.model.gpt2 import GPT2, SIZES
+from fastft.model.lora_spec import LoRA
+from fastft.model.part import Part, trained
 from fastft.run.config import TrainOptions
 
 VOCABULARY = {"BM": 64, "BN": 4096, "BK": 256, "G": 8, "num_warps": 8, "num_stages": 3}
@@ -79,6 +81,39 @@ def test_loss_and_every_gradient_are_the_references(encoded: EncodedSet) -> None
         batch = next(batches(encoded, "triton", 2, 1))
         expected = gradients(model, batch, "reference")
         assert largest_error(gradients(model, batch, "triton"), expected) < 2e-5
+
+
+def with_adapters(model: GPT2, *, dora: bool = False) -> GPT2:
+    """Adapters that have left their beginning, and two trained rows of the embedding that the examples use."""
+    part = Part(lora=LoRA(r=4, alpha=8.0, dora=dora), train_only=None, new_rows=(198, 2), base_sha256="")
+    part.take(model)
+    with torch.no_grad():
+        for name, weight in trained(model).items():
+            weight.add_(0.02 * torch.randn(weight.shape) if "magnitude" not in name else 0.1)
+    return model
+
+
+@pytest.mark.parametrize("dora", [pytest.param(False, marks=pytest.mark.long), True])
+def test_adapters_and_new_rows_get_the_references_gradients(encoded: EncodedSet, dora: bool) -> None:
+    """The fused operations read a layer's bias and product apart: an adapter that one passes by has no gradient."""
+    model = with_adapters(small(), dora=dora)
+    batch = next(batches(encoded, "triton", 2, 1))
+    expected = gradients(model, batch, "reference")
+    assert expected.keys() == {"loss", "losses", *trained(model)}
+    assert all(gradient.abs().max() > 0 for gradient in expected.values())
+    found = gradients(model, batch, "triton")
+    assert found.keys() == expected.keys()
+    assert largest_error(found, expected) < 2e-5
+    without = dict(expected) | {"h.1.mlp.c_fc.lora_B": torch.zeros_like(expected["h.1.mlp.c_fc.lora_B"])}
+    assert largest_error(without, expected) > 1e-3
+    if dora:
+        return
+    compiled = torch.compile(model, fullgraph=True)
+    model.zero_grad(set_to_none=True)
+    loss, _ = compiled(batch, impl="triton")
+    loss.backward()
+    whole = {name: weight.grad for name, weight in trained(model).items() if weight.grad is not None}
+    assert largest_error(whole, {name: expected[name] for name in trained(model)}) < 2e-5
 
 
 @pytest.mark.parametrize(("dtype", "limit"), [(torch.bfloat16, 2e-2), (torch.float16, 2e-3)])

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-from ollama_stub import DIGEST, Action, Handler, OllamaStub, piece, unused_url
+from llama import llama_serving
+from ollama_stub import DIGEST, Action, Handler, OllamaStub, piece
 
 from fastft.judging.ladder import read_score
 from fastft.judging.pairwise import parse_verdict, winner_of
@@ -52,33 +51,9 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def llama() -> Iterator[str]:
     """The address of a llama.cpp server."""
-    url = unused_url()
-    command = [
-        sys.executable,
-        str(Path(__file__).parents[1] / "support" / "llama_server.py"),
-        str(MODEL),
-        url.rpartition(":")[2],
-    ]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
-        wait_for(server, url)
+    assert MODEL is not None
+    with llama_serving(MODEL) as url:
         yield url
-        assert server.stdin is not None
-        server.stdin.close()
-
-
-def wait_for(server: subprocess.Popen[bytes], url: str) -> None:
-    for _ in range(600):
-        assert server.poll() is None, "the server has ended"
-        try:
-            if requests.get(f"{url}/health", timeout=1).ok:
-                return
-        except requests.RequestException:
-            pass
-        try:
-            server.wait(0.1)
-        except subprocess.TimeoutExpired:
-            continue
-    raise AssertionError("the server did not come up within a minute")
 
 
 class Translator(OllamaStub):

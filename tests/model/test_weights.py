@@ -26,6 +26,7 @@ from fastft.data.folder_tokenizer import FolderTokenizer
 from fastft.data.folder_tokenizer import tokenizer_of as folder_tokenizer_of
 from fastft.data.tokenizer import gpt2_tokenizer
 from fastft.model.gpt2 import GPT2, GPT2Config
+from fastft.model.part import saved
 from fastft.model.weights import load, load_weights, save_hf, save_weights
 
 TOLERANCE = 1e-5
@@ -826,7 +827,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    for write in (lambda: save_hf(our_model(), tmp_path), lambda: save_weights(our_model(), tmp_path / "own")):
+    for write in (lambda: save_hf(our_model(), tmp_path), lambda: save_weights(saved(our_model()), tmp_path / "own")):
         assert "No space left on device; free space" in message_of(write)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -842,10 +843,10 @@ def test_own_weights_come_back_bit_for_bit(tmp_path: Path, tied: bool, dtype: to
     with torch.no_grad():
         model.ln_f.bias[:3] = torch.tensor([float("nan"), float("inf"), -0.0])
     path = tmp_path / "step.safetensors"
-    save_weights(model, path)
+    save_weights(saved(model), path)
     other = our_model(config, seed=1).to(dtype)
     places = [parameter.data_ptr() for parameter in other.parameters()]
-    load_weights(other, path)
+    load_weights(saved(other), path)
     assert places == [parameter.data_ptr() for parameter in other.parameters()]
     for name, parameter in model.named_parameters():
         got = other.get_parameter(name)
@@ -857,7 +858,7 @@ def test_own_weights_come_back_bit_for_bit(tmp_path: Path, tied: bool, dtype: to
 def test_parameters_of_several_dtypes_stay_aligned(tmp_path: Path) -> None:
     model = our_model(GPT2Config(n_layer=1, n_head=1, n_embd=3, n_ctx=5, vocab_size=7))
     model.wte.bfloat16()
-    save_weights(model, tmp_path / "mixed")
+    save_weights(saved(model), tmp_path / "mixed")
     header_length = int.from_bytes((tmp_path / "mixed").read_bytes()[:8], "little")
     header = json.loads((tmp_path / "mixed").read_bytes()[8 : 8 + header_length])
     assert header_length % 8 == 0
@@ -877,23 +878,23 @@ def test_parameters_of_several_dtypes_stay_aligned(tmp_path: Path) -> None:
 def test_own_weights_that_do_not_fit_are_named_and_change_nothing(
     tmp_path: Path, config: GPT2Config, expected: str
 ) -> None:
-    save_weights(our_model(TINY), tmp_path / "w")
+    save_weights(saved(our_model(TINY)), tmp_path / "w")
     other, untouched = our_model(config, seed=1), our_model(config, seed=1)
-    assert expected in message_of(lambda: load_weights(other, tmp_path / "w"))
+    assert expected in message_of(lambda: load_weights(saved(other), tmp_path / "w"))
     assert_same_parameters(other, untouched)
 
 
 def test_own_weights_are_never_rounded(tmp_path: Path) -> None:
-    save_weights(our_model(TINY), tmp_path / "w")
-    message = message_of(lambda: load_weights(our_model(TINY).bfloat16(), tmp_path / "w"))
+    save_weights(saved(our_model(TINY)), tmp_path / "w")
+    message = message_of(lambda: load_weights(saved(our_model(TINY).bfloat16()), tmp_path / "w"))
     assert "wte.weight: got dtype F32, expected BF16" in message
 
 
 def test_own_weights_that_cannot_be_read_or_written_are_named(tmp_path: Path) -> None:
     model = our_model(TINY)
-    assert f"cannot read {tmp_path / 'none'}" in message_of(lambda: load_weights(model, tmp_path / "none"))
-    assert "cannot write" in message_of(lambda: save_weights(model, tmp_path / "no folder" / "w"))
-    save_weights(model, tmp_path / "w")
+    assert f"cannot read {tmp_path / 'none'}" in message_of(lambda: load_weights(saved(model), tmp_path / "none"))
+    assert "cannot write" in message_of(lambda: save_weights(saved(model), tmp_path / "no folder" / "w"))
+    save_weights(saved(model), tmp_path / "w")
     shutil.copy(tmp_path / "w", tmp_path / "cut")
     os.truncate(tmp_path / "cut", 5000)
-    assert f"cannot read {tmp_path / 'cut'}" in message_of(lambda: load_weights(model, tmp_path / "cut"))
+    assert f"cannot read {tmp_path / 'cut'}" in message_of(lambda: load_weights(saved(model), tmp_path / "cut"))

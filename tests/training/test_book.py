@@ -17,7 +17,7 @@ from fastft.data.audit import audit
 from fastft.data.encode import EncodedSet, encode
 from fastft.data.prompts import ALL, ALPACA, PHI3
 from fastft.data.reading import load_records
-from fastft.data.records import Record, split
+from fastft.data.records import Record, Split, split
 from fastft.data.sample import sample_records
 from fastft.data.sources import Source
 from fastft.data.tokenizer import END_OF_TEXT, gpt2_tokenizer
@@ -228,10 +228,18 @@ def _train_as_the_book(model, entries: list[dict], parts) -> tuple[list[float], 
     return train_losses, val_losses
 
 
-def test_recipe_follows_the_books_own_training(tmp_path: Path) -> None:
+def shared_out(n: int) -> Split:
+    """At least six whole batches of 8 to train on, one more than are evaluated, and two to validate with, the second one
+    not whole."""
+    val = max(9, n // 20)
+    return Split(*np.split(np.arange(n), [n - val - 4, n - val]))
+
+
+@pytest.mark.parametrize("n", [64, pytest.param(220, marks=pytest.mark.long)])
+def test_recipe_follows_the_books_own_training(tmp_path: Path, n: int) -> None:
     """Same weights, same records: every training and validation loss that the book's loop reports."""
     ch04 = pytest.importorskip("llms_from_scratch.ch04")
-    entries = sample_records()[:220]
+    entries = sample_records()[:n]
     torch.manual_seed(0)
     book_model = ch04.GPTModel(_book_config())
     torch.save(book_model.state_dict(), tmp_path / "book.pth")
@@ -240,15 +248,15 @@ def test_recipe_follows_the_books_own_training(tmp_path: Path) -> None:
 
     options = recipe_options("book", model="pico", out=tmp_path / "run", device="cpu")
     records = [Record(**{key: e[key] for key in ("instruction", "input", "output")}) for e in entries]
-    data = Data((Source("sample", records, [], split(len(records))),), ALPACA)
+    parts = shared_out(len(records))
+    data = Data((Source("sample", records, [], parts),), ALPACA)
     Trainer(Run(options.out), options, data, Engine(model, options)).run_all()
     mine = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "val_loss" in line and line["step"]]
 
     lines = list(read_metrics(tmp_path / "run" / "metrics.jsonl"))
-    per_epoch = len(split(len(records)).train) // 8
+    per_epoch = len(parts.train) // 8
     assert [line["step"] for line in lines if "sample" in line] == [per_epoch, 2 * per_epoch]
 
-    parts = split(len(records))
     train_losses, val_losses = _train_as_the_book(book_model, entries, parts)
     assert [line["step"] for line in mine] == [1 + 5 * i for i in range(len(train_losses))]
     np.testing.assert_allclose([line["train_loss"] for line in mine], train_losses, rtol=2e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,35 @@ def test_records_are_a_runs_like_any_other(tmp_path: Path) -> None:
     entries = fastft.generate(fastft.GenerateOptions(run=given.folder, max_new_tokens=2, device="cpu"))
     assert [entry["instruction"] for entry in entries] == [row["instruction"] for row in ROWS[34:38]]
     fastft.train(options_for(tmp_path / "given", steps=6, resume=True), records=ROWS)
-    with pytest.raises(UserError, match="have changed"):
-        fastft.train(options_for(tmp_path / "given", steps=8, resume=True), records=ROWS[::-1])
+    held = (given.folder / "records.jsonl").read_bytes()
+    for wrong, says in (
+        ({"resume": True}, "have changed"),
+        ({"overwrite": True, "weights": "./nowhere"}, "no weights"),
+    ):
+        with pytest.raises(UserError, match=says):
+            fastft.train(options_for(tmp_path / "given", steps=8, **wrong), records=ROWS[::-1])
+        assert (given.folder / "records.jsonl").read_bytes() == held
+    again = (json.loads(line) for line in (given.folder / "records.jsonl").open())
+    fastft.train(options_for(tmp_path / "given", steps=6, resume=True), records=again)
+    assert [path.name for path in given.folder.glob(".records*")] == []
+
+
+def test_a_run_keeps_the_hash_of_the_weights_that_it_began_with(tmp_path: Path) -> None:
+    base = fastft.train(options_for(tmp_path / "base", steps=1), records=ROWS).run
+    began_with = {"model.safetensors": hashlib.sha256(base.weights.read_bytes()).hexdigest()}
+    assert json.loads(base.data.read_text())["began_with"] is None
+    given = {"weights": str(base.folder), "eval_every": 0}
+    run = fastft.train(options_for(tmp_path / "run", steps=1, **given), records=ROWS).run
+    fastft.save_hf(fastft.load(run.model), base.model)
+    fastft.train(options_for(tmp_path / "run", steps=2, resume=True, **given), records=ROWS)
+    assert json.loads(run.data.read_text())["began_with"] == began_with
+
+
+def test_records_never_replace_a_file_of_somebody_elses(tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").write_text("mine")
+    with pytest.raises(UserError, match="not the data of a run"):
+        fastft.train(options_for(tmp_path), records=ROWS)
+    assert (tmp_path / "records.jsonl").read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", ["on_step", "on_evaluate", "on_save"])
@@ -77,6 +105,7 @@ def test_one_that_raises_at_the_last_step_is_not_passed_over(tmp_path: Path) -> 
     [
         ({"data": "sample"}, ROWS, "expected one of them"),
         ({"dry_run": True}, ROWS, "writes nothing"),
+        ({}, "rows.jsonl", "record 1 that is str"),
         ({}, [*ROWS, {"instruction": {1}, "output": "a"}], "record 41"),
         ({}, [*ROWS, {"instruction": 3, "output": "a"}], "row 41"),
     ],
@@ -85,3 +114,8 @@ def test_records_that_cannot_be_trained_on(tmp_path: Path, changes: Any, records
     with pytest.raises(UserError) as error:
         fastft.train(options_for(tmp_path / "run", **changes), records=records)
     assert says in str(error.value)
+
+
+def test_what_is_no_function_is_refused_before_anything_is_trained() -> None:
+    with pytest.raises(UserError, match="got on_save=3, expected a function"):
+        fastft.Callbacks(on_save=3)  # type: ignore[arg-type] # the mistake

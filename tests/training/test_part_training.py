@@ -1,0 +1,203 @@
+"""Training a part of a model: one curve on any ranks and stages, resumed bit for bit, and no checkpoint for another.
+
+Ranks are forks of a warm process, as in `test_ranks.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from launching import Ended, Launcher
+from runs import arguments, farthest, metrics, relative, settings, write_records
+
+import fastft
+from fastft.common.errors import UserError
+from fastft.training.checkpoint import MODEL, MOMENTS, load_tensors
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="ranks are forks of a warm process")
+
+PART = {"lora_r": 4, "lora_dora": True, "template": "chatml", "lr": 1e-2, "steps": 8}
+"""Adapters whose magnitudes are learned too, and the rows of the template's two new tokens."""
+LIMIT = 1e-5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("part")
+    write_records(folder / "records.json")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def launcher(folder: Path) -> Iterator[Launcher]:
+    launcher = Launcher(folder)
+    yield launcher
+    launcher.close()
+
+
+@pytest.fixture(scope="module")
+def base(folder: Path, launcher: Launcher) -> Path:
+    """What runs start from: a run of no steps."""
+    run = folder / "base"
+    launcher.run_ranks(["train", *arguments(settings(folder / "records.json", run, steps=0))], 1)
+    return run
+
+
+Train = Callable[..., list[Ended]]
+
+
+@pytest.fixture(scope="module")
+def train(folder: Path, launcher: Launcher, base: Path) -> Train:
+    def train(run: Path, zero: str = "plain", ranks: int = 1, *, status: int = 0, **options: Any) -> list[Ended]:
+        given = {**PART, "weights": base, "samples": 0, "eval_every": 4, **options}
+        values = {name: value for name, value in given.items() if value is not None}
+        ended = launcher.run_ranks(["train", *arguments(settings(folder / "records.json", run, zero, **values))], ranks)
+        assert [one.exit for one in ended] == [status] * ranks, "\n---\n".join(one.said for one in ended)
+        return ended
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path, train: Train) -> Path:
+    """One process's run."""
+    run = folder / "alone"
+    train(run)
+    return run
+
+
+def held(run: Path, step: int = 8) -> dict[str, torch.Tensor]:
+    return load_tensors(run / f"checkpoints/step-{step}" / MODEL)
+
+
+def figures(run: Path, key: str) -> list[float]:
+    return [line[key] for line in metrics(run) if key in line]
+
+
+def assert_one_curve(run: Path, expected: Path) -> None:
+    for key in ("loss", "grad_norm", "val_loss"):
+        assert farthest(figures(run, key), figures(expected, key)) < LIMIT, key
+    ours, theirs = held(run), held(expected)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert relative(ours[name], tensor) < 20 * LIMIT, name  # of what eight steps of AdamW at 1e-2 have moved
+
+
+def assert_same(run: Path, expected: Path) -> None:
+    for file in (MODEL, MOMENTS):
+        ours, theirs = (load_tensors(one / "checkpoints/step-8" / file) for one in (run, expected))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert figures(run, "loss") == figures(expected, "loss")
+
+
+def test_adapters_learn_and_are_all_that_is_held(alone: Path, base: Path) -> None:
+    losses = figures(alone, "loss")
+    assert losses[-1] < losses[0] - 0.1
+    names = set(held(alone))
+    assert {name.rpartition(".")[2] for name in names} == {"lora_A", "lora_B", "lora_magnitude_vector", "wte"}
+    assert {name for name in names if "lora_" not in name} == {"new_rows.wte"}
+    assert len(names) == 2 * 4 * 3 + 1
+    assert {name.rpartition("/")[0] for name in load_tensors(alone / "checkpoints/step-8" / MOMENTS)} == names
+    size = (alone / "checkpoints/step-8" / MODEL).stat().st_size
+    assert size < 0.02 * (base / "model/model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("zero", "ranks", "options"),
+    [
+        ("zero2", 2, {}),
+        ("zero3", 2, {"activation_checkpointing": True}),
+        *(
+            pytest.param(zero, ranks, {"accumulate": accumulate, **options}, marks=pytest.mark.long)
+            for zero in ("plain", "zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
+            for ranks in (1, 2)
+            for accumulate in (1, 4)
+            for options in ({}, {"activation_checkpointing": True})
+        ),
+    ],
+)
+def test_ranks_and_stages_are_one_curve(
+    train: Train, alone: Path, tmp_path: Path, zero: str, ranks: int, options: dict[str, Any]
+) -> None:
+    train(tmp_path / "run", zero, ranks, **options)
+    assert_one_curve(tmp_path / "run", alone)
+
+
+@pytest.mark.parametrize(
+    ("zero", "ranks"),
+    [("plain", 1), ("zero2", 2), *(pytest.param(f"zero{n}", 2, marks=pytest.mark.long) for n in (1, 3))],
+)
+def test_stopped_and_resumed_it_is_the_same(train: Train, tmp_path: Path, zero: str, ranks: int) -> None:
+    train(tmp_path / "whole", zero, ranks, save_every=4, whole_every=4)
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    for later in (tmp_path / "resumed/checkpoints").glob("*-8"):
+        shutil.rmtree(later)
+    shutil.rmtree(tmp_path / "resumed/model")
+    train(tmp_path / "resumed", zero, ranks, save_every=4, whole_every=4, resume=True)
+    assert_same(tmp_path / "resumed", tmp_path / "whole")
+
+
+def test_checkpoints_in_shards_hold_no_base(train: Train, base: Path, tmp_path: Path) -> None:
+    """And a run goes on from them, on stage 3 too."""
+    train(tmp_path / "whole", "zero3", 2, save_every=4, keep=9)
+    shards = tmp_path / "whole/checkpoints/shards-4"
+    written = sum(file.stat().st_size for file in shards.rglob("*") if file.is_file())
+    assert written < 0.2 * (base / "model/model.safetensors").stat().st_size
+    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed/checkpoints/step-8")
+    shutil.rmtree(tmp_path / "resumed/model")
+    train(tmp_path / "resumed", "zero3", 2, save_every=4, keep=9, resume=True)
+    assert_same(tmp_path / "resumed", tmp_path / "whole")
+
+
+def test_a_checkpoint_of_another_part_or_base_is_refused(
+    train: Train, alone: Path, base: Path, folder: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(alone, run)
+    (said,) = train(run, resume=True, lora_r=5, status=2)
+    assert "lora_r: 4 then, 5 now" in said.said
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("lora_r: 4", "lora_r: null"))
+    full = dict.fromkeys(("lora_r",)) | {"lora_dora": False}
+    config = (run / "config.yaml").read_text().replace("lora_dora: true", "lora_dora: false")
+    (run / "config.yaml").write_text(config)
+    (said,) = train(run, resume=True, status=2, **full)
+    assert "holds adapters (rank 4), and this run trains all weights" in said.said
+
+    # The same shape, other weights: what was learned beside the others would be nothing beside these.
+    other = tmp_path / "base"
+    shutil.copytree(base, other)
+    file = other / "model/model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    run = tmp_path / "other"
+    shutil.copytree(alone, run)
+    state = json.loads((run / "checkpoints/step-8/state.json").read_text())
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace(str(base), str(other)))
+    (said,) = train(run, resume=True, weights=other, status=2)
+    assert f"expected {state['part']['base_sha256']}" in said.said
+
+
+def test_a_part_of_random_weights_is_refused(folder: Path, tmp_path: Path) -> None:
+    options = settings(folder / "records.json", tmp_path / "run", lora_r=2)
+    with pytest.raises(UserError, match="random weights"):
+        fastft.train(fastft.TrainOptions(**options))
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_only_trains_what_it_names(train: Train, base: Path, tmp_path: Path) -> None:
+    """In bf16, where the rest is rounded in memory: what is written has it as the base has."""
+    run = tmp_path / "run"
+    train(run, lora_r=None, lora_dora=False, template="alpaca", train_only="h.1,ln_f", dtype="bf16")
+    ours, theirs = (dict(fastft.load(one / "model").named_parameters()) for one in (run, base))
+    moved = {name for name, weight in ours.items() if not torch.equal(weight, theirs[name])}
+    assert moved == set(held(run)) == {name for name in ours if name.startswith(("h.1.", "ln_f."))}
