@@ -165,7 +165,7 @@ class _Block:
     def _attention(self) -> int:
         """What attention saves but for its result: q, k and v, and of the scores."""
         T, R, sizes, setup = self.sizes.tokens, self.queries, self.sizes, self.setup
-        # The torch path saves the queries scaled; beside keys and values, in one tensor with them, they stay as they are.
+        # The torch path saves scaled queries; in one tensor with keys and values, the queries stay as they are beside.
         copies = 2 if setup.impl == "cpu" and not sizes.padded and not self.of_rows else 1
         pairs = sizes.row_pairs if self.of_rows else sizes.pairs
         return (2 * T + copies * R) * self.unit + _scores(setup, sizes, self.config.n_head, R, pairs)

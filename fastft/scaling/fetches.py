@@ -51,7 +51,8 @@ def fetches(tensors: Layout, buckets: Buckets, again: bool, packs: int = 1) -> F
     gathered, left = first.gathered, {p for p in first.there - first.persistent if 0 < p[0] <= tensors.lowest}
     if packs > 1:
         later = _Coordinator(modules, [*range(L + 1), 0, *back], buckets, there=left)
-        during, after = (tuple(map(max, *both)) for both in zip((during, after), zip(*later.run(), strict=True)))
+        during_later, after_later = zip(*later.run(), strict=True)
+        during, after = tuple(map(max, during, during_later)), tuple(map(max, after, after_later))
         gathered = gathered + later.gathered * (packs - 1)
     backward = [max(during[at : at + times]) for at in range(L + 2, len(during), times)]
     return Fetches(gathered, list(during[1 : L + 1]), after[L], backward, _elements(left))

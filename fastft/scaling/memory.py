@@ -83,6 +83,10 @@ def memory(config: GPT2Config, sizes: Sizes, setup: Setup) -> Memory:
     )
 
 
+BYTES_OF_A_TOKEN = 48
+"""Of a batch: ids, positions, where they are seen and in which tiles; of a loss row: its token, target and weight."""
+
+
 class _Step:
     """Bytes on the device at the fullest moments of an optimizer step."""
 
@@ -100,7 +104,16 @@ class _Step:
         state = self.state
         self.always = state.parameters + state.moments + state.buffers
         early = state.buckets if state.early else 0
-        self.before = self.always + state.kept + early
+        self.before = self.always + state.kept + early + self._batch
+
+    @property
+    def _batch(self) -> int:
+        """The batch on the device (`fastft.gpu.staging`): its tensors of tokens and rows, and the masks of the torch
+        path's tiles. The plain engine computes with the host's own."""
+        if not self.setup.cuda and not self.setup.stage:
+            return 0
+        masks = self.sizes.pairs + self.sizes.row_pairs if self.setup.impl == "cpu" else 0
+        return BYTES_OF_A_TOKEN * (self.sizes.tokens + self.sizes.rows) + masks
 
     @property
     def live(self) -> int:
@@ -187,7 +200,6 @@ class _Step:
             together = max(together, pieces if self.setup.stage < 3 else largest if largest % N else 0)
         self.copied = max(self.copied, self.state.copy * together)
         return self.state.copy * together
-
 
     @property
     def _largest_of_root(self) -> int:

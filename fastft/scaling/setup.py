@@ -239,7 +239,9 @@ def layout(config: GPT2Config, decay_all: bool = False, part: Part | None = None
         if part is not None:
             part.take(model)
     groups = parameter_groups(model, weight_decay=1.0, decay_all=decay_all)
-    narrow = [{name: p.numel() for name, p in some.items() if is_narrowed(name)} for some in (trained(model), of_base(model))]
+    narrow = [
+        {name: p.numel() for name, p in some.items() if is_narrowed(name)} for some in (trained(model), of_base(model))
+    ]
     magnitudes = [module.lora_magnitude_vector for _, module in adapters(model)]
     return Layout(
         groups=tuple(tuple(parameter.numel() for parameter in group["params"]) for group in groups),

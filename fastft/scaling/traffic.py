@@ -47,8 +47,8 @@ def traffic(config: GPT2Config, setup: Setup) -> Traffic:
 
     Stages 1 and 2 reduce by an all-reduce, of which each rank keeps its part (DeepSpeed's
     `use_multi_rank_bucket_allreduce`): 2 Ψ elements on the wire where the paper's reduce-scatter has Ψ. Stage 1 does so
-    once, stage 2 for every pack. Stage 3 scatters the gradients of every pack, and gathers the weights for it. What is not
-    trained has no gradient to send; but stage 3 parts it too, and gathers it.
+    once, stage 2 for every pack. Stage 3 scatters the gradients of every pack, and gathers the weights for it. What is
+    not trained has no gradient to send; but stage 3 parts it too, and gathers it.
 
     Args:
         config: of the model.
