@@ -306,7 +306,7 @@ class GPT2(nn.Module):
         return F.linear(hidden, self.head) if self.packed_head is None else self.packed_head.product(hidden)
 
 
-def _learns(block: Block) -> bool:
+def _learns(block: nn.Module) -> bool:
     return any(weight.requires_grad for weight in block.parameters())
 
 
