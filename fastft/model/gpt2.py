@@ -244,14 +244,14 @@ class GPT2(nn.Module):
 
     def _through_blocks(self, stream: Tensor, attend: Attend, rows: ops.Rows | None, impl: str) -> Tensor:
         branch: Tensor | None = None
-        if self.checkpoint_activations and self.reentrant_checkpoints and torch.is_grad_enabled():
-            # What comes out of a reentrant checkpoint gets a gradient where something that goes in asks for one, which
-            # frozen embeddings do not, whatever the block's own weights do.
-            stream = stream.requires_grad_() if stream.is_leaf else stream
+        again, learns = self.reentrant_checkpoints, torch.is_grad_enabled()
         for block in self.h:
             asked = rows if block.layer == self.config.n_layer - 1 else None
-            if self.checkpoint_activations and torch.is_grad_enabled():
-                again = self.reentrant_checkpoints
+            if again and learns and not stream.requires_grad and _learns(block):
+                # Stage 3 of ZeRO, and a reentrant checkpoint, go by the gradient of what goes into a block, for which
+                # frozen embeddings do not ask: the first would reduce a block's gradients before they are there.
+                stream = stream.requires_grad_()
+            if self.checkpoint_activations and learns and (stream.requires_grad or not again):
                 # There is no dropout, whose random state would have to be kept, which no CUDA graph allows.
                 stream, branch = checkpoint(
                     block, stream, branch, attend, asked, impl, use_reentrant=again, preserve_rng_state=False
@@ -304,6 +304,10 @@ class GPT2(nn.Module):
     def logits_of(self, hidden: Tensor) -> Tensor:
         """The logits of final hidden states: `[T, C]` -> `[T, V]`."""
         return F.linear(hidden, self.head) if self.packed_head is None else self.packed_head.product(hidden)
+
+
+def _learns(block: nn.Module) -> bool:
+    return any(weight.requires_grad for weight in block.parameters())
 
 
 def _attend(batch: Batch, impl: str, layer_of_rows: int | None) -> Attend:

@@ -71,8 +71,8 @@ class LoRALinear(nn.Module):
 
     def product(self, x: Tensor, outputs: slice = slice(None), *, with_bias: bool = True) -> Tensor:
         """`[T, I]` -> `[T, O]`, or some of the outputs alone; `with_bias` says whether the bias is added."""
-        weight, bias = self.weight[outputs], self.bias[outputs] if with_bias else None
-        A, B = self.lora_A, self.lora_B[outputs]
+        weight, bias = _some(self.weight, outputs), _some(self.bias, outputs) if with_bias else None
+        A, B = self.lora_A, _some(self.lora_B, outputs)
         if self.lora_magnitude_vector is None:
             return low_rank_product(x, weight, bias, A, B, self.scaling)
         scale = self.lora_magnitude_vector[outputs] / self._row_lengths(outputs)
@@ -119,6 +119,12 @@ def merged_weight(weight: Tensor, A: Tensor, B: Tensor, scaling: float, magnitud
     if magnitude is not None:
         wide = wide * (magnitude.double() / wide.norm(dim=1))[:, None]
     return wide.to(weight.dtype)
+
+
+def _some(weight: Tensor, outputs: slice) -> Tensor:
+    """Those outputs; of all the weight itself: a view that is saved would hold on to what stage 3 of ZeRO gives
+    back."""
+    return weight if outputs == slice(None) else weight[outputs]
 
 
 def _row_squares(weight: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from fastft.model.gpt2 import GPT2Config
 from fastft.scaling.memory import Memory, memory
-from fastft.scaling.setup import Setup, Sizes
+from fastft.scaling.setup import Setup, Sizes, layout
 from fastft.scaling.traffic import Traffic, traffic
 
 GIB, GB = 1 << 30, 1e9
@@ -76,8 +76,8 @@ def table(
     shown = Table(
         *("ZeRO", *COLUMNS, "GB sent a step"),
         box=SIMPLE_HEAD,
-        title=f"PREDICTED, GiB of each of {setup.ranks} ranks in {setup.dtype}; {setup.packs} packs a step, the "
-        f"largest of {sizes.tokens:,} tokens and {sizes.rows:,} loss rows",
+        title=f"PREDICTED, GiB of each of {setup.ranks} ranks in {setup.dtype}; {_trained(config, setup)}"
+        f"{setup.packs} packs a step, the largest of {sizes.tokens:,} tokens and {sizes.rows:,} loss rows",
         caption=advice(recommend(rows, device_bytes, host_bytes), device_bytes, host_bytes),
     )
     for row in rows:
@@ -90,6 +90,14 @@ def table(
             number(row.traffic.wire / GB),
         )
     return shown
+
+
+def _trained(config: GPT2Config, setup: Setup) -> str:
+    """What is trained, where it is not all."""
+    if setup.part is None:
+        return ""
+    tensors = layout(config, setup.decay_all, setup.part)
+    return f"{setup.part.in_words()}, {tensors.trained:,} of {tensors.all:,} parameters trained; "
 
 
 def advice(chosen: Predicted | None, device_bytes: int | None, host_bytes: int) -> str:

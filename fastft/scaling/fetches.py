@@ -12,20 +12,22 @@ from fastft.scaling.setup import Buckets, Layout
 
 
 class Fetches(NamedTuple):
-    """What stage 3 gathers in a forward and backward pass, in elements.
+    """What stage 3 gathers in the forward and backward passes of a step, in elements.
 
     Attributes:
-        gathered: each parameter that it gathers, as often as it does.
+        gathered: each parameter that it gathers, as often as it does, in all passes.
         forward: what is there, beyond what persists, while each block computes: weights, and the buffers that they were
             gathered in, which stay until all of it is used.
         loss: the same when the loss is computed.
-        backward: the same while each block, from the last, goes back.
+        backward: the same while each block, from the last to the lowest that does, goes back.
+        left: what is there until the update: blocks that no backward pass gives back.
     """
 
     gathered: list[int]
     forward: list[int]
     loss: int
     backward: list[int]
+    left: int
 
 
 _Parameter = tuple[int, int, int]
@@ -33,19 +35,27 @@ _Parameter = tuple[int, int, int]
 
 
 @functools.cache
-def fetches(tensors: Layout, buckets: Buckets, again: bool) -> Fetches:
+def fetches(tensors: Layout, buckets: Buckets, again: bool, packs: int = 1) -> Fetches:
     """`PartitionedParameterCoordinator.fetch_sub_module` and `release_sub_module`, once it knows the order of modules:
     what a module needs is gathered, and ahead of it what follows; when it is through, given back unless it is used
-    again soon. With `again` blocks are computed a second time before they go back."""
-    L = tensors.layers
-    modules = [[(0, at, size) for at, size in enumerate(tensors.root)]]
-    modules += [[(k, at, size) for at, size in enumerate(tensors.block)] for k in range(1, L + 1)]
-    back = [k for k in range(L, 0, -1) for _ in range(2 if again else 1)]
-    coordinator = _Coordinator(modules, [*range(L + 1), 0, *back], buckets)
-    during, after = zip(*coordinator.run(), strict=True)
-    times = len(back) // L
+    again soon. With `again` blocks are computed a second time before they go back. A block below all that is trained
+    has no backward pass, and what the forward pass did not give back stays for the next pack."""
+    L, times = tensors.layers, 2 if again else 1
+    modules = [
+        [(k, at, weight.elements) for at, weight in enumerate(weights)]
+        for k, weights in enumerate((tensors.root, *tensors.blocks))
+    ]
+    back = [k for k in range(L, tensors.lowest, -1) for _ in range(times)]
+    first = _Coordinator(modules, [*range(L + 1), 0, *back], buckets)
+    during, after = zip(*first.run(), strict=True)
+    gathered, left = first.gathered, {p for p in first.there - first.persistent if 0 < p[0] <= tensors.lowest}
+    if packs > 1:
+        later = _Coordinator(modules, [*range(L + 1), 0, *back], buckets, there=left)
+        during_later, after_later = zip(*later.run(), strict=True)
+        during, after = tuple(map(max, during, during_later)), tuple(map(max, after, after_later))
+        gathered = gathered + later.gathered * (packs - 1)
     backward = [max(during[at : at + times]) for at in range(L + 2, len(during), times)]
-    return Fetches(coordinator.gathered, list(during[1 : L + 1]), after[L], backward)
+    return Fetches(gathered, list(during[1 : L + 1]), after[L], backward, _elements(left))
 
 
 @dataclass
@@ -66,11 +76,18 @@ class _Gathered:
 class _Coordinator:
     """The state of `fetches`."""
 
-    def __init__(self, modules: list[list[_Parameter]], order: Sequence[int], buckets: Buckets) -> None:
+    def __init__(
+        self,
+        modules: list[list[_Parameter]],
+        order: Sequence[int],
+        buckets: Buckets,
+        there: Iterable[_Parameter] = (),
+    ) -> None:
         self.modules, self.order, self.buckets = modules, order, buckets
         self.uses = deque((parameter, step) for step, number in enumerate(order) for parameter in modules[number])
         self.there: set[_Parameter] = {p for module in modules for p in module if p[2] <= buckets.persistence}
         self.persistent = frozenset(self.there)
+        self.there.update(there)
         self.last_seen: dict[_Parameter, int] = {}
         self.gathered: list[int] = []
         self.in_flight: list[_Gathered] = []

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from fastft.model.gpt2 import SIZES, GPT2Config
+from fastft.model.part import Part
 from fastft.scaling.memory import memory
 from fastft.scaling.setup import Buckets, Setup, Sizes
 from fastft.scaling.traffic import traffic
@@ -42,6 +43,7 @@ def setup_of(entry: Entry) -> Setup:
         packs=entry["packs"],
         dtype=entry["dtype"],
         activation_checkpointing=entry["checkpointing"],
+        part=None if entry["part"] is None else Part.of_json(entry["part"]),
         buckets=Buckets.of(entry["zero"]),
     )
 

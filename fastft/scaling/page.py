@@ -1,5 +1,5 @@
-"""docs/scaling.md: gpt2-medium and gpt2-xl on 1 to 256 GPUs, predicted; and what CPU ranks measured, beside what is
-predicted for them.
+"""docs/scaling.md: gpt2-medium and gpt2-xl on 1 to 256 GPUs, and adapters, predicted; and what CPU ranks measured, beside
+what is predicted for them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from pathlib import Path
 
 from fastft.batches.batch import Batch
 from fastft.common.errors import UserError
-from fastft.model.gpt2 import config_for
+from fastft.model.gpt2 import GPT2Config, config_for
+from fastft.model.lora_spec import LoRA
+from fastft.model.part import Part
 from fastft.scaling import predict
 from fastft.scaling.advice import COLUMNS, GB, GIB, number
 from fastft.scaling.measured import Compared, Entry, config_of, memory_compared, setup_of, traffic_compared
@@ -24,6 +26,10 @@ from fastft.scaling.traffic import traffic
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE, MEASURED = DOCS / "scaling.md", DOCS / "scaling_measured.json"
 MODELS = ("gpt2-medium", "gpt2-xl")
+ADAPTED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+ADAPTERS = Part(lora=LoRA(r=16, alpha=32.0), train_only=None, new_rows=None, base_sha256="")
+"""`--lora_r 16`."""
+FEW_RANKS = (1, 8, 64)
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 EXAMPLES = 64
 LONG_PACK = 16_384
@@ -69,6 +75,7 @@ def page() -> str:
     parts = [_INTRODUCTION.replace("{remedy}", _remedy(batch)), _assumptions(batch)]
     for model in MODELS:
         parts += [f"## {model}\n", *_of_model(model, batch)]
+    parts += _of_adapters(batch)
     return "\n".join([*parts, _measured()])
 
 
@@ -150,7 +157,7 @@ def _of_model(model: str, batch: Batch) -> list[str]:
         "`--activation_checkpointing true`:\n",
         _by_ranks(lambda setup: _with_and_without_checkpoints(model, full, setup)),
         f"GiB a GPU by kind on {NODE} GPUs, one pack of {EXAMPLES} examples (the kinds are not all there at once):\n",
-        _by_kind(model, short),
+        _by_kind(model, short, _setup(NODE)),
         "GB that a GPU sends in a step of one pack:\n",
         _by_ranks(lambda setup: number(traffic(config, setup).wire / GB)),
         "GB that a GPU sends in a step of four packs:\n",
@@ -175,12 +182,51 @@ def _by_ranks(cell: Callable[[Setup], str]) -> str:
     return _markdown(["GPUs", *(f"stage {name}" for name in stages)], rows)
 
 
-def _by_kind(model: str, sizes: Sizes) -> str:
+def _of_adapters(batch: Batch) -> list[str]:
+    """The same of a few numbers of GPUs, for adapters of every matrix of a block."""
+    short, full = Sizes.of(batch), _long(batch)
+    counts = [(model, layout(config_for(model), part=ADAPTERS)) for model in ADAPTED]
+    return [
+        _ADAPTERS,
+        _markdown(
+            ["model", "trained", "frozen", "of all"],
+            [[m, f"{one.trained:,}", f"{one.frozen:,}", f"{one.trained / one.all:.2%}"] for m, one in counts],
+        ),
+        f"GiB a GPU at its fullest moment, one pack of {EXAMPLES} examples (in brackets where all weights are "
+        "trained):\n",
+        _by_model(lambda config, setup: number(memory(config, short, setup).peak / GIB)),
+        f"The same with packs of {full.tokens:,} tokens and `--activation_checkpointing true`:\n",
+        _by_model(
+            lambda config, setup: number(memory(config, full, replace(setup, activation_checkpointing=True)).peak / GIB)
+        ),
+        f"GiB a GPU by kind of gpt2-xl on one GPU, one pack of {EXAMPLES} examples:\n",
+        _by_kind("gpt2-xl", short, replace(_setup(), part=ADAPTERS)),
+        f"The same on {NODE} GPUs:\n",
+        _by_kind("gpt2-xl", short, replace(_setup(NODE), part=ADAPTERS)),
+        "GB that a GPU sends in a step of one pack:\n",
+        _by_model(lambda config, setup: number(traffic(config, setup).wire / GB), FEW_RANKS[1:]),
+    ]
+
+
+def _by_model(cell: Callable[[GPT2Config, Setup], str], many: Sequence[int] = FEW_RANKS) -> str:
     rows = []
-    for setup in _setup(NODE).variants():
-        one = memory(config_for(model), sizes, setup)
+    for model in ADAPTED:
+        config = config_for(model)
+        for ranks in many:
+            cells = [
+                f"{cell(config, replace(setup, part=ADAPTERS))} ({cell(config, setup)})"
+                for setup in _setup(ranks).variants()
+            ]
+            rows.append([model, str(ranks), *cells])
+    return _markdown(["model", "GPUs", *(f"stage {setup.name}" for setup in _setup().variants())], rows)
+
+
+def _by_kind(model: str, sizes: Sizes, setup: Setup) -> str:
+    rows = []
+    for variant in setup.variants():
+        one = memory(config_for(model), sizes, variant)
         kinds = (one.parameters, one.gradients, one.moments, one.activations, one.logits, one.buffers, one.peak)
-        rows.append([setup.name, *(number(size / GIB) for size in (*kinds, one.host))])
+        rows.append([variant.name, *(number(size / GIB) for size in (*kinds, one.host))])
     return _markdown(["stage", *COLUMNS], rows)
 
 
@@ -215,12 +261,22 @@ def _case(entry: Entry) -> list[str]:
     model = entry["model"] if isinstance(entry["model"], str) else f"L {config.n_layer}, C {config.n_embd}"
     setup = setup_of(entry)
     buckets, usual = setup.buckets, Buckets()
+    model += "" if setup.part is None else f", {_part(setup.part)}"
     model += ", checkpoints" if setup.activation_checkpointing else ""
     if setup.stage == 3:
         model += f", reuse {buckets.max_reuse:,}" if buckets.max_reuse != usual.max_reuse else ""
         model += f", live {buckets.max_live:,}" if buckets.max_live != usual.max_live else ""
         model += f", prefetch {buckets.prefetch:,}" if buckets.prefetch != usual.prefetch else ""
     return [str(setup.ranks), setup.name, model, setup.dtype, str(setup.packs)]
+
+
+def _part(part: Part) -> str:
+    """What is trained, in a table."""
+    if part.lora is None:
+        return f"`{part.train_only}`"
+    words = "DoRA" if part.lora.dora else "LoRA"
+    layers = "" if part.lora.layers is None else f" of layers {', '.join(map(str, part.lora.layers))}"
+    return f"{words} {part.lora.r}{layers}{'' if part.new_rows is None else ', new rows'}"
 
 
 def _bytes(one: Compared) -> str:
@@ -305,6 +361,25 @@ rings, with
   pass, so that real steps may be faster than these, or, for the copies, slower.
 - Efficiency is the examples a second and GPU, relative to one GPU at stage 0. It is above 100% where a parted update
   saves more than traffic costs. With offload the host's processors decide, and nothing is predicted.
+"""
+
+_ADAPTERS = """\
+## Adapters
+
+What `--lora_r 16` takes: adapters of all four matrices of every block. What is frozen has no gradient, no moments and
+no float32 master, and the product that would make its gradient is left out:
+
+- **Stages 0 to 2 have the frozen weights on every rank**, 2 bytes each in bf16. Of what is trained they part and send
+  what they part and send of a whole model, which is so little that stage 0 is the one to take where it fits: stages 1
+  and 2 add DeepSpeed's buckets, which have their size whatever is trained.
+- **Stage 3 parts the frozen weights too**, and gathers them as often as those of a whole model, while of gradients it
+  sends the adapters' alone. It is the only stage that still sends gigabytes.
+- **Activations are what is left.** An adapted layer saves what goes into it, as a trained one does, and r numbers a
+  token beside. Fewer targets save less, but for stage 3, where DeepSpeed has a product of its own that saves its input
+  whether its weight is trained or not. Blocks below the lowest that is trained save nothing (`--lora_layers`,
+  `--train_only`); in stage 3 they stay gathered until the update.
+
+Times of adapters are not predicted.
 """
 
 _MEASURED = """\

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from fastft.batches.batch import Batch
 from fastft.engines.optim import parameter_groups
 from fastft.model.gpt2 import GPT2, GPT2Config
+from fastft.model.lora import adapters
+from fastft.model.part import Part, of_base, trained
+from fastft.model.precision import is_narrowed
 
 FLOAT32 = 4
 ELEMENT = {"fp64": 8, "fp32": 4, "bf16": 2, "fp16": 2}
@@ -73,6 +77,7 @@ class Setup:
         cuda: whether the device is a GPU, where stage 0 is the `GpuEngine`.
         activation_checkpointing: blocks are computed again in the backward pass.
         decay_all: as in `fastft.run.config.TrainOptions`; it makes one group of AdamW's two.
+        part: what is trained, where it is not all.
         buckets: DeepSpeed's settings.
     """
 
@@ -85,6 +90,7 @@ class Setup:
     cuda: bool = False
     activation_checkpointing: bool = False
     decay_all: bool = False
+    part: Part | None = None
     buckets: Buckets = Buckets()
 
     @property
@@ -151,54 +157,104 @@ class Sizes:
         return replace(sizes, pairs=sum(pairs), row_pairs=sum(row_pairs), largest_group=max((0, *pairs, *row_pairs)))
 
 
+class Weight(NamedTuple):
+    """A parameter: its name in the model, or in its block; its elements; whether it is trained."""
+
+    name: str
+    elements: int
+    is_trained: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Elements of a model's parameters, in its order.
+    """A model's parameters, in its order. Sizes are elements.
 
     Attributes:
-        groups: of each of AdamW's groups.
-        root: of those outside the blocks: wte, wpe, ln_f and an untied head.
-        block: of a block.
-        copied: of those that have 16-bit copies in stage 0.
-        layers: L.
+        groups: of what is trained, of each of AdamW's groups.
+        root: those outside the blocks: wte, wpe, ln_f, an untied head, and rows of new tokens.
+        blocks: of each block.
+        copied: of those trained that have 16-bit copies in stage 0.
+        narrow: of those frozen that are in 16 bits alone there.
+        lengths: of the rows' lengths that DoRA keeps.
     """
 
     groups: tuple[tuple[int, ...], ...]
-    root: tuple[int, ...]
-    block: tuple[int, ...]
+    root: tuple[Weight, ...]
+    blocks: tuple[tuple[Weight, ...], ...]
     copied: int
-    layers: int
+    narrow: int
+    lengths: int
+
+    @property
+    def layers(self) -> int:
+        """L."""
+        return len(self.blocks)
 
     @property
     def all(self) -> int:
         """Ψ, of all parameters."""
+        return sum(self.each())
+
+    @property
+    def trained(self) -> int:
+        """Of those that are trained: all of them in full training."""
         return sum(map(sum, self.groups))
 
     @property
-    def of_block(self) -> int:
-        """Of a whole block."""
-        return sum(self.block)
+    def frozen(self) -> int:
+        """Of the others."""
+        return self.all - self.trained
+
+    @property
+    def trained_of_root(self) -> int:
+        """Of those trained outside the blocks."""
+        return trained_of(self.root)
+
+    @property
+    def lowest(self) -> int:
+        """The first block that has a backward pass; L where none has."""
+        if self.learns("wte.", "wpe.", "new_rows.wte"):
+            return 0
+        return next((layer for layer, block in enumerate(self.blocks) if trained_of(block)), self.layers)
+
+    def learns(self, *begins: str) -> bool:
+        """Whether something outside the blocks is trained whose name begins so."""
+        return any(weight.is_trained and weight.name.startswith(begins) for weight in self.root)
 
     def each(self) -> Iterator[int]:
         """Of each parameter."""
-        return (size for group in self.groups for size in group)
+        return (weight.elements for weights in (self.root, *self.blocks) for weight in weights)
+
+
+def trained_of(weights: Iterable[Weight]) -> int:
+    """Elements of those that are trained."""
+    return sum(weight.elements for weight in weights if weight.is_trained)
 
 
 @functools.cache
-def layout(config: GPT2Config, decay_all: bool = False) -> Layout:
-    """The tensors of a model, without making it."""
+def layout(config: GPT2Config, decay_all: bool = False, part: Part | None = None) -> Layout:
+    """The tensors of a model, without making it; of `part`, where it is given, what is trained."""
     with torch.device("meta"):
         model = GPT2(config)
+        if part is not None:
+            part.take(model)
     groups = parameter_groups(model, weight_decay=1.0, decay_all=decay_all)
-    inside = {id(parameter) for parameter in model.h.parameters()}
-    copied = [p for name, p in model.named_parameters() if ".ln_" not in f".{name}" and not name.startswith("wpe.")]
+    narrow = [
+        {name: p.numel() for name, p in some.items() if is_narrowed(name)} for some in (trained(model), of_base(model))
+    ]
+    magnitudes = [module.lora_magnitude_vector for _, module in adapters(model)]
     return Layout(
         groups=tuple(tuple(parameter.numel() for parameter in group["params"]) for group in groups),
-        root=tuple(parameter.numel() for parameter in model.parameters() if id(parameter) not in inside),
-        block=tuple(parameter.numel() for parameter in model.h[0].parameters()),
-        copied=sum(parameter.numel() for parameter in copied),
-        layers=config.n_layer,
+        root=tuple(one for one in _weights(model) if not one.name.startswith("h.")),
+        blocks=tuple(tuple(_weights(block)) for block in model.h),
+        copied=sum(narrow[0].values()),
+        narrow=sum(narrow[1].values()),
+        lengths=sum(one.numel() for one in magnitudes if one is not None),
     )
+
+
+def _weights(module: nn.Module) -> Iterator[Weight]:
+    return (Weight(name, weight.numel(), weight.requires_grad) for name, weight in module.named_parameters())
 
 
 def rounded(size: int, multiple: int) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fastft.engines.moments import BYTES_OF_A_WEIGHT, MOMENTS
-from fastft.scaling.setup import FLOAT32, Layout, Setup, rounded
+from fastft.scaling.setup import FLOAT32, Layout, Setup, rounded, trained_of
 
 FLOAT64 = 8
 SCRATCH = 4 << 20
@@ -66,12 +66,12 @@ def _plain(tensors: Layout, setup: Setup) -> State:
     wide = max(setup.element, FLOAT32)
     copies = setup.element < FLOAT32
     copied = setup.element * tensors.copied if copies else 0
-    whole = wide * tensors.all
-    of_a_pack = copied + wide * (tensors.all - tensors.copied) if copies else whole
+    whole = wide * tensors.trained
+    of_a_pack = copied + wide * (tensors.trained - tensors.copied) if copies else whole
     summed = setup.packs > 1
     left = whole if summed or setup.ranks > 1 else of_a_pack
     return State(
-        parameters=whole + copied,
+        parameters=whole + copied + _base(tensors, setup),
         moments=len(MOMENTS) * whole,
         buffers=SCRATCH if copies else 0,
         kept=whole if summed else 0,
@@ -80,17 +80,26 @@ def _plain(tensors: Layout, setup: Setup) -> State:
     )
 
 
+def _base(tensors: Layout, setup: Setup) -> int:
+    """What is not trained, which stage 0 has in the products' dtype alone, but for layer norms and positions; and the
+    rows' lengths of DoRA, which the model that computes with the copies has too."""
+    wide = max(setup.element, FLOAT32)
+    lengths = wide * tensors.lengths * (2 if setup.element < wide else 1)
+    return setup.element * tensors.narrow + wide * (tensors.frozen - tensors.narrow) + lengths
+
+
 def _flat(tensors: Layout, setup: Setup) -> State:
     """`fastft.engines.gpu_engine.GpuEngine`: the same in flat tensors that are always there; narrow gradients stay
     where the backward pass makes them until a block's are complete."""
     wide = max(setup.element, FLOAT32)
-    whole = wide * tensors.all
+    whole = wide * tensors.trained
+    copies = setup.element * tensors.trained if setup.element < wide else 0
     return State(
-        parameters=whole + (setup.element * tensors.all if setup.element < wide else 0),
+        parameters=whole + copies + _base(tensors, setup),
         moments=len(MOMENTS) * whole,
         rests=whole,
         kept=whole,
-        buckets=setup.element * tensors.of_block,
+        buckets=setup.element * max(map(trained_of, tensors.blocks)),
         left=whole,
     )
 
@@ -105,7 +114,7 @@ def _stages_1_and_2(tensors: Layout, setup: Setup) -> State:
     copy in fp32 too."""
     part = sum(padded_groups(tensors, setup)) // setup.ranks
     state = State(
-        parameters=setup.element * sum(padded_groups(tensors, setup)),
+        parameters=setup.element * (sum(padded_groups(tensors, setup)) + tensors.frozen) + FLOAT32 * tensors.lengths,
         moments=(FLOAT32 + BYTES_OF_A_WEIGHT) * part,
     )
     if uses_bf16_optimizer(setup):
@@ -126,7 +135,7 @@ def _reduced(tensors: Layout, setup: Setup, state: State) -> State:
     part, flat = setup.element * held, FLOAT32 * max(padded_groups(tensors, setup)) // setup.ranks
     return replace(
         state,
-        kept=(setup.element * tensors.all if first else part) if several else 0,
+        kept=(setup.element * tensors.trained if first else part) if several else 0,
         grows=-setup.element if first and several else 0,
         part=part,
         early=first and several,
@@ -148,7 +157,7 @@ def _offloaded(tensors: Layout, setup: Setup, state: State) -> State:
     16-bit ones are summed on the device. A buffer for the largest gradient is on either side."""
     e, wide = setup.element, setup.element == FLOAT32
     part = sum(padded_groups(tensors, setup)) // setup.ranks
-    largest = max(tensors.each())
+    largest = max(map(max, tensors.groups))
     earlier = e * _held_by_a_rank(tensors, setup.ranks)[0] if wide and setup.packs > 1 else 0
     return replace(
         state,
@@ -174,7 +183,7 @@ def uses_bf16_optimizer(setup: Setup) -> bool:
 def _bf16_optimizer(tensors: Layout, setup: Setup, state: State) -> State:
     """All gradients in both, on every rank: what stage 1 saves is masters and moments alone."""
     groups, several = padded_groups(tensors, setup), setup.packs > 1
-    summed, made = FLOAT32 * sum(groups), setup.element * tensors.all
+    summed, made = FLOAT32 * sum(groups), setup.element * tensors.trained
     together = len(groups) > 1 and groups[0] <= ALL_REDUCED
     return replace(
         state,
@@ -210,10 +219,12 @@ def _stage_3(tensors: Layout, setup: Setup) -> State:
     e, N, threshold = setup.element, setup.ranks, setup.buckets.persistence
     parts = [[rounded(size, N) // N for size in group] for group in tensors.groups]
     part = sum(map(sum, parts))
+    held = sum(rounded(size, N) // N for size in tensors.each())
+    lengths = FLOAT32 * tensors.lengths
     persistent = e * sum(rounded(size, N) for size in tensors.each() if size <= threshold)
     made = max(FLOAT64 * max(map(max, parts)), FLOAT32 * max(map(sum, parts)))
     state = State(
-        parameters=e * part + persistent,
+        parameters=e * held + persistent + lengths,
         moments=(FLOAT32 + BYTES_OF_A_WEIGHT) * part,
         buffers=e * setup.buckets.reduce,
         rests=FLOAT32 * part,
@@ -226,13 +237,13 @@ def _stage_3(tensors: Layout, setup: Setup) -> State:
         return state
     return replace(
         state,
-        parameters=persistent,
+        parameters=persistent + lengths,
         moments=0,
         rests=0,
         kept=0,
         left=0,
         update=0,
-        host_parameters=e * part,
+        host_parameters=e * held,
         host_gradients=2 * FLOAT32 * part,
         host_moments=state.moments,
     )

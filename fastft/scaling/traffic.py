@@ -47,17 +47,18 @@ def traffic(config: GPT2Config, setup: Setup) -> Traffic:
 
     Stages 1 and 2 reduce by an all-reduce, of which each rank keeps its part (DeepSpeed's
     `use_multi_rank_bucket_allreduce`): 2 Ψ elements on the wire where the paper's reduce-scatter has Ψ. Stage 1 does so
-    once, stage 2 for every pack. Stage 3 scatters the gradients of every pack, and gathers the weights for it.
+    once, stage 2 for every pack. Stage 3 scatters the gradients of every pack, and gathers the weights for it. What is
+    not trained has no gradient to send; but stage 3 parts it too, and gathers it.
 
     Args:
         config: of the model.
         setup: stage, ranks, arithmetic, packs.
     """
-    tensors, e = layout(config, setup.decay_all), setup.element
+    tensors, e = layout(config, setup.decay_all, setup.part), setup.element
     if setup.ranks == 1:
         return Traffic(ranks=1)
     if setup.stage == 0:
-        return Traffic(ranks=setup.ranks, all_reduce=max(e, FLOAT32) * tensors.all)
+        return Traffic(ranks=setup.ranks, all_reduce=max(e, FLOAT32) * tensors.trained)
     if setup.stage == 3:
         return _of_stage_3(tensors, setup)
     padded = e * sum(padded_groups(tensors, setup))
@@ -67,7 +68,7 @@ def traffic(config: GPT2Config, setup: Setup) -> Traffic:
     flag = 1 if e < FLOAT32 else 0  # whether a gradient is not finite
     return Traffic(
         ranks=setup.ranks,
-        all_reduce=packs * e * tensors.all,
+        all_reduce=packs * e * tensors.trained,
         all_gather=padded,
         control=FLOAT32 * len(tensors.groups) + flag,
     )
@@ -75,11 +76,11 @@ def traffic(config: GPT2Config, setup: Setup) -> Traffic:
 
 def _of_stage_3(tensors: Layout, setup: Setup) -> Traffic:
     e, N = setup.element, setup.ranks
-    gathered = fetches(tensors, setup.buckets, setup.activation_checkpointing).gathered
+    gathered = fetches(tensors, setup.buckets, setup.activation_checkpointing, setup.packs).gathered
     persistent = [size for size in tensors.each() if size <= setup.buckets.persistence]
     return Traffic(
         ranks=N,
-        reduce_scatter=e * setup.packs * sum(rounded(size, N) for size in tensors.each()),
-        all_gather=e * sum(rounded(size, N) for size in [*gathered * setup.packs, *persistent]),
+        reduce_scatter=e * setup.packs * sum(rounded(size, N) for group in tensors.groups for size in group),
+        all_gather=e * sum(rounded(size, N) for size in [*gathered, *persistent]),
         control=len(tensors.groups) * (FLOAT32 if setup.offload else FLOAT64),
     )

@@ -13,7 +13,7 @@ from fastft.common.console import say, show
 from fastft.common.memory import peak_memory
 from fastft.engines.moments import BYTES_OF_A_WEIGHT
 from fastft.engines.zero import ZeroEngine
-from fastft.model.gpt2 import number_of_parameters
+from fastft.model.part import numbers_of
 from fastft.training.job import Job
 from fastft.training.steps import Built, Steps
 from fastft.training.token_mean import TokenMean
@@ -71,7 +71,9 @@ def _say_memory(job: Job, peak: int) -> None:
     if job.engine.holds_moments:
         say(f"memory: {peak / _GIB:.2f} GiB at that batch (measured on the first rank)")
         return
-    moments = BYTES_OF_A_WEIGHT * number_of_parameters(job.engine.model.config)
+    model = job.engine.model
+    trains, _ = numbers_of(model.config, model.part)
+    moments = BYTES_OF_A_WEIGHT * trains
     say(
         f"memory: {peak / _GIB:.2f} GiB at that batch (measured) and {moments / _GIB:.2f} GiB for AdamW's "
         f"moments (computed): training will take about {(peak + moments) / _GIB:.2f} GiB"
@@ -92,6 +94,7 @@ def _say_costs(job: Job, largest: Batch, *, packs: int) -> None:
         cuda=engine.device.type == "cuda",
         activation_checkpointing=job.options.activation_checkpointing,
         decay_all=job.options.decay_all,
+        part=engine.model.part,
         buckets=scaling.Buckets() if zero is None else scaling.Buckets.of(zero.settings["zero_optimization"]),
     )
     device_bytes = torch.cuda.get_device_properties(engine.device).total_memory if setup.cuda else None

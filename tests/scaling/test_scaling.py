@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,17 @@ import torch
 from fastft_kernels import attention_torch, linear_cross_entropy_torch, tiles
 from fastft_kernels.linear_cross_entropy import LOGIT_CHUNK_BYTES
 from rich.console import Console
-from scaling_ranks import CASES, CASES_OF_THREE, SMALL_MODEL, case, entries
+from scaling_ranks import (
+    ADAPTERS,
+    CASES,
+    CASES_OF_PARTS,
+    CASES_OF_THREE,
+    SMALL_MODEL,
+    UPPER_HALF,
+    Case,
+    case,
+    entries,
+)
 from torch import Tensor
 
 from fastft import scaling
@@ -25,7 +36,10 @@ from fastft.data.tokenizer import VOCAB_SIZE
 from fastft.engines.optim import adamw
 from fastft.model import ops
 from fastft.model.gpt2 import GPT2, GPT2Config, config_for, number_of_parameters
+from fastft.model.lora_spec import LoRA
+from fastft.model.part import Part, numbers_of
 from fastft.model.precision import BF16Copies
+from fastft.run.config import TrainOptions
 from fastft.scaling import Buckets, Setup, Sizes
 from fastft.scaling import setup as scaling_setup
 from fastft.scaling.activations import activations
@@ -35,6 +49,7 @@ from fastft.scaling.measured import Entry, config_of, memory_compared, setup_of,
 from fastft.scaling.page import MEASURED, PAGE, page
 from fastft.scaling.predict import training_set
 from fastft.scaling.setup import layout
+from fastft.training.train import train
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 GIB = 1 << 30
@@ -60,15 +75,17 @@ def test_ranks_send_and_hold_what_is_predicted() -> None:
         *(case(stage, packs=2) for stage in range(4)),
         case(1, dtype="bf16"),
         case(3, dtype="bf16", offload=True),
+        case(2, packs=2, dtype="bf16", part=ADAPTERS),
+        case(3, packs=2, part=UPPER_HALF),
     ]
     for entry in entries(cases, 2):
         assert_predicted(entry)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_all_cases_of_the_page(ranks: int) -> None:
-    for entry in entries(CASES if ranks == 2 else CASES_OF_THREE, ranks):
+@pytest.mark.parametrize(("cases", "ranks"), [(CASES, 2), (CASES_OF_PARTS, 2), (CASES_OF_THREE, 3)])
+def test_all_cases_of_the_page(cases: list[Case], ranks: int) -> None:
+    for entry in entries(cases, ranks):
         assert_predicted(entry)
 
 
@@ -88,19 +105,29 @@ def test_the_measured_figures_of_the_page_are_predicted() -> None:
 
 def test_another_stages_traffic_is_not_taken_for_it() -> None:
     """The bytes tell the stages apart: with several packs each one's traffic is its own."""
-    plain, *parted = measured_entries(
-        ranks=2, packs=2, dtype="fp32", offload=False, checkpointing=False, model=SMALL_MODEL
-    )
-    for entry in (plain, *parted):
-        for stage in range(4):
-            setup = replace(setup_of(entry), stage=stage, buckets=setup_of(parted[0]).buckets)
-            fits = all(one.measured == one.predicted for one in traffic_compared(entry, setup))
-            assert fits == (entry["stage"] == stage), (entry["stage"], stage)
+    for part in (None, ADAPTERS):
+        plain, *parted = measured_entries(
+            ranks=2, packs=2, dtype="fp32", offload=False, checkpointing=False, model=SMALL_MODEL, part=part
+        )
+        for entry in (plain, *parted):
+            for stage in range(4):
+                setup = replace(setup_of(entry), stage=stage, buckets=setup_of(parted[0]).buckets)
+                fits = all(one.measured == one.predicted for one in traffic_compared(entry, setup))
+                assert fits == (entry["stage"] == stage), (entry["stage"], stage)
+
+
+def test_weights_that_were_not_frozen_would_be_noticed() -> None:
+    for entry in measured_entries(part=ADAPTERS):
+        whole = replace(setup_of(entry), part=None)
+        assert all(one.error > 0.3 for one in memory_compared(entry, whole) if one.name == "between steps")
+        sent = [one for one in traffic_compared(entry, whole) if one.measured and one.name != "control"]
+        assert sum(one.predicted for one in sent) > 1.3 * sum(one.measured for one in sent)
 
 
 def test_masters_that_were_no_copy_would_be_noticed() -> None:
     """In fp32 stages 1 to 3 have a copy of the weights to update, which the paper has not."""
-    for entry in measured_entries(ranks=2, dtype="fp32", offload=False, checkpointing=False, model=SMALL_MODEL):
+    wanted = {"ranks": 2, "dtype": "fp32", "offload": False, "checkpointing": False, "model": SMALL_MODEL, "part": None}
+    for entry in measured_entries(**wanted):
         (stays,) = (one for one in memory_compared(entry) if one.name == "between steps")
         copy = 4 * number_of_parameters(config_of(entry)) // entry["ranks"] if entry["stage"] else 0
         assert stays.measured == pytest.approx(stays.predicted, rel=BETWEEN_STEPS)
@@ -115,22 +142,23 @@ def test_the_page_is_what_the_command_makes() -> None:
 
 
 def saved_bytes(model: GPT2, batch: Batch, dtype: str, impl: str) -> int:
-    """Of the tensors that autograd saves in a forward pass, each storage once, without weights and the batch."""
+    """Of the tensors that autograd saves in a forward pass and keeps, each storage once, without weights and the
+    batch."""
     call: Any = BF16Copies(model) if dtype == "bf16" else model
-    weights = [*model.parameters(), *(call._tensors.values() if dtype == "bf16" else [])]
-    ours = {x.untyped_storage().data_ptr() for x in weights}
-    ours |= {x.untyped_storage().data_ptr() for x in vars_of(batch)}
-    seen: dict[int, tuple[int, Tensor]] = {}
+    computes: GPT2 = call.computes if dtype == "bf16" else model
+    ours = {x.untyped_storage().data_ptr() for x in [*computes.parameters(), *vars_of(batch)]}
+    saved: list[weakref.ref[Tensor]] = []
 
     def note(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in ours:
-            seen[storage.data_ptr()] = storage.nbytes(), x
+        if x.untyped_storage().data_ptr() not in ours:
+            saved.append(weakref.ref(x))
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-        call(batch, impl=impl)
-    return sum(size for size, _ in seen.values())
+        result = call(batch, impl=impl)
+    kept = [x.untyped_storage() for one in saved if (x := one()) is not None]
+    del result
+    return sum({storage.data_ptr(): storage.nbytes() for storage in kept}.values())
 
 
 def vars_of(batch: Batch) -> list[Tensor]:
@@ -162,6 +190,35 @@ def test_saved_activations_are_as_counted(dtype: str, way: str) -> None:
     assert counted == pytest.approx(saved_bytes(model, batch, dtype, impl), rel=SAVED)
 
 
+PARTS = {
+    "adapters": Part(lora=LoRA(r=8, alpha=16.0), train_only=None, new_rows=None, base_sha256=""),
+    "one target": Part(lora=LoRA(r=8, alpha=8.0, targets=("c_attn",)), train_only=None, new_rows=None, base_sha256=""),
+    "one layer": Part(
+        lora=LoRA(r=8, alpha=8.0, targets=("c_fc", "attn.c_proj"), layers=(1,)), train_only=None, new_rows=None,
+        base_sha256="",
+    ),
+    "DoRA": Part(lora=LoRA(r=8, alpha=16.0, dora=True), train_only=None, new_rows=None, base_sha256=""),
+    "new rows": Part(lora=LoRA(r=8, alpha=16.0), train_only=None, new_rows=(500, 12), base_sha256=""),
+    "upper blocks": Part(lora=None, train_only="h.1-2.mlp,ln_f", new_rows=None, base_sha256=""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_saved_activations_of_a_part_are_as_counted(name: str) -> None:
+    config = GPT2Config(n_layer=3, n_head=4, n_embd=128, n_ctx=256, vocab_size=512)
+    batch, part = random_batch(512), PARTS[name]
+    other = PARTS["DoRA" if name == "one target" else "one target"]
+    for dtype, again in (("fp32", False), ("bf16", False), ("fp32", True)):
+        setup = Setup(dtype=dtype, activation_checkpointing=again, part=part)
+        model = GPT2(config, checkpoint_activations=again)
+        part.take(model)
+        measured = saved_bytes(model, batch, dtype, "cpu")
+        counted, of_another = (activations(config, Sizes.of(batch), replace(setup, part=one)).all
+                               for one in (part, other))  # fmt: skip
+        assert counted == pytest.approx(measured, rel=SAVED)
+        assert again or of_another != pytest.approx(measured, rel=SAVED)
+
+
 def test_the_other_dtypes_activations_would_be_noticed() -> None:
     config = GPT2Config(n_layer=3, n_head=4, n_embd=128, n_ctx=256, vocab_size=512)
     batch = random_batch(512)
@@ -174,12 +231,17 @@ def test_the_triton_kernels_activations_are_as_counted() -> None:
     """In Triton's interpreter, which is chosen when the kernels are imported: in a process of its own."""
     code = (
         "from tests.scaling.test_scaling import *\n"
-        "config = GPT2Config(n_layer=2, n_head=4, n_embd=64, n_ctx=256, vocab_size=512)\n"
+        "config = GPT2Config(n_layer=3, n_head=4, n_embd=64, n_ctx=256, vocab_size=512)\n"
         "batch = random_batch(512, examples=6, impl='triton')\n"
         "for dtype in ('fp32', 'bf16'):\n"
         "    setup = Setup(dtype=dtype, impl='triton')\n"
         "    counted = activations(config, Sizes.of(batch), setup).all\n"
         "    assert counted == pytest.approx(saved_bytes(GPT2(config), batch, dtype, 'triton'), rel=SAVED)\n"
+        "    for part in PARTS.values():\n"
+        "        model = GPT2(config)\n"
+        "        part.take(model)\n"
+        "        counted = activations(config, Sizes.of(batch), Setup(dtype=dtype, impl='triton', part=part)).all\n"
+        "        assert counted == pytest.approx(saved_bytes(model, batch, dtype, 'triton'), rel=SAVED), part\n"
     )
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     subprocess.run([sys.executable, "-c", code], check=True, timeout=600, env=environment)
@@ -223,6 +285,30 @@ def test_model_states_of_the_paper() -> None:
     assert third.phases["between steps"] == pytest.approx(buffers + 18 * whole / ranks, rel=0.01)
 
 
+def test_adapters_by_hand() -> None:
+    """r (in + out) of each of four matrices, and 16 bytes of each in mixed precision; 2 of what is frozen."""
+    config, part = config_for("gpt2-xl"), PARTS["adapters"]
+    C, L, r, whole = 1600, 48, 8, number_of_parameters(config)
+    trained = L * r * (4 * C + 2 * C + 5 * C + 5 * C)
+    tensors = layout(config, part=part)
+    assert (tensors.trained, tensors.frozen, tensors.all) == (trained, whole, whole + trained)
+    assert numbers_of(config, part) == (trained, whole + trained)
+    sizes = Sizes.given(64, 64)
+    for setup in Setup(ranks=8, dtype="bf16", impl="triton", cuda=True, part=part).variants():
+        one, sent = scaling.memory(config, sizes, setup), scaling.traffic(config, setup)
+        # Plain: the two moments; over DeepSpeed the masters with them, parted.
+        assert one.moments + one.host_moments == (8 * trained if setup.stage == 0 else 12 * trained // 8)
+        if setup.stage < 3:
+            norms_and_positions = 2 * (2 * L * 2 * C + 2 * C + 1024 * C)  # which stage 0 has in float32
+            weights = 2 * whole + (6 * trained + norms_and_positions if setup.stage == 0 else 2 * trained)
+            assert one.parameters == weights
+            assert sent.all_reduce + sent.reduce_scatter == (4 if setup.stage == 0 else 2) * trained
+        else:
+            assert sent.reduce_scatter == 2 * trained
+            assert sent.all_gather >= 2 * (whole + trained)
+            assert scaling.memory(config, sizes, replace(setup, ranks=64)).phases["between steps"] < 2 * whole
+
+
 def test_offload_moves_and_loses_nothing() -> None:
     config, sizes = config_for("gpt2-medium"), Sizes.given(64, 64)
     for stage in (2, 3):
@@ -249,17 +335,20 @@ def test_stage_3_keeps_what_it_uses_again() -> None:
     assert sum(fetches(medium, Buckets(), False).gathered) == parted
     assert fetches(large, Buckets(), False).loss < sum(size for size in large.each() if size > Buckets().persistence)
     none = fetches(medium, Buckets(max_reuse=1, prefetch=0), False)
-    blocks = medium.layers * sum(size for size in medium.block if size > Buckets().persistence)
+    blocks = sum(one.elements for block in medium.blocks for one in block if one.elements > Buckets().persistence)
     assert sum(none.gathered) == parted + blocks - blocks // medium.layers  # the last block is used again at once
     assert none.loss == parted - blocks + blocks // medium.layers
 
 
 def test_groups_are_adamws() -> None:
-    for decay_all in (False, True):
+    part = Part(lora=LoRA(r=2, alpha=4.0, dora=True), train_only=None, new_rows=(50000, 257), base_sha256="")
+    for decay_all, some in ((False, None), (True, None), (False, part)):
         model = GPT2(config_for("pico"))
+        if some is not None:
+            some.take(model)
         groups = adamw(model, lr=1.0, weight_decay=0.1, decay_all=decay_all).param_groups
         sizes = tuple(tuple(parameter.numel() for parameter in group["params"]) for group in groups)
-        assert layout(config_for("pico"), decay_all).groups == sizes
+        assert layout(config_for("pico"), decay_all, some).groups == sizes
 
 
 def test_constants_are_the_kernels() -> None:
@@ -272,7 +361,6 @@ def test_constants_are_the_kernels() -> None:
 @pytest.mark.parametrize("file", sorted(LAUNCH.glob("zero*.json")), ids=lambda file: file.stem)
 def test_auto_is_what_fastft_fills_in(file: Path) -> None:
     from fastft.engines.zero_config import read_zero_config, settings_for_deepspeed
-    from fastft.run.config import TrainOptions
 
     options = TrainOptions(data="sample", model="pico")
     config = read_zero_config(file, options, 2)
@@ -322,6 +410,25 @@ def test_a_cpu_is_told_that_it_cannot_offload() -> None:
     assert "nowhere to offload to" in " ".join(printed.split())
     assert "+ offload" not in printed
     assert "0 (this run)" in printed
+
+
+def test_a_dry_run_counts_what_is_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Moments of adapters alone, and the stages' memory beside that of a whole model."""
+    options = TrainOptions(data="sample", model="pico", dtype="fp32", out=tmp_path / "run", dry_run=True)
+    words = []
+    given: dict[str, int]
+    for given in ({}, {"lora_r": 4}):
+        train(replace(options, **given))
+        captured = capsys.readouterr()
+        words.append(" ".join((captured.out + captured.err).split()))
+    trained, all_of_them = numbers_of(config_for("pico"), Part(
+        lora=LoRA(r=4, alpha=8.0), train_only=None, new_rows=None, base_sha256="",
+    ))  # fmt: skip
+    assert f"{trained:,} of {all_of_them:,} parameters on cpu" in words[1]
+    assert f"adapters (rank 4), {trained:,} of {all_of_them:,} parameters trained" in words[1]
+    assert "0.00 GiB for AdamW's moments" in words[1]
+    assert "0.01 GiB for AdamW's moments" in words[0]
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_gpus_table_has_all_stages() -> None:

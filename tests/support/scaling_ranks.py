@@ -42,6 +42,8 @@ from fastft.engines.zero import ZeroEngine
 from fastft.engines.zero_config import read_zero_config
 from fastft.model import ops
 from fastft.model.gpt2 import GPT2, SIZES, GPT2Config
+from fastft.model.lora_spec import LoRA
+from fastft.model.part import Part
 from fastft.ranks.world import World
 from fastft.run.config import TrainOptions
 from fastft.scaling.page import MEASURED
@@ -76,6 +78,7 @@ class Case:
     Attributes:
         model: a size by name, or the fields of a `GPT2Config`.
         stage, offload, dtype, checkpointing: as in `fastft.scaling.Setup`.
+        part: what is trained, as `Part.as_json` says it; None for all.
         packs: of each rank in a step.
         examples: in each pack: of the sample data, or made up where the vocabulary is smaller than the tokenizer's.
         zero: further settings of `zero_optimization`.
@@ -87,6 +90,7 @@ class Case:
     offload: bool = False
     dtype: str = "fp32"
     checkpointing: bool = False
+    part: dict[str, Any] | None = None
     packs: int = 1
     examples: int = 4
     zero: dict[str, Any] = field(default_factory=dict)
@@ -123,6 +127,17 @@ LIMITS: list[dict[str, int]] = [
 """Of which the last alone makes stage 3 give weights back before the loss."""
 
 
+def part(lora: LoRA | None = None, train_only: str | None = None, new_rows: tuple[int, int] | None = None) -> Any:
+    """A `Part` of any base, as JSON has it."""
+    return Part(lora=lora, train_only=train_only, new_rows=new_rows, base_sha256="").as_json()
+
+
+ADAPTERS = part(LoRA(r=8, alpha=16.0))
+NEW_ROWS = part(LoRA(r=8, alpha=16.0), new_rows=(2036, 12))
+SOME_DORA = part(LoRA(r=4, alpha=8.0, dora=True, targets=("c_attn", "mlp.c_proj"), layers=(1, 3)))
+UPPER_HALF = part(train_only="h.2-3,ln_f")
+
+
 def case(stage: int, **other: Any) -> Case:
     """One with small buckets, in which memory is measured."""
     zero = SMALL_BUCKETS if stage else {}
@@ -133,9 +148,9 @@ def _wide(stage: int, **other: Any) -> Case:
     return case(stage, **{"model": WIDE_MODEL, "examples": 3, "zero": GIVES_BACK if stage else {}, **other})
 
 
-def _named(name: str, stage: int, packs: int, reduce: int) -> Case:
+def _named(name: str, stage: int, packs: int, reduce: int, **other: Any) -> Case:
     zero = {"reduce_bucket_size": reduce, "allgather_bucket_size": reduce} if stage else {}
-    return case(stage, model=name, examples=8, packs=packs, zero=zero)
+    return case(stage, model=name, examples=8, packs=packs, zero=zero, **other)
 
 
 CASES = [
@@ -151,6 +166,15 @@ CASES = [
     *(_named("nano", stage, 1, 3_000_000) for stage in range(4)),
 ]  # fmt: skip
 """On 2 ranks."""
+CASES_OF_PARTS = [
+    *(case(stage, packs=2, dtype=dtype, part=ADAPTERS) for stage in range(4) for dtype in ("fp32", "bf16")),
+    *(case(stage, dtype="bf16", offload=True, part=ADAPTERS) for stage in (2, 3)),
+    *(case(stage, packs=2, checkpointing=True, part=ADAPTERS) for stage in (0, 3)),
+    *(case(stage, packs=2, part=some) for some in (NEW_ROWS, SOME_DORA, UPPER_HALF) for stage in range(4)),
+    *(_wide(stage, packs=2, part=ADAPTERS) for stage in (2, 3)),
+    *(_named("nano", stage, 1, 3_000_000, part=ADAPTERS) for stage in (0, 3)),
+]  # fmt: skip
+"""Of which a part is trained, on 2 ranks."""
 CASES_OF_THREE = [
     *(case(stage, packs=2, dtype=dtype) for stage in range(4) for dtype in ("fp32", "bf16")),
     *(case(stage, dtype="bf16", offload=True) for stage in (2, 3)),
@@ -395,7 +419,7 @@ def _train(case: Case, batches: list[Batch], wire: Wire, blocks: Blocks | None) 
         marks = Blocks.mark if blocks is not None and step == SETTLED else _unmarked
         for number, batch in enumerate(batches):
             with _backward_marked(engine, lambda n=number, m=marks: m(f"backward {n}")), marks(f"pass {number}"):
-                loss, _ = engine.accumulate(batch, 1000, last=number == len(batches) - 1)
+                loss = engine.accumulate(batch, 1000, last=number == len(batches) - 1)[0]
         with marks("update"):
             engine.update(5e-5, loss)()
     return dict(wire.counts - before)
@@ -426,6 +450,8 @@ def _engine(case: Case) -> Engine | ZeroEngine:
     world = World(dist.get_rank(), dist.get_world_size(), dist.get_rank(), dist.get_world_size())
     torch.manual_seed(0)
     model = GPT2(case.config, checkpoint_activations=case.checkpointing)
+    if case.part is not None:
+        Part.of_json(case.part).take(model)
     options = TrainOptions(data="sample", model="pico", device="cpu", dtype=case.dtype, impl="cpu")
     if case.stage == 0:
         return Engine(model, options, world)
@@ -478,7 +504,7 @@ def _entry(case: Case, ranks: int, measured: list[Measured]) -> dict[str, Any]:
 def _write() -> None:
     """Measures the cases of docs/scaling.md."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "deepspeed"))
-    found = [*entries(CASES, 2), *entries(CASES_OF_THREE, 3)]
+    found = [*entries(CASES, 2), *entries(CASES_OF_PARTS, 2), *entries(CASES_OF_THREE, 3)]
     files.write_text(MEASURED, as_text(versions, found))
 
 
