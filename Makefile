@@ -6,7 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 # One thread a test process: two processes of two threads on two cores would wait for each other at every product.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
+# Each process is given neighbouring tests, so that what a file's tests share is made once and not in every process; one
+# that has done its own takes half of what another has left.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 # The benchmarks have a venv of their own: what the peers ask for shall not decide what fastft is tested with.
 BENCH_VENV := .venv-bench

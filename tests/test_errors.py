@@ -399,7 +399,12 @@ RECORDS = [
     Case(
         "export: over other files",
         lambda p: ["export", "--run", str(p.trained), "--to", "book", "--out", str(p.trained / "model"), "--overwrite"],
-        ("model", "no export has written them", "another --out"),
+        ("model", "a place of the run's own", "another --out"),
+    ),
+    Case(
+        "export: over somebody's files",
+        lambda p: ["export", "--run", str(p.trained), "--to", "book", "--out", str(p.text("other/a", "mine").parent)],
+        ("other", "no export has written them", "another --out"),
     ),
     Case(
         "export: what has no effect",

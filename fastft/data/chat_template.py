@@ -6,6 +6,7 @@ What is learned of a conversation is what stands within `{% generation %} ... {%
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
@@ -43,6 +44,8 @@ _OPEN, _CLOSE = "\ue0f0\ue0f1<", ">\ue0f1\ue0f0"
 """Around what is learned while a template is rendered: private characters, of which no text has these in a row."""
 _LIKE_A_TOKEN = re.compile(r"<[|｜][\w ./:▁-]+[|｜]>|</?s>|<(?:bos|eos|pad|start_of_turn|end_of_turn)>")
 """What special tokens look like. A template writes some of them out, and leaves others to `bos_token`, `eos_token`."""
+_MADE_OF = re.compile(r"\{#- made by fastft of (\{.*?\}) -#\}")
+"""Before a program that was made of somebody's own fixed parts: these, from which the template is made again."""
 JINJA_SUFFIXES = (".jinja", ".jinja2", ".j2")
 
 
@@ -310,7 +313,7 @@ def template_beside(path: Path) -> str:
     return next((name for name, template in TEMPLATES.items() if as_jinja(template) == text), str(path))
 
 
-def _jinja_of_file(path: Path) -> JinjaTemplate:
+def _jinja_of_file(path: Path) -> AnyTemplate:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -320,8 +323,20 @@ def _jinja_of_file(path: Path) -> JinjaTemplate:
     source = config.get("chat_template") if path.suffix == ".json" else text
     if not isinstance(source, str):
         raise UserError(f"{path}: got no chat_template, expected one as text")
+    if (template := _made_of(source, path)) is not None:
+        return template
     begin, end = (_token_named(config, name) for name in ("bos_token", "eos_token"))
     return JinjaTemplate(str(path), source, begin, end)
+
+
+def _made_of(source: str, path: Path) -> AnyTemplate | None:
+    """The template of fixed parts that a program was made of; None where it is another one, or has been changed."""
+    if (found := _MADE_OF.match(source)) is None:
+        return None
+    with contextlib.suppress(ValueError, UserError):
+        template = described(json.loads(found[1]), str(path))
+        return template if as_jinja(template) == source else None
+    return None
 
 
 def _config_of(path: Path) -> dict[str, Any]:
@@ -356,6 +371,7 @@ def as_jinja(template: AnyTemplate) -> str:
         return "".join(f"{{% set {name} = {_quoted(token)} %}}\n" for name, token in used.items()) + template.source
     t = template
     lines = [
+        _comment_of(t),
         _say(t.begin),
         "{%- if messages[0]['role'] != 'system' %}" + _say(_system_of(t)) + "{%- endif %}" if t.system else "",
         "{%- for message in messages %}",
@@ -378,6 +394,15 @@ def as_jinja(template: AnyTemplate) -> str:
         "{%- if add_generation_prompt %}" + _say(t.before_response) + "{%- endif %}" if t.before_response else "",
     ]
     return "".join(lines)
+
+
+def _comment_of(template: Template) -> str:
+    """Somebody's own fixed parts: a program alone does not tell where an input goes, or what an answer begins with."""
+    if template in TEMPLATES.values():
+        return ""
+    parts = {**template.description(), "name": Path(template.name).name}
+    text = json.dumps(parts).replace("#", r"\u0023")  # nothing in it ends a comment
+    return f"{{#- made by fastft of {text} -#}}"
 
 
 def _system_of(template: Template) -> str:

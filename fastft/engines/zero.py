@@ -39,6 +39,7 @@ from fastft.model import ops
 from fastft.model.gpt2 import GPT2
 from fastft.model.lora import settle
 from fastft.model.names import DType
+from fastft.model.part import saved
 from fastft.model.precision import choose_device
 from fastft.ranks.world import World
 from fastft.run.config import TrainOptions
@@ -82,7 +83,7 @@ class ZeroEngine:
         model.copies_tables = self.stage == 3
         groups = parameter_groups(model, weight_decay=options.weight_decay, decay_all=options.decay_all)
         self._adamw = GuardedAdamW(groups, lr=options.lr, betas=BETAS, eps=EPSILON, fused=True)
-        given = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        given = {name: parameter.detach() for name, parameter in saved(model).items()}
         self.zero = initialized(deepspeed, model, self._adamw, config, options, dtype, world)
         from fastft.engines.shards import BackgroundWriter
 

@@ -108,7 +108,7 @@ class ZeroState:
     @torch.no_grad()
     def set_masters(self, values: Mapping[str, Tensor]) -> None:
         """Sets the float32 masters by the parameters' names; what the model computes with stays."""
-        for name, parameter in self._model.named_parameters():
+        for name, parameter in saved(self._model).items():
             self._set_master(parameter, values[name])
 
     def find_again(self) -> None:

@@ -509,6 +509,11 @@ def _safetensors_of(folder: Path) -> list[Path]:
             warn(f"{folder} holds {WEIGHTS} and shards by {_INDEX}: {WEIGHTS} is taken")
         return [folder / WEIGHTS]
     if not (folder / _INDEX).is_file():
+        if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
+            raise UserError(
+                f"{folder} holds a run without a model; give one of its checkpoints, or finish it with `fastft train "
+                f"--resume --out {folder}`"
+            )
         found = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".h5", ".msgpack")))
         raise UserError(
             f"{folder} holds no {WEIGHTS}{f' but {found}' if found else ''}; only safetensors is read, as no "

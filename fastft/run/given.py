@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fastft.common import files
 from fastft.common.console import say
 from fastft.common.errors import UserError
 from fastft.data.chat_template import AnyTemplate, template_beside, template_named
@@ -47,6 +48,10 @@ def template_name_for(model: str, named: str | None) -> str:
     beside = Path(model).expanduser() / "chat_template.jinja"
     if beside.is_file():
         return template_beside(beside)
+    if (config := beside.with_name("tokenizer_config.json")).is_file() and "chat_template" in files.object_or_empty(
+        config
+    ):
+        return str(config)
     say(f"{model} has no chat template: its prompts are {DEFAULT_TEMPLATE}'s; --template names another one")
     return DEFAULT_TEMPLATE
 

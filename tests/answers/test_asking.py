@@ -17,7 +17,7 @@ from fastft.answers.generation import GenerateOptions, generate
 from fastft.cli import main
 from fastft.common.errors import UserError
 from fastft.data.chat_template import as_jinja
-from fastft.data.prompts import ALPACA
+from fastft.data.prompts import ALPACA, CHATML
 from fastft.decoding.decode import greedy
 from fastft.model.weights import load, save_hf
 from fastft.run.config import TrainOptions, to_yaml
@@ -79,6 +79,10 @@ def test_a_folder_that_is_no_runs_is_asked_by_its_chat_template(trained: Path, t
     )
     assert template_for(str(alone), None) is ALPACA
     (alone / "chat_template.jinja").unlink()
+    config = json.loads((alone / "tokenizer_config.json").read_text())
+    (alone / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": as_jinja(CHATML)}))
+    assert asked(model=str(alone), prompt="Say 3.") == asked(run=trained, prompt="Say 3.")
+    (alone / "tokenizer_config.json").write_text(json.dumps(config))
     (entry,) = asked(model=str(alone), prompt="Say 3.")
     assert entry == asked(model=str(alone), prompt="Say 3.", template="alpaca")[0]
 
@@ -187,6 +191,10 @@ def test_what_cannot_be_asked(trained: Path, tmp_path: Path) -> None:
         asked(run=trained, prompt=" ")
     with pytest.raises(UserError, match="no weights at"):
         asked(model="./nowhere", prompt="a")
+    (half := tmp_path / "half" / "checkpoints").mkdir(parents=True)
+    shutil.copy(trained / "config.yaml", half.parent)
+    with pytest.raises(UserError, match="a run without a model; give one of its checkpoints"):
+        asked(model=str(half.parent), prompt="a", template="alpaca")
     with pytest.raises(UserError, match="whose tokens it has not"):
         asked(model=str(trained), prompt="a", template="llama3")
 

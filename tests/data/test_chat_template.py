@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from fastft.data.chat_template import (
 )
 from fastft.data.encode import EncodedSet, encode, prompts_of
 from fastft.data.folder_tokenizer import tokenizer_of, with_special_tokens
-from fastft.data.prompts import ALL, ALPACA, CHATML, LAST, RESPONSES, TEMPLATES, VICUNA, Learn, text_of
+from fastft.data.prompts import ALL, ALPACA, CHATML, LAST, RESPONSES, TEMPLATES, VICUNA, Learn, Template, text_of
 from fastft.data.records import Record, Turn
 from fastft.data.tokenizer import Tokenizer, gpt2_tokenizer
 
@@ -404,3 +405,19 @@ def test_trl_learns_the_same(template: Any, tmp_path: Path) -> None:
         for begin, end in masked.spans_of(index):
             labels[begin:end] = row["input_ids"][begin:end]
         assert labels[1:] == row["labels"][1:]  # the first id has nothing before it that could predict it
+
+
+def test_a_program_made_of_ones_own_parts_is_these_parts_again(tmp_path: Path) -> None:
+    """Where an input goes, and what an answer begins with, the program alone does not say."""
+    own = Template(
+        name="/home/me/own.yaml", before_instruction='Q#} "', before_input="\nWITH ", response_header="\nA: "
+    )
+    file = tmp_path / "chat_template.jinja"
+    file.write_text(as_jinja(own))
+    assert "home" not in file.read_text()
+    again = template_named(str(file))
+    assert isinstance(again, Template)
+    assert again == replace(own, name="own.yaml")
+    assert as_jinja(again) == file.read_text()
+    file.write_text(as_jinja(own).replace("A: ", "B: ", 1))  # changed by somebody
+    assert isinstance(template_named(str(file)), JinjaTemplate)

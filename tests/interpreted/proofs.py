@@ -40,16 +40,18 @@ def exact(run: Run, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return results(run, wide, "reference")
 
 
-def assert_right(run: Run, inputs: Mapping[str, Tensor], slack: float | None = None) -> None:
-    """Holds the kernel against float64, with plain PyTorch's error as its budget."""
+def assert_right(run: Run, inputs: Mapping[str, Tensor], slack: float | None = None) -> dict[str, Tensor]:
+    """Holds the kernel against float64, with plain PyTorch's error as its budget; what the kernel gave."""
     truth, plain, got = exact(run, inputs), results(run, inputs, "reference"), results(run, inputs, "triton")
     for name, x in got.items():
         assert_within_budget(name, x, plain[name], truth[name], slack)
+    return got
 
 
-def assert_same_bits(run: Run, inputs: Mapping[str, Tensor]) -> None:
-    """Holds a second run, and runs of the programs in other orders, against the first: bit for bit."""
-    first = results(run, inputs, "triton")
+def assert_same_bits(run: Run, inputs: Mapping[str, Tensor], first: Mapping[str, Tensor] | None = None) -> None:
+    """Holds a second run, and runs of the programs in other orders, against the first (made here where it is not
+    given): bit for bit."""
+    first = first or results(run, inputs, "triton")
     assert_equal(first, results(run, inputs, "triton"), "a second run")
     for seed in (1, 2):
         with random_order(seed):

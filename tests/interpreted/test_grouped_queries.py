@@ -11,7 +11,7 @@ import torch
 from fastft_kernels import plan_attention
 from fastft_kernels.attention_decode import attention_decode
 from mutants import mutant
-from proofs import assert_right, assert_same_bits, drawn, is_wrong, opcheck, results
+from proofs import Run, assert_right, assert_same_bits, drawn, is_wrong, opcheck, results
 from torch import Tensor
 
 kernels = sys.modules["fastft_kernels.attention"]
@@ -81,8 +81,7 @@ def test_a_long_range_in_chunks(rounded: bool) -> None:
     def in_chunks(*x: Tensor, impl: Any) -> Tensor:
         return run(*x, impl=impl, plan=plan)
 
-    assert_right(in_chunks, made)
-    assert_same_bits(in_chunks, made)
+    assert_same_bits(in_chunks, made, assert_right(in_chunks, made))
 
 
 def test_each_group_is_what_copies_of_its_keys_give() -> None:
@@ -122,6 +121,20 @@ def test_the_registered_operations() -> None:
     opcheck(kernels._backward, out, *plain[:3], out, lse, plain[3], None, *lists, sizes, 0.25)
 
 
+@pytest.fixture(scope="module")
+def chunked() -> tuple[Run, dict[str, Tensor]]:
+    """What is right without a planted fault."""
+    made = inputs(6, 2, D=48)
+    plan = plan_attention(made["visible_until"], chunk=64)
+    assert plan.slots
+
+    def chunked(*x: Tensor, impl: Any) -> Tensor:
+        return run(*x, impl=impl, plan=plan)
+
+    assert not is_wrong(chunked, made)
+    return chunked, made
+
+
 @pytest.mark.parametrize(
     ("kernel", "old", "new"),
     [
@@ -135,17 +148,9 @@ def test_the_registered_operations() -> None:
         ("_inside", "< D)[None, :]", "< D - 1)[None, :]"),
     ],
 )
-def test_planted_faults_fail(kernel: str, old: str, new: str) -> None:
-    made = inputs(6, 2, D=48)
-    plan = plan_attention(made["visible_until"], chunk=64)
-    assert plan.slots
-
-    def chunked(*x: Tensor, impl: Any) -> Tensor:
-        return run(*x, impl=impl, plan=plan)
-
+def test_planted_faults_fail(chunked: tuple[Run, dict[str, Tensor]], kernel: str, old: str, new: str) -> None:
     with mutant(getattr(kernels, kernel), old, new):
-        assert is_wrong(chunked, made)
-    assert not is_wrong(chunked, made)
+        assert is_wrong(*chunked)
 
 
 def cached(H: int, G: int, D: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Runs fastft command lines one after the other, each in forks of this process: importing torch is paid for once.
+"""Runs fastft command lines one after the other, each in forks of this process: what they import is paid for once.
 
 A request is a JSON line on standard input: `argv`, `ranks`, `log` (a file for what it says; of further ranks their
 number is appended), `folder`, `kill_at` (or null), `fault` (the name of a function of `rank_faults.py`, or null). A
@@ -11,6 +11,7 @@ several ranks fails, the others get SIGTERM, and SIGKILL if that is not enough.
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -22,10 +23,12 @@ import traceback
 from typing import Any
 
 import rank_faults
-import torch._dynamo  # noqa: F401 (the first optimizer imports it, which takes longer than everything else)
+import torch
+import torch._dynamo  # the first optimizer imports it, which takes longer than everything else
 
-from fastft.cli import main
+from fastft.cli import main, parse
 from fastft.data.tokenizer import gpt2_tokenizer
+from fastft.engines.zero_setup import deepspeed_for
 
 GRACE_S = 30.0
 
@@ -114,17 +117,22 @@ def reply(**values: Any) -> None:
 
 
 def import_deepspeed() -> None:
-    """Once for all forks: what its first engine imports takes longer than a small run."""
+    """Once for all forks: what its first engine imports, and asks the compiler, takes longer than a small run."""
+    deepspeed_for(torch.device("cpu"))
     importlib.import_module("deepspeed.runtime.zero.stage3")
     importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
 
 
 def serve() -> None:
-    gpt2_tokenizer()
+    importlib.import_module("fastft.training.train")  # as the command does when it is run: in each fork
+    _ = gpt2_tokenizer().encoding  # reads its files
+    parse("train", ["--data", "sample"])  # imports the parser and reads the options' texts
     for line in sys.stdin:
         request = json.loads(line)
         if "--deepspeed_config" in request["argv"]:
             import_deepspeed()
+        gc.collect()
+        gc.freeze()  # a fork that collects garbage, as DeepSpeed does, would look at all that is here, and so copy it
         ranks, port = request["ranks"], free_port()
         pids, reports, logs = [], [], []
         for rank in range(ranks):

@@ -229,8 +229,8 @@ def _train_as_the_book(model, entries: list[dict], parts) -> tuple[list[float], 
 
 
 def shared_out(n: int) -> Split:
-    """At least six whole batches of 8 to train on, one more than are evaluated, and two to validate with, the second one
-    not whole."""
+    """At least six whole batches of 8 to train on, one more than are evaluated, and two to validate with, the second
+    of which is not whole."""
     val = max(9, n // 20)
     return Split(*np.split(np.arange(n), [n - val - 4, n - val]))
 
