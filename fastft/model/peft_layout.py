@@ -19,7 +19,7 @@ from fastft.model.lora_spec import LoRA
 from fastft.model.names import ADAPTER, ADAPTER_CONFIG
 from fastft.model.peft_reading import BASE_SHA256, PREFIX, ROWS, TRANSFORMER
 from fastft.model.tensor_files import write_safetensors
-from fastft.model.weights import write_chat_template, write_tokenizer
+from fastft.model.weights import folder_of, write_chat_template, write_tokenizer
 
 _PUBLISHED = "openai-community/"
 
@@ -100,4 +100,4 @@ def _named(source: str) -> str:
     if is_keyword("weights", source):
         return f"{_PUBLISHED}{source}"
     path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() else source
+    return str(folder_of(path.resolve())) if path.exists() else source
