@@ -115,13 +115,17 @@ def _loading(adapter: Adapter | None) -> str:
             "model = AutoModelForCausalLM.from_pretrained(FOLDER)\n"
         )
     rows = max((max(rows) + 1 for rows, _ in adapter.rows.values()), default=0)
-    # PEFT would put the head's rows of its own into the embedding's place, if they were one.
-    untied = ", tie_word_embeddings=False" if adapter.unties else ""
+    # While they are one, PEFT gives the head the embedding's rows.
+    untied = (
+        "model.config.tie_word_embeddings = False\n"
+        "model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())\n"
+    )
     return (
-        "from peft import PeftModel\n"
+        ("import torch\n" if adapter.unties else "") + "from peft import PeftModel\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         "tokenizer = AutoTokenizer.from_pretrained(FOLDER)\n"
-        f"model = AutoModelForCausalLM.from_pretrained(BASE{untied})\n"
+        "model = AutoModelForCausalLM.from_pretrained(BASE)\n"
+        + (untied if adapter.unties else "")
         + (f"model.resize_token_embeddings({rows})\n" if rows else "")
         + "model = PeftModel.from_pretrained(model, FOLDER)\n"
     )

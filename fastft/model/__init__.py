@@ -23,7 +23,7 @@ To be read in this order:
     peft_reading.py   an adapter of PEFT's, read: `read_adapter`, `is_adapter`, `Adapter`
     based.py          what names a base, made whole: `load_adapted`, `load_part`, `base_named`
     weights.py        folders, hub ids, the book's files: `load`, `config_of`, `files_of`, `base_of_adapter`,
-                      `is_same_source`, `is_checkpoint`,
+                      `is_same_source`, `folder_of`, `is_checkpoint`,
                       `save_hf`, `save_book`, `check_range`, `write_tokenizer`, `load_weights`,
                       `save_weights`
     peft_layout.py    an adapter in PEFT's layout, written: `save_adapter`

@@ -106,7 +106,8 @@ class AdapterConfig:
         return float(alpha / (math.sqrt(r) if self._uses_rslora else r))
 
     def rows(self, table: str) -> list[int]:
-        """The rows of `wte` or `lm_head` that are saved by themselves, in their order; none where that is not said."""
+        """The rows of `wte` or `lm_head` that are saved by themselves, in their order; those of a head that was tied
+        are the embedding's. None where that is not said."""
         said = self._said.get("trainable_token_indices")
         if said is None:
             return []
@@ -117,7 +118,7 @@ class AdapterConfig:
         by_name = {name.rpartition(".")[2]: rows for name, rows in said.items()}
         if odd := [name for name in by_name if name not in ("wte", "lm_head")]:
             self.refuse(f"trains rows of {odd[0]}", "rows of wte or lm_head")
-        return list(by_name.get(table, []))
+        return list(by_name.get(table, by_name.get("wte", [])))
 
     def _check_kind(self) -> None:
         said = self._said

@@ -19,7 +19,7 @@ from fastft.model.lora_spec import LoRA
 from fastft.model.names import ADAPTER, ADAPTER_CONFIG
 from fastft.model.peft_reading import BASE_SHA256, PREFIX, ROWS, TRANSFORMER
 from fastft.model.tensor_files import write_safetensors
-from fastft.model.weights import write_chat_template, write_tokenizer
+from fastft.model.weights import folder_of, write_chat_template, write_tokenizer
 
 _PUBLISHED = "openai-community/"
 
@@ -45,11 +45,12 @@ def save_adapter(model: GPT2, folder: Path, *, base_source: str, chat_template: 
         raise ValueError(f"got new rows {part.new_rows}, expected all up to {config.vocab_size}")
     config.tokenizer.check_fits(config.vocab_size, f"cannot write {folder}")
     files.make_folder(folder)
-    write_safetensors(folder / ADAPTER, dict(_tensors(model)), metadata={BASE_SHA256: part.base_sha256})
     files.write_json(folder / ADAPTER_CONFIG, _described(model, part.lora, base_source))
     write_tokenizer(config, folder)
     if chat_template is not None:
         write_chat_template(folder, chat_template)
+    # Last, as by this file a run is known to have a result.
+    write_safetensors(folder / ADAPTER, dict(_tensors(model)), metadata={BASE_SHA256: part.base_sha256})
 
 
 def _tensors(model: GPT2) -> Iterator[tuple[str, Tensor]]:
@@ -100,4 +101,4 @@ def _named(source: str) -> str:
     if is_keyword("weights", source):
         return f"{_PUBLISHED}{source}"
     path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() else source
+    return str(folder_of(path.resolve())) if path.exists() else source

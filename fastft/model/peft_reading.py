@@ -8,6 +8,7 @@
     base_model.model.transformer.wte.token_adapter.trainable_tokens_delta     [n, C], rows in place of the base's
     base_model.model.transformer.ln_f.weight                                  with `modules_to_save`, or of a vocabulary
                                                                               made larger: in place of the base's
+    base_model.model.transformer.wte.token_adapter.base_layer.weight          the same, with rows by themselves
 
 Letters: I inputs and O outputs of a layer, r rank, C width, V vocab, n rows.
 """
@@ -211,7 +212,8 @@ def read_adapter(folder: Path) -> Adapter:
 def _sort_into(adapter: Adapter, tensors: dict[str, Tensor]) -> None:
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        plain = name.replace(".base_layer.bias", ".bias").removesuffix(".weight" if "magnitude" in name else "")
+        plain = name.replace(".base_layer.bias", ".bias").replace(".token_adapter.base_layer.weight", ".weight")
+        plain = plain.removesuffix(".weight" if "magnitude" in name else "")
         if found := _OF_ADAPTER.fullmatch(plain):
             parts.setdefault(found[1], {})[found[2]] = tensor
         elif name in (f"wte.{ROWS}", f"lm_head.{ROWS}"):

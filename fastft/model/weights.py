@@ -166,7 +166,7 @@ def load(
         return load_adapted(read_adapter(_adapter_at(adapter)), source, tie_head, partial(load, config=config))
     path = _located(source)
     if path.is_dir():
-        if is_adapter(folder := _folder_of(path)):
+        if is_adapter(folder := folder_of(path)):
             return load_adapted(read_adapter(folder), None, tie_head, load)
         if is_checkpoint(path) and (part := part_of(path)) is not None:
             return load_part(path, part, config_of(path), tie_head, load)
@@ -183,7 +183,7 @@ def config_of(source: str | Path, *, adapter: str | Path | None = None) -> GPT2C
     if adapter is not None:
         return config_adapted(read_adapter(_adapter_at(adapter)), source, config_of)
     path = _located(source)
-    if path.is_dir() and is_adapter(folder := _folder_of(path)):
+    if path.is_dir() and is_adapter(folder := folder_of(path)):
         return config_adapted(read_adapter(folder), None, config_of)
     with _opened(path, None) as checkpoint:
         return checkpoint.config
@@ -200,7 +200,7 @@ def files_of(source: str | Path) -> list[Path]:
         return [path]
     if is_checkpoint(path):
         return [path / WEIGHTS, *([] if part_of(path) is None else files_of(base_of_checkpoint(path)))]
-    if is_adapter(folder := _folder_of(path)):
+    if is_adapter(folder := folder_of(path)):
         return [folder / ADAPTER, *files_of(base_named(read_adapter(folder)))]
     return _safetensors_of(folder)
 
@@ -404,7 +404,7 @@ def _downloaded(model_id: str) -> Path:
 def _adapter_at(named: str | Path) -> Path:
     """The folder of an adapter, downloaded where it is an id."""
     path = _located(named)
-    return _folder_of(path) if path.is_dir() else path.parent
+    return folder_of(path) if path.is_dir() else path.parent
 
 
 def _opened(path: Path, config: GPT2Config | None) -> contextlib.AbstractContextManager[_Checkpoint]:
@@ -412,11 +412,11 @@ def _opened(path: Path, config: GPT2Config | None) -> contextlib.AbstractContext
         return _opened_book(path, config)
     if is_checkpoint(path):
         return _opened_checkpoint(path)
-    return _opened_folder(_folder_of(path), config)
+    return _opened_folder(folder_of(path), config)
 
 
-def _folder_of(path: Path) -> Path:
-    """The Hugging Face folder that a folder is: of a run, that of its result."""
+def folder_of(path: Path) -> Path:
+    """The Hugging Face folder, or PEFT's, that a folder is: of a run, that of its result."""
     of_a_run = path / "model"
     is_run = (path / "config.yaml").is_file() and not (path / "config.json").is_file() and of_a_run.is_dir()
     return of_a_run if is_run else path

@@ -52,9 +52,9 @@ def test_the_merged_export_is_exact(tmp_path: Path) -> None:
                                logits(trained_model(run)), rtol=0, atol=1e-5)  # fmt: skip
 
 
-@pytest.mark.parametrize("tie_head", [True, False])
-def test_the_adapter_by_itself_is_pefts_and_its_card_says_how(tmp_path: Path, tie_head: bool) -> None:
-    run = made_adapter_run(tmp_path / "run", "chatml", tie_head=tie_head)
+@pytest.mark.parametrize(("tied_base", "tie_head"), [(True, True), (False, False), (True, False)])
+def test_the_adapter_by_itself_is_pefts_and_its_card_says_how(tmp_path: Path, tied_base: bool, tie_head: bool) -> None:
+    run = made_adapter_run(tmp_path / "run", "chatml", tie_head=tie_head, tied_base=tied_base)
     out = exported(run, "peft")
     assert sorted(path.name for path in out.iterdir() if path.name.startswith(("adapter", "chat", "README"))) == [
         "README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"

@@ -207,6 +207,40 @@ def test_we_read_a_vocabulary_that_peft_has_made_larger(tmp_path: Path, tie_head
     assert load(tmp_path / "adapter", tie_head=tie_head).config.vocab_size == V + 3
 
 
+@pytest.mark.parametrize("options", [{}, {"ensure_weight_tying": True}])
+def test_rows_of_a_vocabulary_that_peft_has_made_larger(tmp_path: Path, options: dict[str, Any]) -> None:
+    V = base_in(tmp_path / "base").config.vocab_size
+    given = {"target_modules": ["c_attn"], "trainable_token_indices": [V, V + 1], **options}
+    twin = made_by_peft(tmp_path / "base", tmp_path / "adapter", V=V + 2, **given)
+    assert_equal(logits(load(tmp_path / "adapter")), peer_logits(twin, V + 2))
+
+
+def test_what_gives_some_rows_no_value_is_refused(tmp_path: Path) -> None:
+    """A head of its own, and new rows of the embedding alone; and rows with a gap between."""
+    V = base_in(tmp_path / "base", tie_head=False).config.vocab_size
+    place = tmp_path / "adapter"
+    made_by_peft(tmp_path / "base", place, target_modules=["c_attn"], trainable_token_indices=[V - 2, V - 1])
+    change(place / "adapter_config.json", trainable_token_indices=[V, V + 1])
+    with pytest.raises(UserError, match="no values for all of them in both embedding and head"):
+        load(place)
+    change(place / "adapter_config.json", trainable_token_indices=[V - 1, V + 1])
+    with pytest.raises(UserError, match=f"has no row {V} of wte.weight"):
+        load(place)
+
+
+def test_a_tokenizer_that_is_not_the_bases_is_refused(tmp_path: Path) -> None:
+    base_in(tmp_path / "base")
+    made_by_peft(tmp_path / "base", tmp_path / "adapter")
+    for name, content in small_tokenizer().files().items():
+        (tmp_path / "adapter" / name).write_bytes(content)
+    assert load(tmp_path / "adapter").config.tokenizer.size() == 260
+    vocab = json.loads((tmp_path / "adapter" / "vocab.json").read_text())
+    vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
+    (tmp_path / "adapter" / "vocab.json").write_text(json.dumps(vocab))
+    with pytest.raises(UserError, match=r"in which id \d+ is 'b', and its base's says 'a'"):
+        load(tmp_path / "adapter")
+
+
 def change(path: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 

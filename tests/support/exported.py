@@ -22,7 +22,7 @@ from fastft.model.lora_spec import LoRA
 from fastft.model.part import Part, sha256_of, trained
 from fastft.model.peft_layout import save_adapter
 from fastft.model.vocabulary import with_tokenizer
-from fastft.model.weights import save_hf
+from fastft.model.weights import load, save_hf
 from fastft.run.config import TrainOptions, to_yaml
 from fastft.run.folder import Run
 
@@ -102,11 +102,15 @@ def with_random_adapter(base: GPT2, lora: LoRA, template: AnyTemplate) -> GPT2:
     return model
 
 
-def made_adapter_run(folder: Path, template: str = "alpaca", *, tie_head: bool = True, **lora: Any) -> Run:
-    """The same of a run that trained adapters of a base in the folder `base` beside it."""
+def made_adapter_run(
+    folder: Path, template: str = "alpaca", *, tie_head: bool = True, tied_base: bool | None = None, **lora: Any
+) -> Run:
+    """The same of a run that trained adapters of a base in the folder `base` beside it, which is tied as the run is
+    unless it is said otherwise."""
     run, of = Run(folder), template_named(template)
-    base = random_model(template_named("alpaca"), tie_head=tie_head)
-    save_hf(base, folder.parent / "base")
+    tied_base = tie_head if tied_base is None else tied_base
+    save_hf(random_model(template_named("alpaca"), tie_head=tied_base), folder.parent / "base")
+    base = load(folder.parent / "base", tie_head=tie_head)
     model = with_random_adapter(base, LoRA(**{"r": 3, "alpha": 4.0, **lora}), of)
     save_adapter(model, run.model, base_source=str(folder.parent / "base"), chat_template=as_jinja(of))
     given = {"data": "sample", "weights": str(folder.parent / "base"), "tie_head": tie_head, "template": template}
