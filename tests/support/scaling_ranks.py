@@ -131,7 +131,7 @@ LIMITS: list[dict[str, int]] = [
 
 def part(lora: LoRA | None = None, train_only: str | None = None, new_rows: tuple[int, int] | None = None) -> Any:
     """A `Part` of any base, as JSON has it."""
-    return Part(lora=lora, train_only=train_only, new_rows=new_rows, base_sha256="").as_json()
+    return json.loads(json.dumps(Part(lora=lora, train_only=train_only, new_rows=new_rows, base_sha256="").as_json()))
 
 
 ADAPTERS = part(LoRA(r=8, alpha=16.0))
