@@ -1,5 +1,5 @@
-"""docs/scaling.md: gpt2-medium and gpt2-xl on 1 to 256 GPUs, and adapters, predicted; and what CPU ranks measured, beside
-what is predicted for them.
+"""docs/scaling.md: gpt2-medium and gpt2-xl on 1 to 256 GPUs, and adapters, predicted; and what CPU ranks measured,
+beside what is predicted for them.
 """
 
 from __future__ import annotations

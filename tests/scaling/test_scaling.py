@@ -92,7 +92,9 @@ def test_all_cases_of_the_page(cases: list[Case], ranks: int) -> None:
 def measured_entries(**wanted: Any) -> list[dict[str, Any]]:
     """Those of the page that are as wanted."""
     found = json.loads(MEASURED.read_text())["entries"]
-    return [entry for entry in found if all(entry[key] == value for key, value in wanted.items())]
+    chosen = [entry for entry in found if all(entry[key] == value for key, value in wanted.items())]
+    assert chosen
+    return chosen
 
 
 def test_the_measured_figures_of_the_page_are_predicted() -> None:
