@@ -54,7 +54,7 @@ def run_as_it_stands(script: str, folder: Path) -> tuple[int, list[list[str]]]:
     return shell.returncode, asked
 
 
-@pytest.mark.parametrize("name", ["json", "columns", "chat", "splits", "ask", "take"])
+@pytest.mark.parametrize("name", ["json", "columns", "chat", "splits", "ask", "lora", "take"])
 def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.chdir(tmp_path)
     status, asked = run_as_it_stands(BLOCKS[name], tmp_path)
@@ -62,8 +62,12 @@ def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> 
     assert len(asked) >= 2
     assert len(BLOCKS[name].splitlines()) <= 10
     run, *others = sorted((tmp_path / "out").iterdir())
-    assert [other.name for other in others] == (["untuned"] if name == "ask" else [])
+    assert [other.name for other in others] == {"ask": ["untuned"], "lora": ["mine", "top"]}.get(name, [])
     assert (run / "model" / "model.safetensors").is_file()
+    if name == "lora":
+        assert (tmp_path / "out/mine/model/adapter_model.safetensors").is_file()
+        assert (tmp_path / "for-peft/adapter_config.json").is_file()
+        assert (tmp_path / "for-transformers/model.safetensors").is_file()
     if name == "take":
         assert (tmp_path / "for-ollama" / "Modelfile").read_text().startswith("FROM ")
         assert (tmp_path / "for-transformers" / "README.md").is_file()
