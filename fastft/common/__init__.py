@@ -8,7 +8,7 @@ To be read in this order:
     nearest.py   the name that was meant: `nearest`, `did_you_mean`, `did_you_mean_path`
     ranges.py    ranges of whole numbers as options write them: `range_named`
     files.py     whole files or none: `write_text`, `write_json`, `read_json`, `object_or_empty`, `make_folder`,
-                 `identity`, `LFS_POINTER`
+                 `identity`, `cache_folder`, `LFS_POINTER`
     jsonl.py     JSON lines that outlive a kill: `JsonLines`, `objects`
     lock.py      one writer of a folder at a time: `writing`, `refuse_if_held`
     console.py   what a person sees while something runs: `say`, `warn`, `show`, `meter`, `Meter`, `silenced`,

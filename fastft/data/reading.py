@@ -7,7 +7,6 @@ the words `book` and `sample`. `fastft.data.containers` gives the rows, `fastft.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -212,7 +211,7 @@ def book_file() -> Path:
     Raises:
         UserError: no network, or the bytes are not the book's (SHA-256).
     """
-    folder = files.make_folder(cache_folder(), remedy="choose another with the environment variable FASTFT_CACHE")
+    folder = files.make_folder(files.cache_folder(), remedy="choose another with the environment variable FASTFT_CACHE")
     path = folder / "instruction-data.json"
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == BOOK_SHA256:
         return path
@@ -226,13 +225,6 @@ def book_file() -> Path:
     with files.replacing(path) as file:
         file.write(content)
     return path
-
-
-def cache_folder() -> Path:
-    """`$FASTFT_CACHE`, else `$XDG_CACHE_HOME/fastft`, else `~/.cache/fastft`."""
-    if own := os.environ.get("FASTFT_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastft"
 
 
 def _download(url: str) -> bytes:

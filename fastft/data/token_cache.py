@@ -56,7 +56,7 @@ from fastft.data.encode import (
     texts_of,
 )
 from fastft.data.json_rows import BadRecord
-from fastft.data.reading import Piece, cache_folder, stream_records, taken_for
+from fastft.data.reading import Piece, stream_records, taken_for
 from fastft.data.records import ReadingRules, Record, Split, Tokens, Turn, digest_of
 from fastft.data.tokenizer import Tokenizer
 
@@ -99,7 +99,7 @@ def cache_for(path: Path, token_cache: str) -> TokenCache | None:
         size = text_bytes_of(path)
     except (OSError, UserError):
         return None  # reading it will say why
-    return TokenCache(cache_folder() / "tokens") if size >= LARGE_FILE else None
+    return TokenCache(files.cache_folder() / "tokens") if size >= LARGE_FILE else None
 
 
 @dataclass(frozen=True, slots=True)

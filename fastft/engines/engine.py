@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
@@ -22,15 +22,17 @@ from torch import Tensor
 from fastft.batches.batch import Batch
 from fastft.common.errors import UserError
 from fastft.engines.moments import Moments, laid_out, states_of
-from fastft.engines.optim import MixedAdamW, adamw
+from fastft.engines.optim import CpuAdamW, adamw, gradient_norm
 from fastft.model import ops
 from fastft.model.gpt2 import GPT2
 from fastft.model.names import DType
 from fastft.model.part import saved, trained
-from fastft.model.precision import BF16Copies, autocast, choose_device, choose_dtype, narrow_base, total_norm
+from fastft.model.precision import BF16Copies, autocast, choose_device, choose_dtype, narrow_base
 from fastft.model.weights import load_weights
 from fastft.ranks.world import ALONE, World
 from fastft.run.config import TrainOptions
+
+UpdatesBy = Literal["torch", "compiled code"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ class AnyEngine(Protocol):
     """Steps that may be under way when another one is begun, before the first one's result is asked for."""
     holds_moments: bool
     """Whether AdamW's moments are in memory from the beginning."""
+    updates_by: UpdatesBy
+    """Whose code updates the weights: others round a few of them otherwise."""
 
     def accumulate(self, batch: Batch, count: int, *, last: bool = True) -> tuple[Tensor, Tensor]:
         """Forward and backward of one batch of a step.
@@ -168,7 +172,10 @@ class Engine(WholeModel):
             weight_decay=options.weight_decay,
             decay_all=options.decay_all,
             copies=self.copies,
+            in_one_pass=self.dtype == "fp32" and self.device.type == "cpu",
         )
+        is_compiled = isinstance(self.optimizer, CpuAdamW) and self.optimizer.is_compiled
+        self.updates_by: UpdatesBy = "compiled code" if is_compiled else "torch"
         if options.compile:
             ops.compile_model(self.model if self.copies is None else self.copies.computes)
         # fp16's range is too small for raw gradients. Other dtypes need no scaling, and the scaler passes through.
@@ -199,7 +206,7 @@ class Engine(WholeModel):
         self._sum_over_ranks()
         self.scaler.unscale_(self.optimizer)
         gradients = self.gradients()
-        grad_norm = total_norm(gradients).item()
+        grad_norm = gradient_norm(gradients)
         applied = math.isfinite(of_all_ranks) and math.isfinite(grad_norm)
         if applied:
             self._scale_gradients(gradients, min(1.0, self.clip / (grad_norm + 1e-6)))
@@ -266,7 +273,7 @@ class Engine(WholeModel):
             work.wait()
 
     def _scale_gradients(self, gradients: list[Tensor], factor: float) -> None:
-        if isinstance(self.optimizer, MixedAdamW):
+        if isinstance(self.optimizer, CpuAdamW):
             self.optimizer.scale = factor
         elif factor < 1:  # at 1 it would be a pass over memory for nothing
             torch._foreach_mul_(gradients, factor)

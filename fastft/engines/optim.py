@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastft.engines import compiled
 from fastft.engines.moments import MEAN, SQUARE, STEP, begun
 from fastft.model.part import trained
-from fastft.model.precision import BF16Copies
+from fastft.model.precision import BF16Copies, total_norm
 from fastft.run.config import Schedule
 
 BETAS = (0.9, 0.999)
@@ -24,16 +25,27 @@ _BLOCK = 1 << 20
 
 
 def adamw(
-    model: nn.Module, *, lr: float, weight_decay: float, decay_all: bool, copies: BF16Copies | None = None
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    decay_all: bool,
+    copies: BF16Copies | None = None,
+    in_one_pass: bool = False,
 ) -> torch.optim.AdamW:
     """AdamW with torch's default betas and epsilon, fused, over `parameter_groups`.
 
-    With `copies` the gradients are theirs, and an update refreshes them.
+    Args:
+        model: what of it is trained.
+        lr: the rate.
+        weight_decay, decay_all: see `parameter_groups`.
+        copies: whose gradients are taken, and which an update refreshes.
+        in_one_pass: of float32 weights on a CPU: `CpuAdamW`, as with copies.
     """
     groups = parameter_groups(model, weight_decay=weight_decay, decay_all=decay_all)
-    if copies is None:
+    if copies is None and not in_one_pass:
         return torch.optim.AdamW(groups, lr=lr, betas=BETAS, eps=EPSILON, fused=True)
-    return MixedAdamW(groups, copies, lr=lr)
+    return CpuAdamW(groups, copies, lr=lr)
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float, decay_all: bool) -> list[dict[str, Any]]:
@@ -52,43 +64,78 @@ def decays(name: str, parameter: Tensor, *, decay_all: bool) -> bool:
     return decay_all or (parameter.ndim >= 2 and not name.startswith(("wte.", "wpe.", "new_rows.")))
 
 
-class MixedAdamW(torch.optim.AdamW):
-    """AdamW of float32 weights from the gradients of their bf16 copies, which it refreshes.
+def gradient_norm(gradients: Sequence[Tensor]) -> float:
+    """The 2-norm over all gradients: by compiled code where there is some for them, else by `total_norm`."""
+    has_code = all(
+        g.device.type == "cpu" and g.is_contiguous() and g.dtype in (torch.float32, torch.bfloat16) for g in gradients
+    )
+    if has_code and compiled.why_not() is None:
+        return compiled.norm(gradients)
+    return total_norm(gradients).item()
 
-    An update is bound by memory: what belongs together is done block by block, while it is in the cache. State as in
-    torch's own AdamW.
+
+class CpuAdamW(torch.optim.AdamW):
+    """AdamW of float32 weights, from their gradients, or from those of their bf16 copies, which it refreshes.
+
+    An update is bound by memory: by compiled code it is one pass over it (`fastft.engines.compiled`). Where there is
+    none, what belongs together is done block by block through torch, while it is in the cache. State as in torch's own
+    AdamW.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], copies: BF16Copies, *, lr: float) -> None:
+    def __init__(self, groups: list[dict[str, Any]], copies: BF16Copies | None, *, lr: float) -> None:
         super().__init__(groups, lr=lr, betas=BETAS, eps=EPSILON, fused=True)
         self.copies = copies
         self.scale = 1.0
         """Factor of the gradients in the next step, such as clipping gives."""
-        self._scratch = torch.empty(_BLOCK, device=groups[0]["params"][0].device)
+        self.is_compiled = groups[0]["params"][0].device.type == "cpu" and compiled.why_not() is None
+        self._scratch = torch.empty(0 if self.is_compiled else _BLOCK, device=groups[0]["params"][0].device)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:  # type: ignore[override] # torch's overloads return a loss
         """Updates the weights that have a gradient, and their copies."""
         del closure
-        pairs = {weight: (gradient, copy) for weight, gradient, copy in self.copies.pairs()}
+        pairs = self._pairs()
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight in pairs]
-            for weight in weights:
-                self._begin(weight)
-            for block in _blocks(piece for weight in weights for piece in self._pieces(weight, *pairs[weight])):
-                self._update(block, group)
-        self.copies.refreshed()
+            self._begin(weights)
+            if self.is_compiled:
+                self._update_in_one_pass(weights, pairs, group)
+            else:
+                for block in _blocks(piece for weight in weights for piece in self._pieces(weight, *pairs[weight])):
+                    self._update(block, group)
+        if self.copies is not None:
+            self.copies.refreshed()
 
-    def _begin(self, weight: Tensor) -> None:
+    def _pairs(self) -> dict[Tensor, tuple[Tensor, Tensor | None]]:
+        """Of each weight that has a gradient: that, and its copy where it has one."""
+        if self.copies is not None:
+            return {weight: (gradient, copy) for weight, gradient, copy in self.copies.pairs()}
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        return {weight: (weight.grad, None) for weight in weights if weight.grad is not None}
+
+    def _begin(self, weights: list[Tensor]) -> None:
         """Counts the step; makes the state in the first one."""
-        state = self.state[weight]
-        if not state:
-            state.update(begun(weight))
-        state[STEP] += 1
+        for weight in weights:
+            if not self.state[weight]:
+                self.state[weight].update(begun(weight))
+        if weights:
+            torch._foreach_add_([self.state[weight][STEP] for weight in weights], 1)
+
+    def _update_in_one_pass(
+        self, weights: list[Tensor], pairs: dict[Tensor, tuple[Tensor, Tensor | None]], group: dict[str, Any]
+    ) -> None:
+        pieces = []
+        for weight in weights:
+            state, (gradient, copy) = self.state[weight], pairs[weight]
+            mean, square = state[MEAN], state[SQUARE]
+            gradient = gradient.contiguous()
+            step, decay = int(state[STEP]), group["weight_decay"]
+            pieces.append(compiled.Piece(weight, gradient, mean, square, copy, step, decay))
+        compiled.adamw(pieces, lr=group["lr"], betas=group["betas"], epsilon=group["eps"], scale=self.scale)
 
     def _pieces(self, weight: Tensor, gradient: Tensor, copy: Tensor | None) -> Iterator[_Piece]:
         state = self.state[weight]
-        flat = [x.view(-1).split(_BLOCK) for x in (weight, gradient, state[MEAN], state[SQUARE])]
+        flat = [x.reshape(-1).split(_BLOCK) for x in (weight, gradient, state[MEAN], state[SQUARE])]
         copies = [None] * len(flat[0]) if copy is None else copy.view(-1).split(_BLOCK)
         for w, g, m, v, c in zip(*flat, copies, strict=True):
             yield _Piece(w, g, m, v, c, state[STEP])

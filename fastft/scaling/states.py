@@ -11,7 +11,7 @@ from fastft.scaling.setup import FLOAT32, Layout, Setup, rounded, trained_of
 
 FLOAT64 = 8
 SCRATCH = 4 << 20
-"""Of `fastft.engines.optim.MixedAdamW`: some weights' gradients in float32."""
+"""Of `fastft.engines.optim.CpuAdamW`: some weights' gradients in float32."""
 ALL_REDUCED = 500_000_000
 """Elements that `bf16_optimizer.py` puts together for an all-reduce."""
 

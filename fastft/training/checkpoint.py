@@ -34,6 +34,7 @@ from torch import Tensor
 from fastft.common import files
 from fastft.common.console import warn
 from fastft.common.errors import UserError
+from fastft.engines import compiled
 from fastft.engines.engine import AnyEngine
 from fastft.engines.zero import ZeroEngine
 from fastft.model.gpt2 import GPT2Config
@@ -240,6 +241,7 @@ def load_checkpoint(path: Path, engine: AnyEngine) -> Progress:
     """
     state = _state_of(path)
     _check_part(path, state["part"], engine.model.part)
+    _say_whose_code(path, state["updates_by"], engine.updates_by)
     if path.name.startswith(_SHARDS):
         assert isinstance(engine, ZeroEngine)  # `newest_whole` gives them to no other
         engine.load_shards(path)
@@ -289,7 +291,7 @@ def _state_of(path: Path) -> dict[str, Any]:
     """
     state = files.read_json(path / _STATE, what="checkpoint state")
     got = set(state) if isinstance(state, dict) else set()
-    expected = {*_PROGRESS, "model", "part", *_BESIDE_PROGRESS[path.name.partition("-")[0]]}
+    expected = {*_PROGRESS, "model", "part", "updates_by", *_BESIDE_PROGRESS[path.name.partition("-")[0]]}
     if odd := sorted(got ^ expected):
         lacking = [f"no {name}" for name in odd if name not in got]
         unknown = [f"an unknown {name}" for name in odd if name in got]
@@ -302,11 +304,22 @@ def _state_of(path: Path) -> dict[str, Any]:
 
 
 def _described(engine: AnyEngine, progress: Progress) -> dict[str, Any]:
-    """How far a run is, the shape of its model, and what of it is trained, where that is not all."""
-    part = engine.model.part
+    """How far a run is, the shape of its model, what of it is trained, where that is not all, and whose code did."""
+    model, part = engine.model, engine.model.part
     return {
-        **asdict(progress), "model": engine.model.config.shape(), "part": None if part is None else part.as_json()
+        **asdict(progress), "model": model.config.shape(), "part": None if part is None else part.as_json(),
+        "updates_by": engine.updates_by,
     }  # fmt: skip
+
+
+def _say_whose_code(path: Path, before: str, now: str) -> None:
+    """Says where a run goes on by other code than wrote the checkpoint: what follows is the same up to rounding alone."""
+    if before != now:
+        reason = f" ({compiled.why_not()})" if now == "torch" and compiled.why_not() else ""
+        warn(
+            f"{path} was updated by {before}, and here it goes on by {now}{reason}: the same but for the rounding of a "
+            "few weights, so that bits may differ"
+        )
 
 
 def _check_part(path: Path, held: Any, part: Part | None) -> None:
