@@ -499,7 +499,7 @@ def test_captured_steps_have_the_bits_of_those_that_are_not(run_options: TrainOp
 @pytest.mark.parametrize("engine_class", [Engine, GpuEngine])
 @pytest.mark.parametrize("named", ["wpe,ln_f", "h.0.attn.c_attn.bias", "h.1.mlp.c_fc.weight"])
 def test_a_part_of_a_matrix_or_nothing_narrow_trains_and_answers_in_bf16(named: str, engine_class: Any) -> None:
-    """The weight of a layer is trained in float32 where its bias stays in bf16, or there is nothing to make copies of."""
+    """A layer's weight is trained in float32 where its bias stays in bf16, or there is nothing to make copies of."""
     base = model()
     train_only(base, named)
     base.part = Part(lora=None, train_only=named, new_rows=None, base_sha256="")
