@@ -100,8 +100,9 @@ class AnyEngine(Protocol):
     def evaluate(self, batch: Batch) -> Tensor:
         """The sum of the losses of this rank's batch, a scalar on the device."""
 
-    def answering(self) -> AbstractContextManager[object]:
-        """A block in which `model` can be asked for hidden states and its head, by all ranks alike."""
+    def answering(self) -> AbstractContextManager[GPT2]:
+        """A block with a model that can be asked for hidden states and its head, by all ranks alike: with the weights
+        as they are now."""
 
     def whole_weights(self) -> dict[str, Tensor] | None:
         """What a checkpoint holds of the model (`fastft.model.part.saved`) by name, in float32 (float64 with `--dtype
@@ -136,9 +137,14 @@ class WholeModel:
     model: GPT2
     world: World
 
-    def answering(self) -> AbstractContextManager[object]:
-        """See `AnyEngine`: the model is as it is."""
-        return contextlib.nullcontext()
+    def computing(self) -> GPT2:
+        """The model that steps compute with: `model`, or one with narrow copies of its weights."""
+        raise NotImplementedError
+
+    def answering(self) -> AbstractContextManager[GPT2]:
+        """See `AnyEngine`: the model is as it is. Of a part in a narrow dtype the one that computes, as a matrix that
+        is trained may be wider than the bias that stays beside it."""
+        return contextlib.nullcontext(self.model if self.model.part is None else self.computing())
 
     def whole_weights(self) -> dict[str, Tensor] | None:
         """See `AnyEngine`: the model's own, as all ranks have the same."""
@@ -224,6 +230,10 @@ class Engine(WholeModel):
     def evaluate(self, batch: Batch) -> Tensor:
         """See `AnyEngine`."""
         return self._forward(batch.to(self.device))[0]
+
+    def computing(self) -> GPT2:
+        """See `WholeModel`."""
+        return self.model if self.copies is None else self.copies.current()
 
     def whole_moments(self) -> Moments | None:
         """See `AnyEngine`."""

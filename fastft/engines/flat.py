@@ -145,9 +145,9 @@ class FlatWeights:
     @torch.no_grad()
     def refresh(self) -> None:
         """Makes the copies those of the weights as they are now."""
-        if self.copies is None:
-            return
         narrow = [(run.begin, run.end) for run in self._runs if run.is_narrow]
+        if self.copies is None or not narrow:  # where layer norms alone are trained, say
+            return
         copies, weights = ([whole[begin:end] for begin, end in narrow] for whole in (self.copies, self.weights))
         torch._foreach_copy_(copies, weights)
 

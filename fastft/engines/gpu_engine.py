@@ -128,6 +128,10 @@ class GpuEngine(WholeModel):
         self.evaluation_graphs.run(staged.sizes, forward)
         return self._pack_loss.clone()
 
+    def computing(self) -> GPT2:
+        """See `WholeModel`."""
+        return self.flat.computes
+
     def whole_moments(self) -> Moments | None:
         """See `fastft.engines.engine.AnyEngine`."""
         if not self.world.is_first or self.flat.step.item() == 0:

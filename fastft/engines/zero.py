@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,14 +139,16 @@ class ZeroEngine:
         loss: Tensor = self.zero(self._staging.put(batch).batch, impl=self.impl)[0]
         return loss
 
-    def answering(self) -> AbstractContextManager[object]:
+    @contextlib.contextmanager
+    def answering(self) -> Iterator[GPT2]:
         """See `fastft.engines.engine.AnyEngine`: what the root reads is gathered for the length of the block."""
         if self.stage < 3:
-            return contextlib.nullcontext()
+            yield self.model
+            return
         import deepspeed
 
-        context: AbstractContextManager[object] = deepspeed.zero.GatheredParameters(outside_blocks(self.model))
-        return context
+        with deepspeed.zero.GatheredParameters(outside_blocks(self.model)):
+            yield self.model
 
     def whole_weights(self) -> dict[str, Tensor] | None:
         """See `fastft.engines.engine.AnyEngine`."""

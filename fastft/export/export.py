@@ -26,8 +26,8 @@ from fastft.export.places import new_files
 from fastft.export.prompt_ids import warn_of_other_ids
 from fastft.integrations.optional import need
 from fastft.model.gpt2 import GPT2, GPT2Config
-from fastft.model.peft_reading import Adapter, read_adapter
-from fastft.model.weights import config_of, save_book, save_hf, write_tokenizer
+from fastft.model.peft_reading import Adapter, is_adapter, read_adapter
+from fastft.model.weights import base_of_adapter, config_of, save_book, save_hf, write_tokenizer
 from fastft.run.folder import EXPORT_MADE, EXPORTED, Run
 from fastft.run.given import weights_of
 from fastft.run.trained import trained_model
@@ -140,6 +140,11 @@ def _check_possible(options: ExportOptions, run: Run) -> None:
         )
     if options.to == "gguf-adapter":
         check_adapter(read_adapter(run.model))
+    if options.to == "peft" and (base := _adapter_below(run)) is not None:
+        raise UserError(
+            f"got --to peft and {run.folder}, whose base {base} is an adapter itself: PEFT would put the one in the "
+            "other's place, and compute another model; --to hf has both merged"
+        )
     if options.to == "peft" and options.push is not None and base_of(run.options()).hub_id is None:
         raise UserError(
             f"got --push {options.push} and an adapter whose base is not on the hub ({weights_of(run.options())}), "
@@ -148,6 +153,12 @@ def _check_possible(options: ExportOptions, run: Run) -> None:
     if options.to == "ollama":
         model_name(options.name, run.folder)
         modelfile(_GGUF_FILE, run.template(), config_of(run.model))
+
+
+def _adapter_below(run: Run) -> Path | None:
+    """The base of a run's adapter, where that is an adapter too."""
+    base = base_of_adapter(run.model)
+    return base if isinstance(base, Path) and is_adapter(base) else None
 
 
 def _write(options: ExportOptions, run: Run, adapter: Adapter | None, folder: Path) -> GPT2Config:

@@ -6,7 +6,9 @@ How a base is loaded is given to each function, as it may be of any kind.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -29,6 +31,9 @@ from fastft.model.tensor_files import Recipe, check_fits, fill, opened_safetenso
 from fastft.model.vocabulary import with_tables, with_tokenizer
 
 T = TypeVar("T")
+
+_holders: ContextVar[tuple[Path, ...]] = ContextVar("holders", default=())
+"""Whose bases are being looked for, the one for the other."""
 
 
 class LoadBase(Protocol):
@@ -154,7 +159,8 @@ def load_part(checkpoint: Path, part: Part, config: GPT2Config, tie_head: bool |
         UserError: the base is not there, or another one; the checkpoint does not hold what it says.
     """
     source = base_of_checkpoint(checkpoint)
-    base = load(source, tie_head=config.tie_head)
+    with looking_for_base(checkpoint):
+        base = load(source, tie_head=config.tie_head)
     check_base(checkpoint, source, got=sha256_of(base), expected=part.base_sha256)
     model = with_tokenizer(base, config.tokenizer)
     if model.config.shape() != config.shape():
@@ -166,6 +172,26 @@ def load_part(checkpoint: Path, part: Part, config: GPT2Config, tie_head: bool |
         check_fits(checkpoint, places, recipes, tensors, any_float=False)
         fill(places, recipes, tensors)
     return _with_head(merge(model), checkpoint, tie_head)
+
+
+@contextlib.contextmanager
+def looking_for_base(holder: Path) -> Iterator[None]:
+    """A block in which the base of an adapter, or of a checkpoint of a part, is looked for.
+
+    Raises:
+        UserError: what needs a base is needed for that base, as where two adapters name each other.
+    """
+    holders, path = _holders.get(), holder.resolve()
+    if path in holders:
+        raise UserError(
+            f"{holder} is a part of a model whose base is made of {holder} itself, over {len(holders)} names; correct "
+            "one of them, or name the base that it was trained on"
+        )
+    token = _holders.set((*holders, path))
+    try:
+        yield
+    finally:
+        _holders.reset(token)
 
 
 def check_base(holder: Path, base: str | Path, *, got: str, expected: str | None) -> None:
@@ -184,7 +210,8 @@ def check_base(holder: Path, base: str | Path, *, got: str, expected: str | None
 def _said_of(folder: Path, base: str | Path | None, do: Callable[[], T]) -> T:
     """Whose base it is, in the error where it cannot be loaded."""
     try:
-        return do()
+        with looking_for_base(folder):
+            return do()
     except UserError as error:
         if base is not None:
             raise

@@ -117,7 +117,8 @@ def merged_weight(weight: Tensor, A: Tensor, B: Tensor, scaling: float, magnitud
     """
     wide = weight.double() + scaling * (B.double() @ A.double())
     if magnitude is not None:
-        wide = wide * (magnitude.double() / wide.norm(dim=1))[:, None]
+        lengths = wide.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)  # a row of zeros stays one, as in a step
+        wide = wide * (magnitude.double() / lengths)[:, None]
     return wide.to(weight.dtype)
 
 

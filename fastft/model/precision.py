@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastft.common.errors import UserError
+from fastft.model.gpt2 import GPT2
 from fastft.model.lora import settle
 from fastft.model.names import Device, DType
 from fastft.model.part import of_base, trained
@@ -112,7 +113,7 @@ class BF16Copies:
     autocast, the residual stream is float32 too. On a GPU `fastft.engines.flat` does the same.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: GPT2) -> None:
         narrow_base(model, torch.bfloat16)
         self._weights = trained(model)
         narrow = {
@@ -128,8 +129,12 @@ class BF16Copies:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Calls the model with the copies in place of its weights."""
+        return self.current()(*args, **kwargs)
+
+    def current(self) -> GPT2:
+        """`computes`, whose copies agree with their weights."""
         self._follow()
-        return self.computes(*args, **kwargs)
+        return self.computes
 
     def gradients(self) -> dict[str, Tensor]:
         """The gradients by the weights' names: bf16 of one backward pass, float32 where several were summed."""

@@ -39,6 +39,7 @@ from fastft.model.based import (
     config_adapted,
     load_adapted,
     load_part,
+    looking_for_base,
     part_of,
 )
 from fastft.model.gpt2 import GPT2, SIZES, GPT2Config
@@ -199,9 +200,11 @@ def files_of(source: str | Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     if is_checkpoint(path):
-        return [path / WEIGHTS, *([] if part_of(path) is None else files_of(base_of_checkpoint(path)))]
+        with looking_for_base(path):
+            return [path / WEIGHTS, *([] if part_of(path) is None else files_of(base_of_checkpoint(path)))]
     if is_adapter(folder := folder_of(path)):
-        return [folder / ADAPTER, *files_of(base_named(read_adapter(folder)))]
+        with looking_for_base(folder):
+            return [folder / ADAPTER, *files_of(base_named(read_adapter(folder)))]
     return _safetensors_of(folder)
 
 

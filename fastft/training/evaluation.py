@@ -102,9 +102,9 @@ class Evaluations:
         prompts = prompts_of(records, data.template, tokenizer)
         room = engine.model.config.n_ctx
         stop = NO_STOP if book or self._job.world.size > 1 else tokenizer.end_of_text
-        with engine.answering():
+        with engine.answering() as model:
             answers = greedy(
-                engine.model,
+                model,
                 [ids[-(room - 1) :] for ids in prompts],
                 max_new_tokens=SAMPLE_TOKENS,
                 stop=stop,

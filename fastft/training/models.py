@@ -76,9 +76,20 @@ def result(options: TrainOptions, model: GPT2, weights: Mapping[str, Tensor]) ->
         options: of the run.
         model: that was trained; its shape and part are read.
         weights: what its engine holds of it (`AnyEngine.whole_weights`).
+
+    Raises:
+        UserError: a part of the weights was trained, and the rest is not there any more, or another one.
     """
     if model.part is not None and model.part.lora is None:
-        whole = _with_rows(_base(options), options)  # the engine's is rounded, or parted among ranks
+        with silenced(True):  # what is to say of it was said when the run began
+            base = _base(options)  # the engine's is rounded, or parted among ranks
+        if (got := sha256_of(base)) != model.part.base_sha256:
+            raise UserError(
+                f"{weights_of(options)} has changed while the run trained a part of it: got SHA-256 {got}, expected "
+                f"{model.part.base_sha256}; put back what the run began with, and --resume writes the model"
+            )
+        with silenced(True):
+            whole = _with_rows(base, options)
         whole.load_state_dict(weights, strict=False)
         return whole
     with torch.device("meta"):

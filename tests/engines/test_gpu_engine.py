@@ -25,7 +25,7 @@ from fastft.gpu.cuda_graphs import Graphs
 from fastft.model import part as parts
 from fastft.model.gpt2 import GPT2, GPT2Config
 from fastft.model.lora_spec import LoRA
-from fastft.model.part import Part, of_base, saved
+from fastft.model.part import Part, of_base, saved, train_only
 from fastft.model.weights import save_weights
 from fastft.ranks.world import World
 from fastft.run.config import TrainOptions
@@ -494,3 +494,18 @@ def test_captured_steps_have_the_bits_of_those_that_are_not(run_options: TrainOp
     )
     assert trained(captured) == trained(eager)
     assert exported(captured) == exported(eager)
+
+
+@pytest.mark.parametrize("engine_class", [Engine, GpuEngine])
+@pytest.mark.parametrize("named", ["wpe,ln_f", "h.0.attn.c_attn.bias", "h.1.mlp.c_fc.weight"])
+def test_a_part_of_a_matrix_or_nothing_narrow_trains_and_answers_in_bf16(named: str, engine_class: Any) -> None:
+    """A layer's weight is trained in float32 where its bias stays in bf16, or there is nothing to make copies of."""
+    base = model()
+    train_only(base, named)
+    base.part = Part(lora=None, train_only=named, new_rows=None, base_sha256="")
+    engine = engine_class(base, options(dtype="bf16"))
+    curve(engine, steps=2)
+    (batch,) = batches(0)
+    with engine.answering() as answers, torch.no_grad():
+        asked = answers(batch)[0]
+    assert difference(asked, engine.evaluate(batch)) < 1e-6

@@ -95,6 +95,9 @@ def test_the_gguf_of_an_adapter(tmp_path: Path) -> None:
 def test_what_cannot_be_exported_by_itself_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = made_run(tmp_path / "whole", "alpaca")
     rows, dora = made_adapter_run(tmp_path / "rows", "chatml"), made_adapter_run(tmp_path / "dora", dora=True)
+    above = made_adapter_run(tmp_path / "above")
+    config = above.model / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": str(dora.model)}))
     for call, said in [
         ((whole, "peft"), "which has no adapter"),
         ((whole, "gguf-adapter"), "which has no adapter"),
@@ -102,6 +105,7 @@ def test_what_cannot_be_exported_by_itself_is_one_line(tmp_path: Path, capsys: p
         ((dora, "gguf-adapter"), "which is DoRA; llama.cpp has no word for the lengths"),
         ((dora, "peft", "--push", "me/mine"), "whose base is not on the hub"),
         ((dora, "peft", "--quantize", "f32"), "--quantize"),
+        ((above, "peft"), "is an adapter itself: PEFT would put the one in the other's place"),
     ]:
         run, to, *more = call
         assert main(["export", "--run", str(run.folder), "--to", str(to), *map(str, more)]) == 2

@@ -136,6 +136,19 @@ def test_merged_weights_are_pefts(kind: dict[str, object]) -> None:
                                    else peer, rtol=0, atol=1e-14)  # fmt: skip
 
 
+def test_a_row_of_zeros_stays_one_with_dora() -> None:
+    """Its length is none to divide by: the merged row was nan, where a step computes with zeros."""
+    base = randomised(GPT2(SHAPE)).double()
+    with torch.no_grad():
+        base.h[1].mlp.c_fc.weight[3] = 0.0
+    before = base(packed())[0]
+    attach(base, LoRA(r=2, alpha=4.0, dora=True))
+    settle(base)
+    torch.testing.assert_close(base(packed())[0], before, rtol=1e-12, atol=0)
+    merge(base)
+    torch.testing.assert_close(base(packed())[0], before, rtol=1e-12, atol=0)
+
+
 def test_each_adapter_runs_once_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """A product that reads a layer's weight itself would pass its adapter by, and nothing else would tell."""
     model = adapted(LoRA(r=2, alpha=4.0))
@@ -220,10 +233,11 @@ def test_names_that_are_none_are_refused() -> None:
     with pytest.raises(UserError, match="expected 0 to 2"):
         attach(model, LoRA(r=2, alpha=4.0, layers=(3,)))
     assert not of_base(model)  # an error leaves the model as it was
-    for named, reason in (("h.2-4", "h.3"), ("ln_g", "ln_f"), ("lm_head", "tied"), ("h.2-1", "lower to the higher")):
+    for named, reason in (("h.2-4", "h.3"), ("ln_g", "ln_f"), ("lm_head", "tied"), ("h.2-1", "lower to the higher"),
+                          ("h.0-999999999999", "beginnings")):  # fmt: skip
         with pytest.raises(UserError, match=reason):
             train_only(model, named)
-    for named in ("20-", "3-1", "a", ""):
+    for named in ("20-", "3-1", "a", "", "0-999999999999"):  # the last one would fill the memory
         with pytest.raises(UserError, match="lora_layers"):
             layers_named(named)
     assert layers_named("0,2-4") == (0, 2, 3, 4)

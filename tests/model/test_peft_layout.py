@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
@@ -334,6 +335,11 @@ def test_a_base_is_found_or_named_and_is_the_right_one(tmp_path: Path, monkeypat
     change(config, base_model_name_or_path=str(tmp_path / "adapter"))
     with pytest.raises(UserError, match="names itself"):
         load(tmp_path / "adapter")
+    second = shutil.copytree(tmp_path / "adapter", tmp_path / "second")
+    change(config, base_model_name_or_path=str(second))  # and that one names the first
+    for read in (load, config_of, files_of):
+        with pytest.raises(UserError, match=r"over 2 names; correct one"):
+            read(second)
     save_hf(other, tmp_path / "adapter")
     with pytest.raises(UserError, match="a model and an adapter"):
         load(tmp_path / "adapter")

@@ -19,7 +19,9 @@ from runs import arguments, farthest, metrics, relative, settings, write_records
 
 import fastft
 from fastft.common.errors import UserError
+from fastft.model.part import saved
 from fastft.training.checkpoint import MODEL, MOMENTS, load_tensors
+from fastft.training.models import initial_model, result
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="ranks are forks of a warm process")
 
@@ -208,3 +210,20 @@ def test_train_only_trains_what_it_names(train: Train, base: Path, tmp_path: Pat
     ours, theirs = (dict(fastft.load(one / "model").named_parameters()) for one in (run, base))
     moved = {name for name, weight in ours.items() if not torch.equal(weight, theirs[name])}
     assert moved == set(held(run)) == {name for name in ours if name.startswith(("h.1.", "ln_f."))}
+
+
+def test_a_base_that_changed_meanwhile_is_in_no_result(base: Path, folder: Path, tmp_path: Path) -> None:
+    """Of a model whose other weights stay, the file is read again in the end."""
+    other = tmp_path / "base"
+    shutil.copytree(base, other)
+    given = settings(folder / "records.json", tmp_path / "run", weights=str(other), train_only="ln_f")
+    options = fastft.TrainOptions(**given)
+    model = initial_model(options)
+    weights = {name: weight.detach() for name, weight in saved(model).items()}
+    result(options, model, weights)
+    file = other / "model/model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(UserError, match="has changed while the run"):
+        result(options, model, weights)
