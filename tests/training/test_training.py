@@ -310,13 +310,6 @@ class TestRun:
         assert mine.read_text() == "keep me"
         assert [line["step"] for line in metrics(options) if "loss" in line] == [1]
 
-    def test_tensorboard_is_an_extra(self, options: TrainOptions, monkeypatch: pytest.MonkeyPatch) -> None:
-        import sys
-
-        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-        with pytest.raises(UserError, match="pip install tensorboard"):
-            train(replace(options, steps=1, tensorboard=True))
-
 
 def _failing_at(evaluate: Any, call: int) -> Any:
     """The engine's evaluation, which fails at its `call`th batch."""
