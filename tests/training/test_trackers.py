@@ -31,7 +31,7 @@ NAMES = {
     "loss": "train/loss", "lr": "train/lr", "grad_norm": "train/grad_norm", "epoch": "train/epoch",
     "seconds": "time/step_seconds", "memory_bytes": "memory/peak_bytes", "tokens_padded": "tokens/padded",
     "tokens_real": "tokens/real", "tokens_computed": "tokens/computed", "tokens_supervised": "tokens/supervised",
-    "val_loss": "val/loss", "eval_seconds": "time/eval_seconds",
+    "examples": "train/examples", "val_loss": "val/loss", "eval_seconds": "time/eval_seconds",
 }  # fmt: skip
 OF_THE_CLOCK = {"time/step_seconds", "time/eval_seconds", "memory/peak_bytes"}
 
