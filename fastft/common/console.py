@@ -11,12 +11,13 @@ import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import IO, Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.segment import Segment
-from rich.table import Table
+from rich.table import Column, Table
 
 _OBEYED = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but for tab and newline, DEL, C1 (an 8-bit CSI is one)
@@ -66,6 +67,7 @@ console = SafeConsole(stderr=True, highlight=False, soft_wrap=True)
 
 _SECONDS_BETWEEN_PLAIN_LINES = 5.0
 _TABLE_WIDTH = 140
+_BAR_WIDTH = 12
 
 
 def say(line: str) -> None:
@@ -103,7 +105,8 @@ class Meter:
         self._done = done
         self._bar = bar
         self._task: TaskID | None = None
-        self._last_line = time.monotonic()
+        self._done_before, self._began = done, time.monotonic()
+        self._last_line = self._began
         if bar is not None:
             self._task = bar.add_task(description, total=total, completed=done, note="")
 
@@ -113,8 +116,16 @@ class Meter:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self._done, note=note)
         elif self._done >= self._total or time.monotonic() - self._last_line > _SECONDS_BETWEEN_PLAIN_LINES:
-            say(f"{self._description} {self._done}/{self._total} {note}".rstrip())
+            more = ", ".join(filter(None, (note, self._left())))
+            say(f"{self._description} {self._done}/{self._total} {more}".rstrip())
             self._last_line = time.monotonic()
+
+    def _left(self) -> str:
+        """The time that what is left will take at the pace so far, such as `0:03:20 left`."""
+        left, done = self._total - self._done, self._done - self._done_before
+        if left <= 0 or done <= 0:
+            return ""
+        return f"{timedelta(seconds=round((time.monotonic() - self._began) / done * left))} left"
 
 
 @contextmanager
@@ -125,10 +136,10 @@ def meter(description: str, total: int, *, done: int = 0) -> Iterator[Meter]:
         return
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=_BAR_WIDTH),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", table_column=Column(ratio=1, overflow="fold")),  # on lines below, if need be
     )
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console, expand=True) as bar:
         yield Meter(description, total, done, bar)

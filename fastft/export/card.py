@@ -24,7 +24,7 @@ from fastft.run.folder import Run, made_from
 
 _MOST_ROWS = 20
 _ALWAYS_TOLD = ("model", "template", "batch_size", "epochs", "steps", "lr", "schedule", "seed", "dtype")
-_OF_A_CALL = {"out", "resume", "overwrite", "dry_run", "token_cache", "threads", "device", "tensorboard", "ledger"}
+_OF_A_CALL = {"out", "resume", "overwrite", "dry_run", "token_cache", "threads", "device", "track", "ledger"}
 _SCORES = (
     ("exact match, %", "exact_match"),
     ("BLEU, %", "bleu"),

@@ -3,7 +3,8 @@
 To be read in this order:
 
     config.py        everything that determines a run, as options: `TrainOptions`, `DataOptions`, `LearningOptions`,
-                     `RECIPES`, `recipe_options`, `defaults_of`, `changed_settings`, `to_yaml`, `from_yaml`, `Schedule`
+                     `RECIPES`, `recipe_options`, `defaults_of`, `changed_settings`, `settings_of`, `to_yaml`,
+                     `from_yaml`, `Schedule`
     needs.py         what its options need to have an effect
     folder.py        the names of its files, and where each lies: `Run`, `names_of`, `CONFIG`, `METRICS`, `RESPONSES`,
                      `SCORES`, `JUDGE_REPLIES`, `REPORT`, `REPORT_NUMBERS`, `AB_PAGE`, `AB_NUMBERS`, `COMPARISON`,
@@ -15,6 +16,5 @@ To be read in this order:
     given.py         a model by what holds it, and its template: `run_of`, `weights_of`,
                      `template_for`, `template_name_for`
     metrics_file.py  its lines, kept over a kill: `MetricsFile`, `read_metrics`
-    log.py           where they go: `writers`, `Log`, `summary_writer`
     ledger.py        which examples stay hard: `read_ledger`
 """

@@ -9,12 +9,13 @@ import importlib.metadata
 import platform
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import yaml
 
 from fastft.common.errors import UserError
 from fastft.common.keywords import Option, is_keyword
+from fastft.common.nearest import did_you_mean
 from fastft.common.options import check_values, option, options_parser, plain_error, table
 from fastft.common.version import __version__
 from fastft.data.chat_template import template_named
@@ -28,6 +29,7 @@ from fastft.model.names import Device, DType
 from fastft.run import needs
 
 Schedule = Literal["constant", "cosine", "linear"]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 _LARGEST_SEED = (1 << 63) - 1
 _MOST_THREADS = 4096
@@ -338,8 +340,26 @@ class CallOptions:
     """Build everything, run the largest batch once, print the plan and stop."""
     ledger: bool = option(False, may_change=True)
     """Write each example's loss at each step to `ledger.jsonl`."""
-    tensorboard: bool = option(False, may_change=True)
-    """Also write TensorBoard events to the run's folder (pip install tensorboard)."""
+    track: str | None = option(None, may_change=True)
+    """Where the curves are to be seen too, by commas: tensorboard, wandb, mlflow, trackio, each an extra of fastft. A
+    resumed run goes on with the same curves; a tracker that fails ends no training."""
+
+    def trackers(self) -> list[Tracker]:
+        """The trackers."""
+        return [] if self.track is None else cast(list[Tracker], self.track.replace(" ", "").split(","))
+
+    def check_trackers(self) -> None:
+        """Refuses names of no tracker.
+
+        Raises:
+            UserError: one is none, or stands twice.
+        """
+        known = get_args(Tracker)
+        if odd := [name for name in self.trackers() if name not in known]:
+            near = did_you_mean(odd[0], known)
+            raise UserError(f"got --track {self.track} ({odd[0]!r}), expected some of {', '.join(known)}{near}")
+        if len(set(self.trackers())) < len(self.trackers()):
+            raise UserError(f"got --track {self.track}, expected each tracker once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -367,6 +387,7 @@ class TrainOptions(
             raise UserError("got an empty --token_cache, expected auto, none or a folder")
         self.check_learning()
         self.check_parts()
+        self.check_trackers()
         parse_fields(self.fields, self.format)
         if self.weights == "":
             raise UserError("got an empty --weights, expected a file, a folder or a word of its own; see --help")
@@ -480,10 +501,15 @@ def to_yaml(options: TrainOptions) -> str:
     versions = (
         f"{CONFIG_BEGINS}{__version__}, torch {importlib.metadata.version('torch')}, Python {platform.python_version()}"
     )
+    return f"{versions}, {platform.platform()}\n" + yaml.safe_dump(settings_of(options), sort_keys=False)
+
+
+def settings_of(options: TrainOptions) -> dict[str, Any]:
+    """What the run is, by its options: values that YAML and JSON can say."""
     values = {name: str(value) if isinstance(value, Path) else value for name, value in _located(options).items()}
     for name in ("resume", "overwrite", "dry_run"):  # they say what one call does, not what the run is
         del values[name]
-    return f"{versions}, {platform.platform()}\n" + yaml.safe_dump(values, sort_keys=False)
+    return values
 
 
 def from_yaml(path: Path) -> TrainOptions:

@@ -20,6 +20,7 @@ from fastft.model.names import ADAPTER, ADAPTER_CONFIG, WEIGHTS
 from fastft.run.config import CONFIG_BEGINS, TrainOptions, from_yaml
 
 CONFIG, DATA, METRICS, LEDGER = "config.yaml", "data.json", "metrics.jsonl", "ledger.jsonl"
+TRACKERS = "trackers.json"
 RESPONSES, SCORES, JUDGE_REPLIES = "responses.json", "scores.json", "judge-replies.jsonl"
 REPORT, REPORT_NUMBERS = "report.html", "report.json"
 AB_PAGE, AB_NUMBERS = "ab.html", "ab.json"
@@ -99,6 +100,11 @@ class Run:
         return self.folder / LEDGER
 
     @property
+    def trackers(self) -> Path:
+        """By which ids trackers know the run."""
+        return self.folder / TRACKERS
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
         return self.folder / "checkpoints"
@@ -145,7 +151,7 @@ class Run:
     def written(self) -> list[Path]:
         """The files that fastft has written into the folder, what tells that it holds a run last. What is a link stands
         for itself: nothing behind it is named."""
-        names = [DEMO, *_RESULTS, f"responses*{_MADE_FROM}", "responses*.journal.jsonl", LEDGER]
+        names = [DEMO, *_RESULTS, f"responses*{_MADE_FROM}", "responses*.journal.jsonl", LEDGER, TRACKERS]
         found = [path for name in names for path in sorted(self.folder.glob(name))]
         for name, patterns in _IN_FOLDERS.items():
             if (folder := self.folder / name).is_symlink():
@@ -209,7 +215,7 @@ class Run:
 
     def has_place_for(self, path: Path) -> bool:
         """Whether a path lies under a name that stages of this run write, other than exports."""
-        names = {CONFIG, METRICS, DATA, LEDGER, DEMO, *_RESULTS, *_IN_FOLDERS} - {"export"}
+        names = {CONFIG, METRICS, DATA, LEDGER, TRACKERS, DEMO, *_RESULTS, *_IN_FOLDERS} - {"export"}
         inside = self.folder.resolve() in path.resolve().parents
         return inside and path.resolve().relative_to(self.folder.resolve()).parts[0] in names
 
@@ -226,7 +232,7 @@ class Run:
 
     def remove_leftovers(self) -> None:
         """Removes what a killed training had half written: hidden files and folders beside their places."""
-        names = [f".{name}.*.tmp" for name in (CONFIG, DATA, METRICS, LEDGER)]
+        names = [f".{name}.*.tmp" for name in (CONFIG, DATA, METRICS, LEDGER, TRACKERS)]
         for pattern in (
             *names,
             *(f"checkpoints/.{kind}-*.tmp" for kind in _CHECKPOINTS),

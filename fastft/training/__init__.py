@@ -13,6 +13,7 @@ To be read in this order:
     skips.py       how many steps without an update a run takes
     lines.py       metrics and ledger, written line by line
     callbacks.py   what a program of one's own hears: `Callbacks`
+    trackers/      what TensorBoard, wandb, MLflow and Trackio hear
     job.py         the run, options, data and engine that all parts above look at
     preparing.py   before anything is written: options settled, folder checked
     models.py      the model to begin with, to go on with, and that is left: `initial_model`

@@ -12,12 +12,15 @@ from torch import Tensor
 from fastft.batches.batch import Batch
 from fastft.common.console import say, warn
 from fastft.data.encode import prompts_of
-from fastft.data.records import Record
+from fastft.data.records import END_OF_TEXT_MARK, Record
 from fastft.decoding.decode import NO_STOP, greedy
 from fastft.training.book import SAMPLE_TOKENS
 from fastft.training.job import Job
 from fastft.training.lines import Lines
 from fastft.training.saving import Saving
+
+_SHOWN = 160
+"""Letters of a sample's texts that are said; `metrics.jsonl` has them whole."""
 
 
 class Evaluations:
@@ -85,7 +88,10 @@ class Evaluations:
             return
         for record, response in samples:
             self._lines.append({"step": step, "sample": {**record.as_entry(), "model_response": response}})
-            say(f"  {' '.join(f'{record.instruction} {record.input}'.split())} -> {' '.join(response.split())}")
+            end = END_OF_TEXT_MARK if self._job.options.recipe == "book" else None  # the book's answers go on past it
+            say(f"  sample: {_shown(f'{record.instruction} {record.input}')}")
+            say(f"    answer:    {_shown(response, end)}")
+            say(f"    reference: {_shown(record.output)}")
 
     def _samples(self) -> list[tuple[Record, str]]:
         """The answers to a few validation prompts; the book answers one at each epoch's end, past any end-of-text.
@@ -114,3 +120,9 @@ class Evaluations:
         return [
             (record, data.template.extract(tokenizer.decode(ids))) for record, ids in zip(records, answers, strict=True)
         ]
+
+
+def _shown(text: str, end: str | None = None) -> str:
+    """A text in one line that is not too long, up to its `end`."""
+    line = " ".join((text if end is None else text.partition(end)[0]).split())
+    return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1].rstrip()}…"

@@ -18,6 +18,8 @@ from fastft.training.saving import Saving
 from fastft.training.skips import Skips
 from fastft.training.steps import Steps, UnderWay
 
+_GIB = 1 << 30
+
 
 @dataclass(frozen=True, slots=True)
 class Loop:
@@ -68,7 +70,7 @@ class Loop:
 
     def _write(self, line: dict[str, Any], shown: Meter) -> None:
         self.lines.append(line)
-        shown.advance(f"loss {line['loss']:.3f}, {line['tokens_real'] / line['seconds']:,.0f} tokens/s")
+        shown.advance(_in_short(line))
         self.steps.name_slow_ranks(line)
 
     def _breaks_off(self, line: dict[str, Any], stop: StopRequest) -> bool:
@@ -89,3 +91,13 @@ class Loop:
         self.evaluations.where_due()
         if self.job.is_out_of_patience:
             self.saving.save(whole=True)
+
+
+def _in_short(line: dict[str, Any]) -> str:
+    """A step's line for people: loss, learning rate, epoch, speeds and memory."""
+    seconds = line["seconds"]
+    return (
+        f"loss {line['loss']:.3f}, lr {line['lr']:.2g}, epoch {line['epoch']}, "
+        f"{line['tokens_real'] / seconds:,.0f} tokens/s, {line['examples'] / seconds:,.3g} examples/s, "
+        f"{line['memory_bytes'] / _GIB:.1f} GiB"
+    )

@@ -14,7 +14,6 @@ from fastft.common.keywords import is_keyword
 from fastft.ranks.world import World
 from fastft.run.config import TrainOptions, changed_settings, defaults_of
 from fastft.run.folder import Run
-from fastft.run.log import summary_writer
 
 
 def settled(options: TrainOptions, run: Run) -> TrainOptions:
@@ -23,8 +22,6 @@ def settled(options: TrainOptions, run: Run) -> TrainOptions:
         options = replace(options, dtype=run.options().dtype)  # another machine may find another one fast
     check_effects(options, defaults=defaults_of(options))
     check_folder(run, options)
-    if options.tensorboard:
-        summary_writer()  # that it is missing is said before anything is changed
     return options
 
 

@@ -151,6 +151,7 @@ class Steps:
             "grad_norm": update.grad_norm,
             **tokens,
             "tokens_supervised": step.count,
+            "examples": len(step.examples),
             "memory_bytes": peak_memory(self._job.engine.device),
             "seconds": now - began,
         }

@@ -96,6 +96,7 @@ def train(
                 refuse_if_held(run.folder)  # before anything is loaded beside a run that trains; it is taken later
             if records is not None and world.is_first:
                 until_begun.enter_context(in_their_place(run, records, resume=options.resume))
+        say(f"training {options.weights or options.model} on {' '.join(options.files)}, in {run.folder}")
         with world.together():
             data = load_data(options, tokenizer_to_be(options, run))
             model = model_to_go_on(options, run) or initial_model(options)

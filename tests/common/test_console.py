@@ -159,3 +159,32 @@ def test_what_a_judge_and_a_run_say_is_no_command_and_no_line_of_ours(
     said = "".join(capsys.readouterr())
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", said)
     assert not re.search(r"^(warning: )?forged", said, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("done", "at", "left"), [(1, 10.0, "0:00:30 left"), (3, 10.0, "0:00:03 left"), (1, 7200.0, "6:00:00 left")]
+)
+def test_a_line_says_the_time_that_is_left(
+    done: int, at: float, left: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, *[at] * 9])
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
+    with console.meter("training", 9, done=5) as shown:
+        shown.advance("loss 2", by=done)
+    assert capsys.readouterr().err == f"training {5 + done}/9 loss 2, {left}\n"
+
+
+def test_at_its_end_nothing_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+    with console.meter("training", 2) as shown:
+        shown.advance("loss 2", by=2)
+    assert capsys.readouterr().err == "training 2/2 loss 2\n"
+
+
+def test_a_bars_note_is_whole_on_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    narrow = SafeConsole(file=file, force_terminal=True, width=80, highlight=False, color_system=None)
+    monkeypatch.setattr(console, "console", narrow)
+    note = "loss 2.345, lr 5e-05, epoch 1, 12,345 tokens/s, 45.2 examples/s, 12.3 GiB"
+    with console.meter("training", 234) as shown:
+        shown.advance(note)
+    assert set(note.split()) <= set(file.getvalue().split())

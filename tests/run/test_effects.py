@@ -28,7 +28,7 @@ OF_TRAINING = {
     "steps",
     "drop_last", "seed", "lr", "schedule", "weight_decay", "clip", "max_skipped", "tie_head", "dtype", "device", "impl",
     "compile", "cuda_graphs", "activation_checkpointing", "threads", "deepspeed_config", "save_every", "keep",
-    "whole_every", "keep_best", "resume", "overwrite", "dry_run", "ledger", "tensorboard",
+    "whole_every", "keep_best", "resume", "overwrite", "dry_run", "ledger", "track",
     "format", "fields", "lora_r", "train_only",
 }  # fmt: skip
 OF_ANSWERING = {"run", "model", "max_new_tokens", "repetition_penalty", "dtype", "device"}

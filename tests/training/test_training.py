@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -195,7 +196,7 @@ class TestRun:
         assert [line["step"] for line in steps] == list(range(1, 10))
         keys = {
             "step", "loss", "lr", "grad_norm", "seconds", "tokens_padded", "tokens_real", "tokens_computed",
-            "tokens_supervised", "memory_bytes",
+            "tokens_supervised", "memory_bytes", "examples",
         }  # fmt: skip
         assert all(keys <= line.keys() for line in steps)
         evaluations = [line for line in lines if "val_loss" in line]
@@ -302,6 +303,23 @@ class TestRun:
         lines = [line for line in metrics(options) if "loss" in line]
         assert lines[-1]["loss"] < 0.6 * lines[0]["loss"]
 
+    def test_samples_stand_beside_their_references(
+        self, options: TrainOptions, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        train(replace(options, steps=1, samples=1, eval_every=0))
+        said = capsys.readouterr().err
+        (line,) = [line["sample"] for line in metrics(options) if "sample" in line]
+        shown = re.search(r"  sample: (.*)\n    answer:    (.*)\n    reference: (.*)\n", said)
+        assert shown is not None
+        assert shown[1].split() == f"{line['instruction']} {line['input']}".split()
+        assert shown[3] == " ".join(line["output"].split())
+        whole = " ".join(line["model_response"].split())
+        assert shown[2] == whole or (len(shown[2]) == 160 and whole.startswith(shown[2].rstrip("…")))
+        assert re.search(
+            r"training 1/1 loss \d+\.\d{3}, lr [\d.e-]+, epoch 1, [\d,]+ tokens/s, [\d.]+ examples/s, \d+\.\d GiB\n",
+            said,
+        )
+
     def test_overwrite_removes_only_what_a_run_writes(self, options: TrainOptions) -> None:
         train(replace(options, steps=2, eval_every=0))
         mine = options.out / "notes.txt"
@@ -309,13 +327,6 @@ class TestRun:
         train(replace(options, steps=1, eval_every=0, overwrite=True))
         assert mine.read_text() == "keep me"
         assert [line["step"] for line in metrics(options) if "loss" in line] == [1]
-
-    def test_tensorboard_is_an_extra(self, options: TrainOptions, monkeypatch: pytest.MonkeyPatch) -> None:
-        import sys
-
-        monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-        with pytest.raises(UserError, match="pip install tensorboard"):
-            train(replace(options, steps=1, tensorboard=True))
 
 
 def _failing_at(evaluate: Any, call: int) -> Any:
