@@ -115,6 +115,8 @@ def report(options: ReportOptions) -> Path:
     drawn = plots_of([run, *others]) if options.plots else []
     context = _context([run, *others])
     with writing(options.run):
+        if options.plots:
+            write_plots(drawn, options.run / PLOTS)
         write_page(
             options.run / REPORT,
             "report.html.j2",
@@ -124,8 +126,6 @@ def report(options: ReportOptions) -> Path:
         )
         numbers = {name: context[name] for name in ("differences", "differing_settings", "differing_decoding")}
         write_json(options.run / REPORT_NUMBERS, {"runs": [one.as_json() for one in (run, *others)], **numbers})
-        if options.plots:
-            write_plots(drawn, options.run / PLOTS)
     return options.run / REPORT
 
 

@@ -133,8 +133,96 @@ def export(tab: Tab, folder: Path) -> tuple[Path, dict[str, Any]]:
 # --- The rating page ---
 
 
-def test_rating_by_keys_alone_through_to_the_import(tab: Tab, tmp_path: Path) -> None:
+def test_one_key_answers_a_question_through_to_the_import(tab: Tab, tmp_path: Path) -> None:
     page = made_page(tmp_path)
+    items = page_data(page)["items"]
+    start(tab, page)
+    for place, item in enumerate(items):
+        assert tab.text("#place") == f"{place + 1} of {len(items)}"
+        assert tab.text("#text-a") == item["a"]
+        first_is_a = item["a"].startswith("ada")
+        keys = ("a", "b") if place % 2 else ("ArrowLeft", "ArrowRight")
+        tab.keys("t" if place == 4 else keys[0] if first_is_a else keys[1])
+    assert "All questions are rated" in tab.text("#done")
+    path, file = export(tab, tmp_path)
+    assert [row["item"] for row in file["ratings"]] == [item["item"] for item in items]
+    assert all(row["scale_a"] is None for row in file["ratings"])
+    _, result = import_ratings(AbOptions(import_=[path]))
+    assert (result["verdicts"]["first"]["n"], result["verdicts"]["tie"]["n"]) == (len(items) - 1, 1)
+    assert result["scale"] is None
+
+
+def test_a_key_held_down_or_a_double_click_answers_one_question(tab: Tab, tmp_path: Path) -> None:
+    start(tab, made_page(tmp_path))
+    for _ in range(3):
+        tab.page.keyboard.down("a")  # each but the first is a repetition
+    assert tab.text("#place") == "2 of 9"
+    tab.page.keyboard.up("a")
+    assert "Question 1: A is better." in tab.text("#status")
+    tab.page.dblclick("[data-choice=tie]")
+    assert tab.text("#place") == "3 of 9"
+    tab.keys("u")
+    assert tab.text("#place") == "2 of 9"
+    assert tab.page.locator("[aria-pressed=true]").count() == 0
+    tab.keys("Backspace", "x")  # changes the first, and goes on
+    assert tab.text("#place") == "2 of 9"
+    _, file = export(tab, tmp_path)
+    assert [row["choice"] for row in file["ratings"]] == ["both_bad"]
+
+
+def test_a_reason_is_asked_for_and_summed_up(tab: Tab, tmp_path: Path) -> None:
+    page = made_page(tmp_path, reason=True)
+    start(tab, page)
+    tab.keys("b")
+    assert tab.text("#place") == "1 of 9"  # the reason is still to come, and has the keys
+    tab.page.keyboard.type("at best a better one")
+    tab.keys("Enter")
+    assert tab.text("#place") == "2 of 9"
+    assert tab.page.input_value("#reason") == ""
+    tab.keys("t", "Enter")  # which may be none
+    start(tab, page)  # both are kept
+    assert tab.text("#place") == "3 of 9"
+    path, file = export(tab, tmp_path)
+    assert [row["reason"] for row in file["ratings"]] == ["at best a better one", ""]
+    _, result = import_ratings(AbOptions(import_=[path]))
+    assert sorted(item["reasons"] for item in result["items"]) == [[], ["at best a better one"]]
+
+
+def test_with_scale_and_reason_the_keys_go_to_what_is_still_to_say(tab: Tab, tmp_path: Path) -> None:
+    start(tab, made_page(tmp_path, scale=True, reason=True))
+    tab.keys("a", "4", "2")
+    tab.page.keyboard.type("5 of 5")
+    tab.keys("Enter")
+    assert tab.text("#place") == "2 of 9"
+    _, file = export(tab, tmp_path)
+    (row,) = file["ratings"]
+    assert (row["choice"], row["scale_a"], row["scale_b"], row["reason"]) == ("a", 4, 2, "5 of 5")
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": True, "reason": True}])
+@pytest.mark.parametrize("touch", [False, True])
+def test_the_rating_page_fits_a_phone(touch: bool, options: Any, browser: Browser, tmp_path: Path) -> None:
+    page = browser.new_page(viewport=PHONE, has_touch=touch, is_mobile=touch)
+    tab = Tab(page)
+    start(tab, made_page(tmp_path, **options))
+    assert tab.overflow() == 0
+    for control in page.locator(".panel button").all():
+        box = control.bounding_box()
+        assert box is not None
+        assert 0 <= box["x"] < box["x"] + box["width"] <= PHONE["width"]
+        assert box["y"] + box["height"] <= PHONE["height"]
+    choice = page.locator("[data-choice=both_bad]")
+    if touch:
+        choice.tap()
+    else:
+        choice.click()
+    assert tab.text("#place") == ("1 of 9" if options else "2 of 9")
+    page.close()
+    assert tab.problems == []
+
+
+def test_rating_with_the_scale_by_keys_alone_through_to_the_import(tab: Tab, tmp_path: Path) -> None:
+    page = made_page(tmp_path, scale=True)
     items = page_data(page)["items"]
     start(tab, page)
     for place, item in enumerate(items):
@@ -163,26 +251,28 @@ def test_nothing_of_the_runs_is_seen_while_rating(tab: Tab, tmp_path: Path) -> N
 
 
 def test_what_is_entered_is_kept_and_each_rater_has_their_own(tab: Tab, tmp_path: Path) -> None:
-    page = made_page(tmp_path)
+    page = made_page(tmp_path, scale=True)
     start(tab, page)
     tab.keys("t", "3", "3", "Enter", "x", "1")  # the second is not done
     start(tab, page, "Max")
     assert tab.text("#place") == "1 of 9"
+    tab.open(page)
+    assert tab.page.input_value("#name") == "Max"  # who was here last
     start(tab, page)
     assert tab.text("#place") == "2 of 9"
     assert "Welcome back: 1 of 9" in tab.text("#status")
-    assert tab.page.is_checked("input[name=choice][value=both_bad]")
+    assert tab.page.locator("[data-choice=both_bad][aria-pressed=true]").is_visible()
     assert tab.page.is_checked("input[name=scale_a][value='1']")
     _, file = export(tab, tmp_path)
     assert [row["choice"] for row in file["ratings"]] == ["tie"]
-    other = made_page(tmp_path, seed=9)  # over the same file: another page, and so nothing rated
+    other = made_page(tmp_path, scale=True, seed=9)  # over the same file: another page, and so nothing rated
     start(tab, other)
     assert tab.text("#place") == "1 of 9"
 
 
 def test_undo_back_and_skip(tab: Tab, tmp_path: Path) -> None:
-    start(tab, made_page(tmp_path))
-    checked = "input:checked"
+    start(tab, made_page(tmp_path, scale=True))
+    checked = "input:checked, [aria-pressed=true]"
     tab.keys("Enter")
     assert "Still to say: which is better, how good A is, how good B is" in tab.text("#status")
     tab.keys("a", "5", "2", "Enter", "b", "4")
@@ -207,7 +297,7 @@ def test_undo_back_and_skip(tab: Tab, tmp_path: Path) -> None:
 
 
 def test_arrows_mark_an_answer_and_the_reference_is_behind_a_key(tab: Tab, tmp_path: Path) -> None:
-    page = made_page(tmp_path)
+    page = made_page(tmp_path, scale=True)
     start(tab, page)
     tab.keys("ArrowRight", "2")
     assert tab.page.is_checked("input[name=scale_b][value='2']")
@@ -222,9 +312,10 @@ def test_arrows_mark_an_answer_and_the_reference_is_behind_a_key(tab: Tab, tmp_p
 
 def test_rating_by_touch_on_a_phone(tab: Tab, tmp_path: Path) -> None:
     tab.page.set_viewport_size(PHONE)
-    start(tab, made_page(tmp_path))
+    start(tab, made_page(tmp_path, scale=True))
     assert tab.overflow() == 0
-    for name, value in (("choice", "b"), ("scale_a", "2"), ("scale_b", "5")):
+    tab.page.click("[data-choice=b]")
+    for name, value in (("scale_a", "2"), ("scale_b", "5")):
         tab.page.locator(f"label:has(input[name={name}][value='{value}'])").click()
     tab.page.click("#next")
     assert tab.text("#place") == "2 of 9"
@@ -232,9 +323,9 @@ def test_rating_by_touch_on_a_phone(tab: Tab, tmp_path: Path) -> None:
 
 
 def test_every_control_has_a_name(tab: Tab, tmp_path: Path) -> None:
-    start(tab, made_page(tmp_path))
+    start(tab, made_page(tmp_path, scale=True))
     tree = tab.page.locator("body").aria_snapshot()
-    for named in ('group "How good is A?"', 'group "Which answer is better?"', 'radio "A is better A"', 'radio "5"'):
+    for named in ('group "How good is A?"', 'group "Which answer is better?"', 'button "A is better A"', 'radio "5"'):
         assert named in tree
     assert 'progressbar "Rated"' in tree
     assert tab.page.evaluate("document.activeElement.id") == "instruction"  # read out at each new question
@@ -328,7 +419,7 @@ def hostile_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = [
         EVIL,
         "\u202eمرحبا بالعالم (right-to-left) אבג",
-        "x" * 20_000,
+        "x" * 6_000,
         "line\n" * 1000,
         "{{ 7 * 7 }} </script> <!--",
         "\ud83d",
@@ -366,7 +457,7 @@ def test_hostile_texts_stay_texts(tab: Tab, hostile_report: Path) -> None:
     huge = page.locator(f"{ROWS} >> nth=2 >> td >> nth=2")
     assert len(huge.inner_text()) < 1000
     huge.locator("button").click()
-    assert huge.inner_text() == "x" * 20_000
+    assert huge.inner_text() == "x" * 6_000
     arabic = page.locator(f"{ROWS} >> nth=1 >> td >> nth=2 >> .text")
     assert arabic.evaluate("one => getComputedStyle(one).unicodeBidi") == "plaintext"
     assert "49" not in tab.text(f"{ROWS} >> nth=4")
@@ -446,7 +537,7 @@ def least_contrast(tab: Tab) -> float:
           };
           const page = light(getComputedStyle(document.body).backgroundColor);
           const texts = [...document.querySelectorAll("body *")].filter((one) =>
-            one.checkVisibility() && !one.closest(":checked + span, .primary, :disabled")
+            one.checkVisibility() && !one.closest(":checked + span, .primary, :disabled, [aria-pressed=true]")
             && [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim()));
           return Math.min(...texts.map((one) => {
             const style = getComputedStyle(one);
