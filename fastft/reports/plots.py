@@ -30,7 +30,7 @@ FORMATS = ("svg", "png", "pdf")
 _MOST_CATEGORIES = 24
 _COLOURS = ("#1f5fbf", "#c8641b", "#3a7d44", "#7a4fa3", "#59626c")
 _STYLE = {
-    "svg.hashsalt": "fastft", "svg.fonttype": "none", "pdf.fonttype": 42, "font.size": 10, "savefig.dpi": 150,
+    "svg.hashsalt": "fastft", "svg.fonttype": "none", "pdf.fonttype": 42, "font.size": 10,
     "axes.spines.right": False, "axes.spines.top": False, "legend.frameon": False,
 }  # fmt: skip
 _NO_DATE: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "png": {"Software": None}, "pdf": {"CreationDate": None}}
@@ -47,15 +47,15 @@ class Plot:
     """Of its files, without their endings."""
     figure: Figure
 
-    def as_bytes(self, kind: str) -> bytes:
-        """The plot as one of `FORMATS`."""
+    def as_bytes(self, kind: str, dpi: int = 150) -> bytes:
+        """The plot as one of `FORMATS`; `dpi` is a PNG's."""
         buffer = io.BytesIO()
         with need("matplotlib", extra="plots").rc_context(_STYLE):
-            self.figure.savefig(buffer, format=kind, metadata=_NO_DATE[kind])
+            self.figure.savefig(buffer, format=kind, dpi=dpi, metadata=_NO_DATE[kind])
         return buffer.getvalue()
 
     def _repr_png_(self) -> bytes:
-        return self.as_bytes("png")
+        return self.as_bytes("png", dpi=96)
 
 
 def plots(*folders: Path) -> list[Plot]:
@@ -206,26 +206,32 @@ def _scores(runs: Sequence[RunFigures], names: Sequence[str]) -> Figure | None:
     labels = list(dict.fromkeys(label for one in held for label in one))
     if not labels:
         return None
-    figure, axes = _new((6.4, 1.1 + 0.5 * len(labels) * len(runs) ** 0.5))
+    figure, axes = _new((6.4, 1.1 + 0.34 * len(labels) * len(runs) ** 0.5))
     height = 0.8 / len(runs)
     for place, (own, name, colour) in enumerate(zip(held, names, _cycled(len(runs)), strict=True)):
-        found = [(row, own[label]) for row, label in enumerate(labels) if label in own]
-        values = [one.value or 0.0 for _, one in found]
-        bounds = [one.interval or (one.value or 0.0,) * 2 for _, one in found]
-        reach = [[value - low for value, (low, _) in zip(values, bounds, strict=True)],
-                 [high - value for value, (_, high) in zip(values, bounds, strict=True)]]  # fmt: skip
-        at = [row + place * height for row, _ in found]
-        axes.barh(at, values, 0.9 * height, color=colour, label=name)
-        axes.errorbar(values, at, xerr=np.maximum(reach, 0), fmt="none", ecolor="#1b1f24", elinewidth=1, capsize=2.5)
-        for y, value, (_, high) in zip(at, values, bounds, strict=True):
-            axes.annotate(f"{value:.1f}", (max(value, high), y), (5, 0), textcoords="offset points", va="center",
-                          fontsize=8.5)  # fmt: skip
+        found = [(row + place * height, own[label]) for row, label in enumerate(labels) if label in own]
+        axes.barh(
+            [at for at, _ in found], [one.value or 0.0 for _, one in found], 0.9 * height, color=colour, label=name
+        )
+        for at, one in found:
+            _mark(axes, at, one.value or 0.0, one.interval)
     axes.set_yticks([row + (len(runs) - 1) * height / 2 for row in range(len(labels))], labels)
+    axes.margins(y=0.02)
     axes.invert_yaxis()
-    axes.set(xlim=(0, 112), xlabel="95% intervals", xticks=range(0, 101, 20))
+    axes.set(xlim=(0, 112), xlabel="with 95% intervals", xticks=range(0, 101, 20))
     if len(runs) > 1:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.25), ncols=len(runs))
+        figure.legend(loc="outside lower center", ncols=len(runs))
     return figure
+
+
+def _mark(axes: Axes, at: float, value: float, interval: Sequence[float] | None) -> None:
+    """A bar's interval, where it has one, and its value beside it."""
+    low, high = interval or (value, value)
+    if interval is not None:
+        reach = [[max(0.0, value - low)], [max(0.0, high - value)]]
+        axes.errorbar([value], [at], xerr=reach, fmt="none", ecolor="#1b1f24", elinewidth=1, capsize=2.5)
+    label = f"{value:.1f}"
+    axes.annotate(label, (max(value, high), at), (5, 0), textcoords="offset points", va="center", fontsize=8.5)
 
 
 def _by_category(run: RunFigures) -> list[Headline]:
