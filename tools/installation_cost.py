@@ -54,7 +54,6 @@ USES = {
     "pyyaml": Use("import yaml", EVERY + ": `config.yaml`"),
     "rich": Use("from rich.console import Console; from rich.progress import Progress; from rich.table import Table",
                 EVERY + " that prints a table or a bar"),
-    "matplotlib": Use("from matplotlib.figure import Figure", "the charts of `report`, and so of `demo`"),
     "jinja2": Use("import jinja2", "the pages of `report`, `ab` and `demo`"),
     "sacrebleu": Use("from sacrebleu.metrics.bleu import BLEU", "BLEU and chrF: `score`, `compare`, `demo`"),
     "rouge-score": Use("from rouge_score.rouge_scorer import RougeScorer",

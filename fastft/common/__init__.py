@@ -7,8 +7,8 @@ To be read in this order:
     kinds.py     what kind of thing a value is, in words: `kind_of`
     nearest.py   the name that was meant: `nearest`, `did_you_mean`, `did_you_mean_path`
     ranges.py    ranges of whole numbers as options write them: `range_named`
-    files.py     whole files or none: `write_text`, `write_json`, `read_json`, `object_or_empty`, `make_folder`,
-                 `identity`, `cache_folder`, `LFS_POINTER`
+    files.py     whole files or none: `write_text`, `write_json`, `replacing`, `read_json`, `object_or_empty`,
+                 `make_folder`, `identity`, `cache_folder`, `LFS_POINTER`
     jsonl.py     JSON lines that outlive a kill: `JsonLines`, `objects`
     lock.py      one writer of a folder at a time: `writing`, `refuse_if_held`
     console.py   what a person sees while something runs: `say`, `warn`, `show`, `meter`, `Meter`, `silenced`,
@@ -17,6 +17,7 @@ To be read in this order:
                  `check_values`, `check_config`, `options_parser`, `spelt_out`, `help_of`, `plain_error`
     effects.py   options that can have no effect: `check_effects`
     keywords.py  words that an option takes as themselves: `is_keyword`, `hidden_path`, `Option`
+    optional.py  what is installed beside fastft, or a line that says how: `need`
     memory.py    memory taken, and kept on a CPU: `peak_memory`, `keep_freed_memory`
     version.py   `__version__`
 """

@@ -14,6 +14,7 @@ import torch
 from fastft.common import files
 from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
+from fastft.common.optional import need
 from fastft.common.options import Condition, check_values, option
 from fastft.data.chat_template import as_jinja
 from fastft.export.base import base_of
@@ -24,7 +25,6 @@ from fastft.export.hub import check_id, push
 from fastft.export.modelfile import model_name, modelfile
 from fastft.export.places import new_files
 from fastft.export.prompt_ids import warn_of_other_ids
-from fastft.integrations.optional import need
 from fastft.model.gpt2 import GPT2, GPT2Config
 from fastft.model.peft_reading import Adapter, is_adapter, read_adapter
 from fastft.model.weights import base_of_adapter, config_of, save_book, save_hf, write_tokenizer

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from fastft.common import files
 from fastft.common.errors import UserError
+from fastft.common.optional import need
 from fastft.export.gguf_file import name_in_gguf
-from fastft.integrations.optional import need
 from fastft.model.peft_reading import Adapter
 
 _INSTEAD = "`--to gguf` writes the merged model, which has all of it"

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from fastft.common import files
 from fastft.common.errors import UserError
+from fastft.common.optional import need
 from fastft.export.vocabulary import vocabulary_of
-from fastft.integrations.optional import need
 from fastft.model.gpt2 import GPT2
 from fastft.model.weights import check_range
 

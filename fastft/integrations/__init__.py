@@ -4,7 +4,6 @@ Nothing here is imported by the rest of fastft, and none of it needs the library
 
 To be read in this order:
 
-    optional.py    what is installed beside fastft, or a line that says how: `need`
     transformers/  attention, activation and loss of any causal model of transformers, and its Trainer's batches
     book/          the code of "Build a Large Language Model (From Scratch)", chapters 4 to 7
     trl.py         the same within TRL's SFTTrainer: `FastftSFTTrainer`, `use_fused_head`

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastft.common.errors import UserError
-from fastft.integrations.optional import need
+from fastft.common.optional import need
 from fastft.integrations.transformers import TreeCollator, accelerate, ops
 from fastft.integrations.transformers.loss import IGNORE_INDEX, CausalLM, HeadInput, head_input, why_not
 from fastft.integrations.transformers.speedup import base_of

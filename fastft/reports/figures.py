@@ -5,7 +5,7 @@ Every file may be missing, and what it would have said is then None. Numbers tha
 
 from __future__ import annotations
 
-import math
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,61 +17,49 @@ import yaml
 from fastft.common.errors import UserError
 from fastft.common.files import object_or_empty, read_json
 from fastft.common.nearest import did_you_mean_path
-from fastft.data.records import left_out
 from fastft.metrics.statistics import bootstrap_mean, sign_flip, wilson
-from fastft.metrics.text_metrics import is_exact, rouge_scores
+from fastft.reports.answers import MOST_ANSWERS, Answer, answers_of, are_short, by_question
+from fastft.reports.numbers import finite, sum_of, values_of
 from fastft.run.folder import AB_NUMBERS, CONFIG, DEMO, METRICS, RESPONSES, SCORES, Run, made_from
 from fastft.run.ledger import read_ledger
 from fastft.run.metrics_file import read_metrics
 from fastft.scores.score import OTHER_JUDGES, judge_identity, read_responses, responses_sha256
 
-MOST_ANSWERS = 5
 TOKEN_KINDS = ("padded", "real", "computed", "supervised")
 CURVES = ("loss", "val_loss", "lr", "grad_norm")
 
 _BINS = 10
 _NAMED_FILES = (CONFIG, METRICS, RESPONSES, SCORES)
 _OF_PEOPLE = {"names", "raters", "n_items", "n_rated", "responses_sha256", "verdicts", "win_rate", "scale", "agreement"}
+_MEASURED = {"seconds", "tokens", "near_ties"}  # of the answering, beside its settings
 _OF_THE_PLACE = {"out", "overwrite", "resume", "config"}  # settings that two runs of one kind may differ in
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """One response with what is said of it."""
+class Seen:
+    """What had been trained on after each step, `[N]` each."""
 
-    row: int
-    """From 1, in responses.json."""
-    entry: Mapping[str, Any]
-    exact: bool | None
-    """Whether it is the reference's text; None of an entry that `generate` left out, of which nothing is said."""
-    rouge_l: float | None
-    """ROUGE-L F1 against the reference, in percent; None where the reference leaves it undefined."""
-    judgement: Mapping[str, Any] | None
-    """None where the run has none for this response."""
+    steps: list[float]
+    epochs: list[float]
+    """Passes over the data, with their parts; empty where no file says how many steps a pass has."""
+    tokens: list[float]
+    """Real tokens in all; empty where a step does not say."""
 
-    @property
-    def judge(self) -> float | None:
-        """The judge's score, 0 to 100."""
-        return None if self.judgement is None else _finite(self.judgement.get("score"))
+    def epochs_at(self, steps: Sequence[float]) -> list[float]:
+        """The epochs after some of the steps; 0 before the first."""
+        return [self.epochs[at - 1] if (at := bisect_right(self.steps, step)) else 0.0 for step in steps]
 
-    @property
-    def left_out(self) -> str | None:
-        """Why `generate` left the entry without a response; None where there is one."""
-        return left_out(self.entry)
 
-    @property
-    def question(self) -> tuple[str, str, str]:
-        """What was asked, and the answer that was expected: by this, answers of several runs stand side by side."""
-        return self.entry["instruction"], self.entry["input"], self.entry["output"]
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """A figure that is set large."""
 
-    def score(self, of: str) -> float | None:
-        """The figure named `judge` or `rouge_l`."""
-        return self.judge if of == "judge" else self.rouge_l
-
-    def as_json(self) -> dict[str, Any]:
-        """The numbers without the texts."""
-        why = {} if self.left_out is None else {"left_out": self.left_out}
-        return {"row": self.row, "exact": self.exact, "judge": self.judge, "rouge_l": self.rouge_l, **why}
+    label: str
+    value: float | int | None
+    interval: Sequence[float] | None = None
+    note: str = ""
+    of_100: bool = True
+    """Whether it goes from 0 to 100, higher being better."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +74,15 @@ class RunFigures:
     training: dict[str, Any] | None
     curves: dict[str, tuple[list[float], list[float]]]
     """Steps and values by the names of `CURVES`; those without a point are left out."""
+    seen: Seen
     tokens: dict[str, int | None]
     savings: dict[str, int | None]
     time: dict[str, float | None]
     """Seconds of each stage; None where no file holds them."""
     summary: dict[str, Any] | None
     """scores.json's."""
+    decoding: dict[str, str] | None
+    """How the responses were drawn, by responses.made-from.json; None where nothing says it."""
     scores_problem: str | None
     """Why the judgements are not those of these responses."""
     intervals: dict[str, Any]
@@ -112,6 +103,11 @@ class RunFigures:
         """Who gave the judge's scores, so that only those of one judge are compared; None where there are none."""
         judged = self.summary is not None and any(answer.judge is not None for answer in self.answers)
         return judge_identity((self.summary or {}).get("judge")) if judged else None
+
+    @property
+    def was_judged(self) -> bool:
+        """Whether a judge was there, and so whether an answer without a score lacks one."""
+        return bool((self.summary or {}).get("judge")) or self.main_score == "judge"
 
     @property
     def main_score(self) -> str:
@@ -157,6 +153,9 @@ class RunFigures:
             "made_with": self.made_with,
             "settings": self.settings,
             "training": self.training,
+            "epochs_seen": self.seen.epochs or None,
+            "tokens_seen": self.seen.tokens or None,
+            "decoding": self.decoding,
             "curves": {name: {"steps": x, "values": y} for name, (x, y) in self.curves.items()},
             "tokens": self.tokens,
             "savings": self.savings,
@@ -192,7 +191,8 @@ def read_run(folder: Path) -> RunFigures:
     run = Run(folder)
     steps, validation = _read_metrics(run.metrics)
     scores, problem = _read_scores(folder)
-    answers = _answers(folder, [] if scores is None or problem else scores["judgements"])
+    entries = read_responses(folder) if run.responses.is_file() else []
+    answers = answers_of(entries, [] if scores is None or problem else _judgements(scores))
     settings, made_with = _read_config(run.config)
     tokens = _tokens(steps)
     ledger = read_ledger(read_metrics(run.ledger))
@@ -202,14 +202,16 @@ def read_run(folder: Path) -> RunFigures:
         made_with=made_with,
         training=_training(steps, validation),
         curves=_curves(steps, validation),
+        seen=_seen(steps, _steps_of_a_pass(steps, object_or_empty(run.data), settings or {})),
         tokens=tokens,
         savings=_savings(tokens, (settings or {}).get("impl")),
         time=_time(run, steps, validation, scores),
         summary=None if scores is None else scores["summary"],
+        decoding=_decoding(run),
         scores_problem=problem,
         intervals=_intervals(answers),
         answers=answers,
-        before=_finite(object_or_empty(folder / DEMO).get("exact_match_before")),
+        before=finite(object_or_empty(folder / DEMO).get("exact_match_before")),
         ledger=None if ledger is None else asdict(ledger),
         people=_people(folder),
     )
@@ -221,42 +223,23 @@ def side_by_side(run: RunFigures, others: Sequence[RunFigures]) -> list[dict[str
 
 
 def differing_settings(runs: Sequence[RunFigures]) -> dict[str, list[str | None]]:
-    """The settings that are not the same in all runs, with each run's value."""
-    held = [run.settings or {} for run in runs]
+    """The settings of the training that are not the same in all runs, with each run's value."""
+    return _differing([run.settings or {} for run in runs])
+
+
+def differing_decoding(runs: Sequence[RunFigures]) -> dict[str, list[str | None]]:
+    """The settings by which the responses were drawn that are not the same in all runs which have responses."""
+    return _differing([run.decoding or {} for run in runs])
+
+
+def _differing(held: Sequence[Mapping[str, str]]) -> dict[str, list[str | None]]:
     names = dict.fromkeys(name for settings in held for name in settings if name not in _OF_THE_PLACE)
     values = {name: [settings.get(name) for settings in held] for name in names}
     return {name: row for name, row in values.items() if len(set(row)) > 1}
 
 
-def by_question(run: RunFigures, others: Sequence[RunFigures]) -> list[list[Answer | None]]:
-    """One row for each answer of the run: it, and each other run's answer to the same question (None: it has none)."""
-    found = [_by_question(other.answers) for other in others]
-    return [[answer, *(answers.get(key) for answers in found)] for key, answer in _by_question(run.answers).items()]
-
-
-def farthest_apart(rows: Sequence[Sequence[Answer | None]], of: str) -> list[Sequence[Answer | None]]:
-    """The questions on which the runs' scores lie farthest apart, widest first; none on which they agree."""
-    apart = []
-    for row in rows:
-        scores = [score for answer in row if answer is not None and (score := answer.score(of)) is not None]
-        if len(scores) > 1 and max(scores) > min(scores):
-            apart.append((max(scores) - min(scores), row))
-    apart.sort(key=lambda pair: -pair[0])
-    return [row for _, row in apart[:MOST_ANSWERS]]
-
-
-def _by_question(answers: Sequence[Answer]) -> dict[tuple[Any, ...], Answer]:
-    """By what was asked, and which time that is: a question may be asked twice."""
-    found: dict[tuple[Any, ...], Answer] = {}
-    times: dict[tuple[str, str, str], int] = {}
-    for answer in answers:
-        times[answer.question] = times.get(answer.question, 0) + 1
-        found[(*answer.question, times[answer.question])] = answer
-    return found
-
-
 def _difference(run: RunFigures, other: RunFigures) -> dict[str, Any]:
-    both = [(one, two) for one, two in by_question(run, [other]) if one is not None and two is not None]
+    both = [(one, two) for one, two in by_question(run.answers, [other.answers]) if one is not None and two is not None]
     pairs = [(one, two) for one, two in both if one.exact is not None and two.exact is not None]
     judged = [(a, b) for one, two in pairs if (a := one.judge) is not None and (b := two.judge) is not None]
     rouge = [(a, b) for one, two in pairs if (a := one.rouge_l) is not None and (b := two.rouge_l) is not None]
@@ -282,6 +265,41 @@ def _paired(pairs: Sequence[tuple[float, float]]) -> dict[str, Any] | None:
         "interval": bootstrap_mean(differences),
         "p": sign_flip(differences).p,
     }
+
+
+def headlines(run: RunFigures) -> list[Headline]:
+    """The figures to look at first. A figure that says nothing about such references is not among them: of answers of
+    one word, neither BLEU nor chrF nor ROUGE says more than how many are right."""
+    summary = run.summary
+    if summary is None:
+        return []
+    bounds = {} if run.scores_problem else {**(summary.get("intervals") or {}), **run.intervals}
+    before = "" if run.before is None else f"before training {run.before:.2f}"
+    chosen, likeliest = summary.get("multiple_choice") or {}, summary.get("choices_by_likelihood") or {}
+    found = [
+        Headline("Judge’s mean", summary.get("judge_mean"), bounds.get("judge_mean")),
+        Headline("Exact match, %", summary.get("exact_match"), bounds.get("exact_match"), before),
+        Headline("Multiple choice, %", chosen.get("accuracy"), chosen.get("interval")),
+        *(
+            Headline(label, (likeliest.get(name) or {}).get("accuracy"), (likeliest.get(name) or {}).get("interval"))
+            for label, name in (("… by likelihood, %", "total"), ("… by likelihood a token, %", "per_token"))
+        ),
+    ]
+    if not are_short(run.answers):
+        n_out = (summary.get("left_out") or {}).get("rouge_l")
+        found += [
+            Headline(
+                "ROUGE-L F1, %", summary.get("rouge_l"), bounds.get("rouge_l"), f"{n_out:,} left out" if n_out else ""
+            ),
+            Headline("BLEU, %", summary.get("bleu"), bounds.get("bleu")),
+            Headline("chrF, %", summary.get("chrf"), bounds.get("chrf")),
+        ]
+    n_empty = summary.get("empty_responses")
+    found += [
+        Headline("Reference perplexity", summary.get("perplexity"), of_100=False),
+        Headline("Responses", summary.get("n"), note=f"{n_empty:,} empty" if n_empty else "", of_100=False),
+    ]
+    return [one for one in found if one.value is not None]
 
 
 # --- The files ---
@@ -336,6 +354,13 @@ def _read_scores(run: Path) -> tuple[dict[str, Any] | None, str | None]:
     return scores, None
 
 
+def _judgements(scores: Mapping[str, Any]) -> list[Any]:
+    """What a judge said of each response; nothing where none was there, which is no answer's fault."""
+    held: list[Any] = scores["judgements"]
+    scored = any(isinstance(one, dict) and finite(one.get("score")) is not None for one in held)
+    return held if scored or scores["summary"].get("judge") else []
+
+
 def _people(run: Path) -> dict[str, Any] | None:
     people = object_or_empty(run / AB_NUMBERS)
     if not people:
@@ -348,20 +373,13 @@ def _people(run: Path) -> dict[str, Any] | None:
     return {**people, "stale": not (run / RESPONSES).is_file() or rated != responses_sha256(run)}
 
 
-def _answers(run: Path, judgements: Sequence[Any]) -> list[Answer]:
-    entries = read_responses(run) if (run / RESPONSES).is_file() else []
-    held = [item if isinstance(item, dict) else None for item in judgements]
-    held += [None] * (len(entries) - len(held))
-    if not entries:
-        return []
-    texts = [(entry["model_response"], entry["output"]) for entry in entries]
-    scores = rouge_scores([text for text, _ in texts], [reference for _, reference in texts])
-    return [
-        Answer(row, entry, is_exact(*text), score["rouge_l"], judgement)
-        if left_out(entry) is None
-        else Answer(row, entry, None, None, None)
-        for row, (entry, text, score, judgement) in enumerate(zip(entries, texts, scores, held, strict=False), start=1)
-    ]
+def _decoding(run: Run) -> dict[str, str] | None:
+    """What the responses' origin says of how they were drawn: neither hashes nor what was measured."""
+    origin = object_or_empty(made_from(run.responses))
+    kept = {
+        name: str(value) for name, value in origin.items() if not name.endswith("_sha256") and name not in _MEASURED
+    }
+    return kept or None
 
 
 # --- The figures ---
@@ -370,9 +388,10 @@ def _answers(run: Path, judgements: Sequence[Any]) -> list[Answer]:
 def _training(steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     if not steps and not validation:
         return None
-    losses = _values(steps, "loss")
-    val_losses = _values(validation, "val_loss")
-    seconds = _sum(steps, "seconds")
+    losses = values_of(steps, "loss")
+    val_losses = values_of(validation, "val_loss")
+    seconds = sum_of(steps, "seconds")
+    peak = max(values_of(steps, "memory_bytes"), default=None)
     return {
         "steps": len(steps),
         "epochs": steps[-1].get("epoch") if steps else None,
@@ -381,8 +400,9 @@ def _training(steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[s
         "last_val_loss": val_losses[-1] if val_losses else None,
         "best_val_loss": min(val_losses, default=None),
         "skipped": sum(bool(step.get("skipped") and not step.get("rescaled")) for step in steps),
-        "peak_memory_bytes": max(_values(steps, "memory_bytes"), default=None),
-        "real_tokens_per_second": _sum(steps, "tokens_real") / seconds if seconds else None,
+        "peak_memory_bytes": peak,
+        "peak_memory_mib": None if peak is None else peak / 2**20,
+        "real_tokens_per_second": sum_of(steps, "tokens_real") / seconds if seconds else None,
     }
 
 
@@ -392,16 +412,44 @@ def _curves(
     found = {}
     for name in CURVES:
         lines = validation if name == "val_loss" else steps
-        points = [(float(line["step"]), value) for line in lines if (value := _finite(line.get(name))) is not None]
+        points = [(float(line["step"]), value) for line in lines if (value := finite(line.get(name))) is not None]
         if points:
             found[name] = ([step for step, _ in points], [value for _, value in points])
     return found
 
 
+def _steps_of_a_pass(
+    steps: Sequence[Mapping[str, Any]], data: Mapping[str, Any], settings: Mapping[str, str]
+) -> int | None:
+    """How many steps one pass over the data has: counted where one has ended, else by the examples and the batch."""
+    passes = [step.get("epoch") for step in steps]
+    if not passes or not all(isinstance(one, int) for one in passes):
+        return None
+    if passes[-1] != passes[0]:
+        return passes.count(passes[0])
+    files, dropped = data.get("files"), (data.get("train") or {}).get("dropped")
+    batch = settings.get("batch_size", "")
+    if not isinstance(files, list) or not isinstance(dropped, list) or not batch.isdecimal() or settings.get("mix"):
+        return None
+    n = sum(int(file.get("train") or 0) for file in files if isinstance(file, dict)) - len(dropped)
+    whole = n // int(batch) if settings.get("drop_last") == "True" else -(-n // int(batch))
+    return whole if whole >= len(passes) else None
+
+
+def _seen(steps: Sequence[Mapping[str, Any]], steps_of_a_pass: int | None) -> Seen:
+    total, tokens = 0.0, []
+    for step in steps:
+        total += finite(step.get("tokens_real")) or 0.0
+        tokens.append(total)
+    epochs = [] if not steps_of_a_pass else [step["step"] / steps_of_a_pass for step in steps]
+    every = bool(steps) and all(finite(step.get("tokens_real")) is not None for step in steps)
+    return Seen([float(step["step"]) for step in steps], epochs, tokens if every else [])
+
+
 def _tokens(steps: Sequence[Mapping[str, Any]]) -> dict[str, int | None]:
     """The sums over all steps; None for a kind that no step has."""
     return {
-        kind: int(_sum(steps, f"tokens_{kind}")) if any(f"tokens_{kind}" in step for step in steps) else None
+        kind: int(sum_of(steps, f"tokens_{kind}")) if any(f"tokens_{kind}" in step for step in steps) else None
         for kind in TOKEN_KINDS
     }
 
@@ -426,11 +474,11 @@ def _time(
 ) -> dict[str, float | None]:
     origin = made_from(run.responses)
     return {
-        "data": _finite(object_or_empty(run.data).get("seconds")),
-        "train": _sum(steps, "seconds") or None,
-        "eval": _sum(validation, "eval_seconds") or None,
-        "generate": _finite(object_or_empty(origin).get("seconds")),
-        "judge": _finite((scores or {}).get("summary", {}).get("judge_seconds")),
+        "data": finite(object_or_empty(run.data).get("seconds")),
+        "train": sum_of(steps, "seconds") or None,
+        "eval": sum_of(validation, "eval_seconds") or None,
+        "generate": finite(object_or_empty(origin).get("seconds")),
+        "judge": finite((scores or {}).get("summary", {}).get("judge_seconds")),
     }
 
 
@@ -444,16 +492,3 @@ def _intervals(answers: Sequence[Answer]) -> dict[str, Any]:
         "rouge_l": bootstrap_mean([answer.rouge_l for answer in answers if answer.rouge_l is not None]),
         "judge_mean": bootstrap_mean(judged),
     }
-
-
-def _values(lines: Sequence[Mapping[str, Any]], key: str) -> list[float]:
-    return [value for line in lines if (value := _finite(line.get(key))) is not None]
-
-
-def _sum(lines: Sequence[Mapping[str, Any]], key: str) -> float:
-    return math.fsum(_values(lines, key))
-
-
-def _finite(value: Any) -> float | None:
-    usable = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if usable else None

@@ -19,42 +19,70 @@ from fastft.common.lock import writing
 from fastft.common.options import check_values, option
 from fastft.pages.charts import Curve, chart
 from fastft.pages.render import write_page
+from fastft.reports.answer_data import answer_data
+from fastft.reports.answers import are_short, shared_reasons
 from fastft.reports.figures import (
+    CURVES,
     TOKEN_KINDS,
-    Answer,
     RunFigures,
-    by_question,
+    differing_decoding,
     differing_settings,
-    farthest_apart,
+    headlines,
     read_run,
     side_by_side,
 )
-from fastft.run.folder import REPORT, REPORT_NUMBERS, names_of
+from fastft.reports.plots import plots_of, write_plots
+from fastft.run.folder import PLOTS, REPORT, REPORT_NUMBERS, names_of
 from fastft.scores.score import rungs_in_words
 
-_WIDE, _NARROW = (10.4, 3.4), (5.1, 2.3)
 _TITLES = {"loss": "training loss", "val_loss": "validation loss", "lr": "learning rate", "grad_norm": "gradient norm"}
 _BEST, _LEAST = max, min
+_Figure = tuple[str, tuple[str, ...], int, Any]
 # Label, path into report.json's figures of a run, digits, which is best (None: neither).
-_COMPARED: tuple[tuple[str, tuple[str, ...], int, Any], ...] = (
-    ("Judge's mean, 0 to 100", ("scores", "judge_mean"), 2, _BEST),
-    ("Exact match, %", ("scores", "exact_match"), 2, _BEST),
-    ("BLEU, %", ("scores", "bleu"), 2, _BEST),
-    ("chrF, %", ("scores", "chrf"), 2, _BEST),
-    ("ROUGE-1 F1, %", ("scores", "rouge_1"), 2, _BEST),
-    ("ROUGE-2 F1, %", ("scores", "rouge_2"), 2, _BEST),
-    ("ROUGE-L F1, %", ("scores", "rouge_l"), 2, _BEST),
-    ("Responses", ("scores", "n"), 0, None),
-    ("Words of a response", ("scores", "words"), 1, None),
-    ("Responses that loop, %", ("scores", "looping"), 2, _LEAST),
-    ("Perplexity of the references", ("scores", "perplexity"), 2, _LEAST),
-    ("Best validation loss", ("training", "best_val_loss"), 4, _LEAST),
-    ("Last training loss", ("training", "last_loss"), 4, None),
-    ("Steps", ("training", "steps"), 0, None),
-    ("Seconds of training", ("seconds", "train"), 1, None),
-    ("Real tokens a second", ("training", "real_tokens_per_second"), 0, _BEST),
-    ("Tokens computed", ("tokens", "computed"), 0, None),
-)
+_COMPARED: dict[str, tuple[_Figure, ...]] = {
+    "Scores": (
+        ("Judge’s mean, 0 to 100", ("scores", "judge_mean"), 2, _BEST),
+        ("Exact match, %", ("scores", "exact_match"), 2, _BEST),
+        ("Multiple choice, %", ("scores", "multiple_choice", "accuracy"), 2, _BEST),
+        ("… by likelihood, %", ("scores", "choices_by_likelihood", "total", "accuracy"), 2, _BEST),
+        ("… by likelihood a token, %", ("scores", "choices_by_likelihood", "per_token", "accuracy"), 2, _BEST),
+        ("Perplexity of the references", ("scores", "perplexity"), 2, _LEAST),
+        ("Responses", ("scores", "n"), 0, None),
+        ("Empty responses", ("scores", "empty_responses"), 0, _LEAST),
+        ("Words of a response", ("scores", "words"), 1, None),
+        ("Responses that loop, %", ("scores", "looping"), 2, _LEAST),
+        ("Different words, %", ("scores", "distinct_1"), 1, None),
+        ("Different pairs of words, %", ("scores", "distinct_2"), 1, None),
+    ),
+    "Overlap with the references": (
+        ("BLEU, %", ("scores", "bleu"), 2, _BEST),
+        ("chrF, %", ("scores", "chrf"), 2, _BEST),
+        ("ROUGE-1 F1, %", ("scores", "rouge_1"), 2, _BEST),
+        ("ROUGE-2 F1, %", ("scores", "rouge_2"), 2, _BEST),
+        ("ROUGE-L F1, %", ("scores", "rouge_l"), 2, _BEST),
+    ),
+    "Training": (
+        ("Best validation loss", ("training", "best_val_loss"), 4, _LEAST),
+        ("Last validation loss", ("training", "last_val_loss"), 4, _LEAST),
+        ("Last training loss", ("training", "last_loss"), 4, None),
+        ("Steps", ("training", "steps"), 0, None),
+        ("Steps that were skipped", ("training", "skipped"), 0, _LEAST),
+        ("Real tokens a second", ("training", "real_tokens_per_second"), 0, _BEST),
+        ("Peak memory, MiB", ("training", "peak_memory_mib"), 0, _LEAST),
+    ),
+    "Tokens of all steps": tuple((f"{kind[:1].upper()}{kind[1:]}", ("tokens", kind), 0, None) for kind in TOKEN_KINDS),
+    "Seconds": (
+        ("Data: read, encode, plan", ("seconds", "data"), 1, None),
+        ("Train: the steps", ("seconds", "train"), 1, None),
+        ("Evaluate: validation losses", ("seconds", "eval"), 1, None),
+        ("Generate: responses", ("seconds", "generate"), 1, None),
+        ("Judge: scores", ("seconds", "judge"), 1, None),
+    ),
+}
+_BY_CATEGORY = (
+    ("Judge’s mean", "judge_mean"), ("Exact match, %", "exact_match"),
+    ("BLEU, %", "bleu"), ("ROUGE-L F1, %", "rouge_l"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,38 +93,39 @@ class ReportOptions:
     """Folder of the run; report.html and report.json are written into it."""
     against: list[Path] = option([])
     """Folders of other runs to show beside it."""
+    plots: bool = False
+    """Also draws RUN/plots: loss, learning rate, tokens and scores as SVG, PNG and PDF, by matplotlib, which
+    `pip install 'fastft[plots]'` brings."""
 
     def __post_init__(self) -> None:
         check_values(self)
 
 
 def report(options: ReportOptions) -> Path:
-    """Writes RUN/report.html and RUN/report.json, and returns the page's path.
+    """Writes RUN/report.html, RUN/report.json and, where they are asked for, RUN/plots; returns the page's path.
 
     Raises:
-        UserError: a folder does not exist, holds no file of a run, or holds one that cannot be read.
+        UserError: a folder does not exist, holds no file of a run, or holds one that cannot be read; plots are asked
+            for, and matplotlib is not installed.
     """
     folders = [options.run, *options.against]
     _check_different(folders)
     run, *others = map(read_run, folders)
-    differences = side_by_side(run, others)
-    settings = differing_settings([run, *others]) if others else {}
+    # Drawn before anything is written: where matplotlib is missing, nothing has changed.
+    drawn = plots_of([run, *others]) if options.plots else []
+    context = _context([run, *others])
     with writing(options.run):
+        if options.plots:
+            write_plots(drawn, options.run / PLOTS)
         write_page(
             options.run / REPORT,
             "report.html.j2",
             styles=("base.css", "report.css"),
-            scripts=("report.js",),
-            **_context(run, others, differences, settings),
+            scripts=("report.js", "answers.js"),
+            **context,
         )
-        write_json(
-            options.run / REPORT_NUMBERS,
-            {
-                "runs": [one.as_json() for one in (run, *others)],
-                "differences": differences,
-                "differing_settings": settings,
-            },
-        )
+        numbers = {name: context[name] for name in ("differences", "differing_settings", "differing_decoding")}
+        write_json(options.run / REPORT_NUMBERS, {"runs": [one.as_json() for one in (run, *others)], **numbers})
     return options.run / REPORT
 
 
@@ -108,29 +137,32 @@ def _check_different(folders: Sequence[Path]) -> None:
         seen.add(folder.resolve())
 
 
-def _context(
-    run: RunFigures, others: Sequence[RunFigures], differences: Sequence[Any], settings: dict[str, Any]
-) -> dict[str, Any]:
-    runs = [run, *others]
+def _context(runs: Sequence[RunFigures]) -> dict[str, Any]:
+    run, *others = runs
     names = names_of([one.folder for one in runs])
-    rows = by_question(run, others)
-    histograms = [(name, one.histogram(run.main_score)) for name, one in zip(names, runs, strict=True)]
+    named = list(zip(names, runs, strict=True))
+    histograms = [(name, one.histogram(run.main_score)) for name, one in named]
     histograms = [(name, counts) for name, counts in histograms if any(counts)]
     return {
         "run": run,
+        "named": named,
         "names": names,
         "facts": _facts(run),
-        "charts": _charts(run, others),
+        "charts": _charts(runs, names),
         "token_kinds": TOKEN_KINDS,
+        "headlines": headlines(run),
+        "short": are_short(run.answers),
         "compared": _compared(runs),
-        "problems": [(name, one.scores_problem) for name, one in zip(names, runs, strict=True) if one.scores_problem],
-        "differences": differences,
-        "differing_settings": settings,
-        "rows": rows,
+        "categories": _categories(runs),
+        "problems": [(name, one.scores_problem) for name, one in named if one.scores_problem],
+        "reasons": [(name, shared_reasons(one.answers)) for name, one in named],
+        "differences": side_by_side(run, others),
+        "differing_settings": differing_settings(runs) if others else {},
+        "differing_decoding": differing_decoding(runs) if others else {},
         "histograms": histograms,
         "most_in_a_bar": max([1, *(count for _, counts in histograms for count in counts)]),
         "rungs": rungs_in_words,
-        "lists": _lists(run, rows, several=bool(others)),
+        "answers": answer_data(runs, names),
     }
 
 
@@ -145,61 +177,74 @@ def _facts(run: RunFigures) -> str:
 
 
 def _compared(runs: Sequence[RunFigures]) -> list[dict[str, Any]]:
-    """The table of all runs' figures, with the places of the best; a dash where one is undefined or not there."""
+    """The table of all runs' figures in groups, with the best; a dash where one is undefined or not there."""
     held = [{**run.as_json(), **({"scores": None} if run.scores_problem else {})} for run in runs]
     judges = [run.judge for run in runs if run.judge is not None]
     same_judge = all(judge == judges[0] for judge in judges)
-    table = []
-    for label, (part, name), digits, best in _COMPARED:
-        values = [(one[part] or {}).get(name) for one in held]
-        known = [value for value in values if value is not None]
-        if any(name in (one[part] or {}) for one in held):
-            ranked = best is not None and len(known) > 1 and min(known) < max(known)
-            top = best(known) if ranked and (same_judge or name != "judge_mean") else None
-            table.append({"label": label, "values": values, "digits": digits, "best": top})
-    return table
+    groups = []
+    for title, figures in _COMPARED.items():
+        lines = []
+        for label, path, digits, best in figures:
+            found = [_at(one, path) for one in held]
+            if any(there for there, _ in found):
+                values = [value for _, value in found]
+                ranked = best if same_judge or path[-1] != "judge_mean" else None
+                lines.append({"label": label, "values": values, "digits": digits, "best": _top(values, ranked)})
+        if lines:
+            groups.append({"title": title, "lines": lines})
+    return groups
 
 
-def _lists(run: RunFigures, rows: Sequence[Sequence[Answer | None]], *, several: bool) -> list[dict[str, Any]]:
-    """The answers to look at first: best, worst, most disputed."""
-    if len(run.answers) < 2:
-        return []
-    row_of = {row[0].row: row for row in rows if row[0] is not None}
-    by = "by the judge's score" if run.main_score == "judge" else "by ROUGE-L"
-    lists = [
-        {"title": "Best", "note": by, "rows": [row_of[answer.row] for answer in run.best()]},
-        {"title": "Worst", "note": by, "rows": [row_of[answer.row] for answer in run.worst()]},
+def _at(value: Any, path: Sequence[str]) -> tuple[bool, Any]:
+    """Whether there is a place of that name in nested objects, and what lies there."""
+    for name in path:
+        if not isinstance(value, dict) or name not in value:
+            return False, None
+        value = value[name]
+    return True, value
+
+
+def _top(values: Sequence[Any], best: Any) -> Any:
+    known = [value for value in values if value is not None]
+    return best(known) if best is not None and len(known) > 1 and min(known) < max(known) else None
+
+
+def _categories(runs: Sequence[RunFigures]) -> dict[str, Any]:
+    """Each category's figures, by name and then for each run; figures that no run has of any category are left out."""
+    held = [{} if run.scores_problem else (run.summary or {}).get("by_category") or {} for run in runs]
+    names = list(dict.fromkeys(name for one in held for name in one))
+    shown = [
+        (label, key) for label, key in _BY_CATEGORY
+        if any(row.get(key) is not None for one in held for row in one.values())
+        and not (key in ("bleu", "rouge_l") and are_short(runs[0].answers))
+    ]  # fmt: skip
+    rows = [
         {
-            "title": "Most disputed",
-            "note": "judge and ROUGE-L farthest apart, both on 0 to 100",
-            "rows": [row_of[answer.row] for answer in run.disputed()],
-        },
+            "name": name,
+            "n": [one.get(name, {}).get("n") for one in held],
+            "values": [[one.get(name, {}).get(key) for one in held] for _, key in shown],
+        }
+        for name in names
     ]
-    if several:
-        lists.append(
-            {"title": "Runs farthest apart", "note": by, "rows": farthest_apart(rows, run.main_score)},
-        )
-    return [one for one in lists if one["rows"]]
+    return {"labels": [label for label, _ in shown], "rows": rows}
 
 
 # --- Charts ---
 
 
-def _charts(run: RunFigures, others: Sequence[RunFigures]) -> list[Markup]:
-    """The charts that there are numbers for: the losses first, then what else was recorded of this run."""
-    names = names_of([one.folder for one in (run, *others)])
-    if others:
-        charts = [
-            chart(_TITLES[curve], _of_all([run, *others], names, curve), _NARROW, logarithmic=True)
-            for curve in ("loss", "val_loss")
-            if any(curve in one.curves for one in (run, *others))
+def _charts(runs: Sequence[RunFigures], names: Sequence[str]) -> list[Markup]:
+    """The charts that there are numbers for, each with the curve of every run."""
+    if len(runs) > 1:
+        return [
+            chart(_TITLES[curve], curves, logarithmic=curve in ("loss", "val_loss"))
+            for curve in CURVES
+            if (curves := _of_all(runs, names, curve))
         ]
-    else:
-        charts = [chart("loss", losses, _WIDE, logarithmic=True)] if (losses := _losses(run)) else []
-    return charts + [
-        chart(_TITLES[curve], [Curve(_TITLES[curve], *run.curves[curve])], _NARROW)
+    losses = _losses(runs[0])
+    return [chart("loss", one, logarithmic=True) for one in [losses] if one] + [
+        chart(_TITLES[curve], [Curve(_TITLES[curve], *runs[0].curves[curve])])
         for curve in ("lr", "grad_norm")
-        if curve in run.curves
+        if curve in runs[0].curves
     ]
 
 

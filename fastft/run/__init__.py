@@ -7,8 +7,8 @@ To be read in this order:
                      `from_yaml`, `Schedule`
     needs.py         what its options need to have an effect
     folder.py        the names of its files, and where each lies: `Run`, `names_of`, `CONFIG`, `METRICS`, `RESPONSES`,
-                     `SCORES`, `JUDGE_REPLIES`, `REPORT`, `REPORT_NUMBERS`, `AB_PAGE`, `AB_NUMBERS`, `COMPARISON`,
-                     `COMPARISON_ELSEWHERE`, `DEMO`, `EXPORT_MADE`, `EXPORTED`, `made_from`
+                     `SCORES`, `JUDGE_REPLIES`, `REPORT`, `REPORT_NUMBERS`, `PLOTS`, `AB_PAGE`, `AB_NUMBERS`,
+                     `COMPARISON`, `COMPARISON_ELSEWHERE`, `DEMO`, `EXPORT_MADE`, `EXPORTED`, `made_from`
     data.py          its files' records, split, with their template: `load_data`, `read_sources`, `Data`,
                      `warn_of_data`
     trained.py       what it was trained on, held against what is there now: `data_of`, `check_same_data`,

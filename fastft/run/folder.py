@@ -22,7 +22,7 @@ from fastft.run.config import CONFIG_BEGINS, TrainOptions, from_yaml
 CONFIG, DATA, METRICS, LEDGER = "config.yaml", "data.json", "metrics.jsonl", "ledger.jsonl"
 TRACKERS = "trackers.json"
 RESPONSES, SCORES, JUDGE_REPLIES = "responses.json", "scores.json", "judge-replies.jsonl"
-REPORT, REPORT_NUMBERS = "report.html", "report.json"
+REPORT, REPORT_NUMBERS, PLOTS = "report.html", "report.json", "plots"
 AB_PAGE, AB_NUMBERS = "ab.html", "ab.json"
 COMPARISON, COMPARISON_ELSEWHERE = "compare-{}.json", "compare.json"
 """With the name of the run that it is compared to; in a folder of one's own without."""
@@ -57,6 +57,9 @@ _IN_FOLDERS = {
         for file in _IN_CHECKPOINTS
     ),
     "hangs": ("rank-*.txt",),
+    PLOTS: tuple(
+        f"{name}.{kind}" for name in ("loss", "learning-rate", "tokens", "scores") for kind in ("svg", "png", "pdf")
+    ),
     "model": (WEIGHTS, "config.json", "generation_config.json", ADAPTER, ADAPTER_CONFIG, *TOKENIZER_FILES, ".*.tmp"),
     "tokenizer": (*TOKENIZER_FILES, ".*.tmp"),
     "tensorboard": ("events.out.tfevents.*",),

@@ -54,6 +54,10 @@ class AbOptions:
     """Asks for so many of the questions, drawn by the seed, instead of all."""
     reference: bool = option(True, needs=_A_PAGE)
     """Lets raters look at the reference, behind a key."""
+    scale: bool = option(False, needs=_A_PAGE)
+    """Also asks how good each answer is, from 1 to 5. Without it and --reason, one key or tap answers a question."""
+    reason: bool = option(False, needs=_A_PAGE)
+    """Also asks why, in the rater's own words, which may be none."""
 
     def __post_init__(self) -> None:
         check_values(self)
@@ -110,7 +114,7 @@ def make_page(options: AbOptions) -> Path:
     check_effects(options)
     sheet = make_sheet((options.run_a, options.run_b), options.seed, options.limit)
     path = options.run_a / AB_PAGE
-    shown = _page_data(sheet, options.reference)
+    shown = _page_data(sheet, options)
     with writing(options.run_a):
         write_page(path, "ab.html.j2", styles=("base.css", "ab.css"), scripts=("ab.js",), data=shown)
     return path
@@ -154,9 +158,9 @@ def _item(row: int, first: Mapping[str, Any], second: Mapping[str, Any], *, swap
     return Item(row + 1, first["instruction"], first["input"], first["output"], _answer(a), _answer(b))
 
 
-def _page_data(sheet: Sheet, reference: bool) -> dict[str, Any]:
+def _page_data(sheet: Sheet, options: AbOptions) -> dict[str, Any]:
     items: Sequence[dict[str, Any]] = [asdict(item) for item in sheet.items]
-    if not reference:
+    if not options.reference:
         items = [{**item, "reference": None} for item in items]
     return {
         "format": RATINGS_FORMAT,
@@ -164,5 +168,7 @@ def _page_data(sheet: Sheet, reference: bool) -> dict[str, Any]:
         "runs": [str(run) for run in sheet.runs],
         "seed": sheet.seed,
         "limit": sheet.limit,
+        "scale": options.scale,
+        "reason": options.reason,
         "items": items,
     }

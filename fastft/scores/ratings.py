@@ -3,7 +3,7 @@ whether the raters agree with each other and with the judge.
 
 What is counted is the question, not the rating: raters of one question are no independent witnesses of the models.
 Each question has one verdict, the choice of most of its raters (a tie where no choice has most), and for each run one
-mean on the scale; the intervals are over questions.
+mean on the scale where the page asks for one; the intervals are over questions.
 """
 
 from __future__ import annotations
@@ -57,11 +57,14 @@ class Rating:
     item: int
     choice: str
     """One of `VERDICTS`."""
-    first: int
-    second: int
+    first: int | None
+    second: int | None
+    """On the scale of 1 to 5; None where the page does not ask for it."""
     seconds: float
     chose: str
     """What stood on the page: one of `CHOICES`."""
+    reason: str
+    """In the rater's own words; empty where none was asked for or given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +86,10 @@ class Verdict:
 
     item: int
     choice: str
-    first: float
-    second: float
+    first: float | None
+    second: float | None
     votes: dict[str, int]
+    reasons: list[str]
 
 
 def import_ratings(options: AbOptions) -> tuple[Path, dict[str, Any]]:
@@ -138,8 +142,10 @@ def _check_draw(file: RatingsFile) -> None:
 
 def _check_row(row: Mapping[str, Any]) -> None:
     for name in ("scale_a", "scale_b"):
-        if row[name] not in SCALE:
-            raise ValueError(f"{name} {row[name]!r} in question {row['item']}, expected 1 to 5")
+        if row[name] is not None and row[name] not in SCALE:
+            raise ValueError(f"{name} {row[name]!r} in question {row['item']}, expected 1 to 5, or null")
+    if not isinstance(row.get("reason") or "", str):
+        raise ValueError(f"reason {row['reason']!r} in question {row['item']}, expected text")
     if row["choice"] not in CHOICES:
         raise ValueError(f"choice {row['choice']!r} in question {row['item']}, expected {', '.join(CHOICES)}")
     if not isinstance(row["item"], int):
@@ -189,7 +195,8 @@ def _rating(row: Mapping[str, Any], *, first_is_a: bool) -> Rating:
     names = {"a": "first", "b": "second"} if first_is_a else {"a": "second", "b": "first"}
     scales = {names["a"]: row["scale_a"], names["b"]: row["scale_b"]}
     choice = names.get(row["choice"], row["choice"])
-    return Rating(row["item"], choice, scales["first"], scales["second"], float(row["seconds"]), row["choice"])
+    reason = (row.get("reason") or "").strip()
+    return Rating(row["item"], choice, scales["first"], scales["second"], float(row["seconds"]), row["choice"], reason)
 
 
 # --- Figures ---
@@ -216,7 +223,14 @@ def summary(sheet: Sheet, by_rater: Mapping[str, Sequence[Rating]]) -> dict[str,
         "agreement": {"raters": _agreement(by_rater), "judge": _judge_agreement(sheet, verdicts)},
         "position": _position(ratings),
         "items": [
-            {"item": v.item, "verdict": v.choice, "first": v.first, "second": v.second, "votes": v.votes}
+            {
+                "item": v.item,
+                "verdict": v.choice,
+                "first": v.first,
+                "second": v.second,
+                "votes": v.votes,
+                "reasons": v.reasons,
+            }
             for v in verdicts
         ],
     }
@@ -234,12 +248,18 @@ def _verdicts(ratings: Sequence[Rating]) -> list[Verdict]:
         Verdict(
             item,
             _most(Counter(row.choice for row in rows)),
-            fmean(row.first for row in rows),
-            fmean(row.second for row in rows),
+            _mean_or_none([row.first for row in rows]),
+            _mean_or_none([row.second for row in rows]),
             dict(Counter(row.choice for row in rows)),
+            [row.reason for row in rows if row.reason],
         )
         for item, rows in by_item.items()
     ]
+
+
+def _mean_or_none(values: Sequence[int | None]) -> float | None:
+    given = [value for value in values if value is not None]
+    return fmean(given) if given else None
 
 
 def _most(votes: Counter[str]) -> str:
@@ -274,13 +294,21 @@ def _win_rate(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     }
 
 
-def _scales(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    differences = [verdict.first - verdict.second for verdict in verdicts]
+def _scales(verdicts: Sequence[Verdict]) -> dict[str, Any] | None:
+    """The runs' means on the scale and their difference; None where nobody was asked for it."""
+    rated = _rated_pairs(verdicts)
+    if not rated:
+        return None
+    differences = [first - second for first, second in rated]
     return {
-        "first": _mean([verdict.first for verdict in verdicts]),
-        "second": _mean([verdict.second for verdict in verdicts]),
+        "first": _mean([first for first, _ in rated]),
+        "second": _mean([second for _, second in rated]),
         "difference": {**_mean(differences), "p": sign_flip(differences).p},
     }
+
+
+def _rated_pairs(verdicts: Sequence[Verdict]) -> list[tuple[float, float]]:
+    return [(v.first, v.second) for v in verdicts if v.first is not None and v.second is not None]
 
 
 def _mean(values: Sequence[float]) -> dict[str, Any]:
@@ -295,15 +323,19 @@ def _agreement(by_rater: Mapping[str, Sequence[Rating]]) -> dict[str, Any] | Non
     held = [{rating.item: rating for rating in rows} for rows in by_rater.values()]
     nothing = float("nan")
     choices = [[VERDICTS.index(rows[i].choice) if i in rows else nothing for i in items] for rows in held]
-    scales = [
-        [float(getattr(rows[i], side)) if i in rows else nothing for side in ("first", "second") for i in items]
-        for rows in held
-    ]
+    scales = [[_scale_of(rows.get(i), side) for side in ("first", "second") for i in items] for rows in held]
+    on_scale = any(value == value for row in scales for value in row)
     return {
         "alpha_choice": krippendorff_alpha(choices, "nominal"),
-        "alpha_scale": krippendorff_alpha(scales, "ordinal"),
+        "alpha_scale": krippendorff_alpha(scales, "ordinal") if on_scale else None,
         "pairs": [_pair(*two) for two in itertools.combinations(by_rater.items(), 2)],
     }
+
+
+def _scale_of(rating: Rating | None, side: str) -> float:
+    """What a rater gave a run's answer; not-a-number where that is nothing."""
+    value = None if rating is None else getattr(rating, side)
+    return math.nan if value is None else float(value)
 
 
 def _pair(one: tuple[str, Sequence[Rating]], other: tuple[str, Sequence[Rating]]) -> dict[str, Any]:
@@ -339,11 +371,11 @@ def _judge_agreement(sheet: Sheet, verdicts: Sequence[Verdict]) -> dict[str, Any
         return {"n": 0, "reason": "the judge has scored no question that people have rated in both runs"}
     pairs = [(float(first[v.item - 1] or 0), float(second[v.item - 1] or 0)) for v in judged]
     preferred = [(one > other) - (one < other) for one, other in pairs]
+    on_scale = [(v, pair) for v, pair in zip(judged, pairs, strict=True) if _rated_pairs([v])]
+    scales = [value for v, _ in on_scale for value in _rated_pairs([v])[0]]
     return {
         **_same_choice([_SIGNS[v.choice] for v in judged], preferred),
-        "spearman_scale": spearman(
-            [scale for v in judged for scale in (v.first, v.second)], [score for pair in pairs for score in pair]
-        ),
+        "spearman_scale": spearman(scales, [score for _, pair in on_scale for score in pair]) if on_scale else None,
     }
 
 
@@ -410,7 +442,9 @@ def print_summary(result: Mapping[str, Any]) -> None:
     """Prints the figures as tables, and what they rest on."""
     out = SafeConsole(highlight=False, soft_wrap=True)
     names = result["names"]
-    out.print(_verdict_table(result, names), _scale_table(result, names), sep="\n")
+    out.print(_verdict_table(result, names))
+    if result["scale"] is not None:
+        out.print(_scale_table(result, names))
     for line in _lines(result, names):
         out.print(line, markup=False)
 
@@ -459,8 +493,8 @@ def _agreement_lines(agreement: Mapping[str, Any]) -> list[str]:
     lines = []
     if raters is not None:
         lines.append(
-            f"raters agree: Krippendorff's alpha {_figure(raters['alpha_choice'])} on the choice, "
-            f"{_figure(raters['alpha_scale'])} on the scale"
+            f"raters agree: Krippendorff's alpha {_figure(raters['alpha_choice'])} on the choice"
+            + ("" if raters["alpha_scale"] is None else f", {_figure(raters['alpha_scale'])} on the scale")
         )
         lines += [
             f"{' and '.join(pair['raters'])}: the same choice in {_percent(pair['same'])} of {pair['n']}, "
@@ -469,10 +503,11 @@ def _agreement_lines(agreement: Mapping[str, Any]) -> list[str]:
         ]
     if "reason" in judge:
         return [*lines, f"agreement with the judge is not known: {judge['reason']}"]
+    rho = judge["spearman_scale"]
     return [
         *lines,
         f"people and judge: the same preference in {_percent(judge['same'])} of {judge['n']}, Cohen's kappa "
-        f"{_figure(judge['kappa'])}, Spearman's rho of scale and score {_figure(judge['spearman_scale'])}",
+        f"{_figure(judge['kappa'])}" + ("" if rho is None else f", Spearman's rho of scale and score {_figure(rho)}"),
     ]
 
 

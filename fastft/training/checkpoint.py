@@ -313,7 +313,7 @@ def _described(engine: AnyEngine, progress: Progress) -> dict[str, Any]:
 
 
 def _say_whose_code(path: Path, before: str, now: str) -> None:
-    """Says where a run goes on by other code than wrote the checkpoint: what follows is the same up to rounding alone."""
+    """Says where a run goes on by other code than wrote the checkpoint: what follows is the same up to rounding."""
     if before != now:
         reason = f" ({compiled.why_not()})" if now == "torch" and compiled.why_not() else ""
         warn(

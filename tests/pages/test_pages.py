@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from rating_pages import judge, made_page, page_data, two_runs
+from rating_pages import WORDS, judge, made_page, page_data, two_runs, write_run
 
 from fastft.reports.report import ReportOptions, report
 from fastft.scores.ab import AbOptions
 from fastft.scores.ratings import import_ratings
+from fastft.scores.score import ScoreOptions, score
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 FLAGS = [
     "--no-sandbox",  # as root there is none
@@ -131,8 +133,96 @@ def export(tab: Tab, folder: Path) -> tuple[Path, dict[str, Any]]:
 # --- The rating page ---
 
 
-def test_rating_by_keys_alone_through_to_the_import(tab: Tab, tmp_path: Path) -> None:
+def test_one_key_answers_a_question_through_to_the_import(tab: Tab, tmp_path: Path) -> None:
     page = made_page(tmp_path)
+    items = page_data(page)["items"]
+    start(tab, page)
+    for place, item in enumerate(items):
+        assert tab.text("#place") == f"{place + 1} of {len(items)}"
+        assert tab.text("#text-a") == item["a"]
+        first_is_a = item["a"].startswith("ada")
+        keys = ("a", "b") if place % 2 else ("ArrowLeft", "ArrowRight")
+        tab.keys("t" if place == 4 else keys[0] if first_is_a else keys[1])
+    assert "All questions are rated" in tab.text("#done")
+    path, file = export(tab, tmp_path)
+    assert [row["item"] for row in file["ratings"]] == [item["item"] for item in items]
+    assert all(row["scale_a"] is None for row in file["ratings"])
+    _, result = import_ratings(AbOptions(import_=[path]))
+    assert (result["verdicts"]["first"]["n"], result["verdicts"]["tie"]["n"]) == (len(items) - 1, 1)
+    assert result["scale"] is None
+
+
+def test_a_key_held_down_or_a_double_click_answers_one_question(tab: Tab, tmp_path: Path) -> None:
+    start(tab, made_page(tmp_path))
+    for _ in range(3):
+        tab.page.keyboard.down("a")  # each but the first is a repetition
+    assert tab.text("#place") == "2 of 9"
+    tab.page.keyboard.up("a")
+    assert "Question 1: A is better." in tab.text("#status")
+    tab.page.dblclick("[data-choice=tie]")
+    assert tab.text("#place") == "3 of 9"
+    tab.keys("u")
+    assert tab.text("#place") == "2 of 9"
+    assert tab.page.locator("[aria-pressed=true]").count() == 0
+    tab.keys("Backspace", "x")  # changes the first, and goes on
+    assert tab.text("#place") == "2 of 9"
+    _, file = export(tab, tmp_path)
+    assert [row["choice"] for row in file["ratings"]] == ["both_bad"]
+
+
+def test_a_reason_is_asked_for_and_summed_up(tab: Tab, tmp_path: Path) -> None:
+    page = made_page(tmp_path, reason=True)
+    start(tab, page)
+    tab.keys("b")
+    assert tab.text("#place") == "1 of 9"  # the reason is still to come, and has the keys
+    tab.page.keyboard.type("at best a better one")
+    tab.keys("Enter")
+    assert tab.text("#place") == "2 of 9"
+    assert tab.page.input_value("#reason") == ""
+    tab.keys("t", "Enter")  # which may be none
+    start(tab, page)  # both are kept
+    assert tab.text("#place") == "3 of 9"
+    path, file = export(tab, tmp_path)
+    assert [row["reason"] for row in file["ratings"]] == ["at best a better one", ""]
+    _, result = import_ratings(AbOptions(import_=[path]))
+    assert sorted(item["reasons"] for item in result["items"]) == [[], ["at best a better one"]]
+
+
+def test_with_scale_and_reason_the_keys_go_to_what_is_still_to_say(tab: Tab, tmp_path: Path) -> None:
+    start(tab, made_page(tmp_path, scale=True, reason=True))
+    tab.keys("a", "4", "2")
+    tab.page.keyboard.type("5 of 5")
+    tab.keys("Enter")
+    assert tab.text("#place") == "2 of 9"
+    _, file = export(tab, tmp_path)
+    (row,) = file["ratings"]
+    assert (row["choice"], row["scale_a"], row["scale_b"], row["reason"]) == ("a", 4, 2, "5 of 5")
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": True, "reason": True}])
+@pytest.mark.parametrize("touch", [False, True])
+def test_the_rating_page_fits_a_phone(touch: bool, options: Any, browser: Browser, tmp_path: Path) -> None:
+    page = browser.new_page(viewport=PHONE, has_touch=touch, is_mobile=touch)
+    tab = Tab(page)
+    start(tab, made_page(tmp_path, **options))
+    assert tab.overflow() == 0
+    for control in page.locator(".panel button").all():
+        box = control.bounding_box()
+        assert box is not None
+        assert 0 <= box["x"] < box["x"] + box["width"] <= PHONE["width"]
+        assert box["y"] + box["height"] <= PHONE["height"]
+    choice = page.locator("[data-choice=both_bad]")
+    if touch:
+        choice.tap()
+    else:
+        choice.click()
+    assert tab.text("#place") == ("1 of 9" if options else "2 of 9")
+    page.close()
+    assert tab.problems == []
+
+
+def test_rating_with_the_scale_by_keys_alone_through_to_the_import(tab: Tab, tmp_path: Path) -> None:
+    page = made_page(tmp_path, scale=True)
     items = page_data(page)["items"]
     start(tab, page)
     for place, item in enumerate(items):
@@ -161,26 +251,28 @@ def test_nothing_of_the_runs_is_seen_while_rating(tab: Tab, tmp_path: Path) -> N
 
 
 def test_what_is_entered_is_kept_and_each_rater_has_their_own(tab: Tab, tmp_path: Path) -> None:
-    page = made_page(tmp_path)
+    page = made_page(tmp_path, scale=True)
     start(tab, page)
     tab.keys("t", "3", "3", "Enter", "x", "1")  # the second is not done
     start(tab, page, "Max")
     assert tab.text("#place") == "1 of 9"
+    tab.open(page)
+    assert tab.page.input_value("#name") == "Max"  # who was here last
     start(tab, page)
     assert tab.text("#place") == "2 of 9"
     assert "Welcome back: 1 of 9" in tab.text("#status")
-    assert tab.page.is_checked("input[name=choice][value=both_bad]")
+    assert tab.page.locator("[data-choice=both_bad][aria-pressed=true]").is_visible()
     assert tab.page.is_checked("input[name=scale_a][value='1']")
     _, file = export(tab, tmp_path)
     assert [row["choice"] for row in file["ratings"]] == ["tie"]
-    other = made_page(tmp_path, seed=9)  # over the same file: another page, and so nothing rated
+    other = made_page(tmp_path, scale=True, seed=9)  # over the same file: another page, and so nothing rated
     start(tab, other)
     assert tab.text("#place") == "1 of 9"
 
 
 def test_undo_back_and_skip(tab: Tab, tmp_path: Path) -> None:
-    start(tab, made_page(tmp_path))
-    checked = "input:checked"
+    start(tab, made_page(tmp_path, scale=True))
+    checked = "input:checked, [aria-pressed=true]"
     tab.keys("Enter")
     assert "Still to say: which is better, how good A is, how good B is" in tab.text("#status")
     tab.keys("a", "5", "2", "Enter", "b", "4")
@@ -205,7 +297,7 @@ def test_undo_back_and_skip(tab: Tab, tmp_path: Path) -> None:
 
 
 def test_arrows_mark_an_answer_and_the_reference_is_behind_a_key(tab: Tab, tmp_path: Path) -> None:
-    page = made_page(tmp_path)
+    page = made_page(tmp_path, scale=True)
     start(tab, page)
     tab.keys("ArrowRight", "2")
     assert tab.page.is_checked("input[name=scale_b][value='2']")
@@ -220,9 +312,10 @@ def test_arrows_mark_an_answer_and_the_reference_is_behind_a_key(tab: Tab, tmp_p
 
 def test_rating_by_touch_on_a_phone(tab: Tab, tmp_path: Path) -> None:
     tab.page.set_viewport_size(PHONE)
-    start(tab, made_page(tmp_path))
+    start(tab, made_page(tmp_path, scale=True))
     assert tab.overflow() == 0
-    for name, value in (("choice", "b"), ("scale_a", "2"), ("scale_b", "5")):
+    tab.page.click("[data-choice=b]")
+    for name, value in (("scale_a", "2"), ("scale_b", "5")):
         tab.page.locator(f"label:has(input[name={name}][value='{value}'])").click()
     tab.page.click("#next")
     assert tab.text("#place") == "2 of 9"
@@ -230,9 +323,9 @@ def test_rating_by_touch_on_a_phone(tab: Tab, tmp_path: Path) -> None:
 
 
 def test_every_control_has_a_name(tab: Tab, tmp_path: Path) -> None:
-    start(tab, made_page(tmp_path))
+    start(tab, made_page(tmp_path, scale=True))
     tree = tab.page.locator("body").aria_snapshot()
-    for named in ('group "How good is A?"', 'group "Which answer is better?"', 'radio "A is better A"', 'radio "5"'):
+    for named in ('group "How good is A?"', 'group "Which answer is better?"', 'button "A is better A"', 'radio "5"'):
         assert named in tree
     assert 'progressbar "Rated"' in tree
     assert tab.page.evaluate("document.activeElement.id") == "instruction"  # read out at each new question
@@ -241,20 +334,185 @@ def test_every_control_has_a_name(tab: Tab, tmp_path: Path) -> None:
 # --- The report ---
 
 
+ROWS = "#all-responses > tbody > tr"
+
+
 def test_the_search_box_filters(tab: Tab, report_page: Path) -> None:
     page = tab.open(report_page)
-    rows = page.locator("#all-responses > tbody > tr")
-    assert rows.count() == 40
+    rows = page.locator(ROWS)
+    assert rows.count() == 20
+    assert tab.text("#found") == "40 responses"
     tab.keys("/")
     page.keyboard.type("SEVEN ada")
-    visible = page.locator("#all-responses > tbody > tr:visible")
-    assert visible.count() == 4
+    expect(rows, 4)
     assert tab.text("#found") == "4 of 40"
     page.fill("#search", "no such words")
-    assert visible.count() == 0
+    expect(rows, 0)
     assert page.is_visible("#nothing")
     page.press("#search", "Escape")
-    assert visible.count() == 40
+    expect(rows, 20)
+
+
+def expect(rows: Locator, n: int) -> None:
+    """Waits for so many rows: a search waits for the next letter."""
+    from playwright.sync_api import expect as expected
+
+    expected(rows).to_have_count(n)
+
+
+def numbers(tab: Tab) -> list[int]:
+    """The rows of responses.json that are shown, in their order."""
+    return [int(text) for text in tab.page.locator(f"{ROWS} > td:first-child").all_inner_texts()]
+
+
+def test_responses_are_paged(tab: Tab, report_page: Path) -> None:
+    page = tab.open(report_page)
+    assert numbers(tab) == list(range(1, 21))
+    page.click(".pager [data-to=next]")
+    assert numbers(tab) == list(range(21, 41))
+    assert tab.text(".pager .place") == "21 to 40 of 40"
+    assert page.is_disabled(".pager [data-to=next]")
+    page.select_option("#size", "5")
+    assert numbers(tab) == [1, 2, 3, 4, 5]
+    page.click(".pager [data-to=last]")
+    assert numbers(tab) == [36, 37, 38, 39, 40]
+
+
+def test_responses_are_sorted_and_filtered_by_what_went_wrong(tab: Tab, tmp_path: Path) -> None:
+    answers = [
+        ("a", "owl", "owl"), ("b", "owl", "an owl, I think"), ("a", "owl", ""), ("b", "owl", "so it is " * 9),
+        ("a", "owl", "cat"),
+    ]  # fmt: skip
+    run = write_run(
+        tmp_path / "run",
+        [
+            {"instruction": "Who?", "input": "", "output": output, "model_response": response, "category": category}
+            for category, output, response in answers
+        ],
+    )
+    judge(run, [100, 70, 0, None, 30])
+    page = tab.open(report(ReportOptions(run=run)))
+    for order, rows in (
+        ("worst", [3, 5, 2, 1, 4]), ("best", [1, 2, 5, 3, 4]), ("category", [1, 3, 5, 2, 4]),
+        ("shortest", [3, 1, 5, 2, 4]), ("longest", [4, 2, 1, 5, 3]), ("file", [1, 2, 3, 4, 5]),
+    ):  # fmt: skip
+        page.select_option("#sort", order)
+        assert numbers(tab) == rows, order
+    for wrong, rows in (
+        ("not the reference’s text (4)", [2, 3, 4, 5]), ("judge’s score below 50 (2)", [3, 5]), ("empty (1)", [3]),
+        ("loops (1)", [4]), ("no score by the judge (1)", [4]), ("exact match (1)", [1]),
+        ("Everything", [1, 2, 3, 4, 5]),
+    ):  # fmt: skip
+        page.select_option("#wrong", label=wrong)
+        assert numbers(tab) == rows, wrong
+    page.select_option("#category", label="b")
+    page.select_option("#wrong", label="loops (1)")
+    assert numbers(tab) == [4]
+
+
+EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+
+
+@pytest.fixture(scope="module")
+def hostile_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Responses as foreign data may hold them: markup, right-to-left text, one endless word, a thousand lines."""
+    texts = [
+        EVIL,
+        "\u202eمرحبا بالعالم (right-to-left) אבג",
+        "x" * 6_000,
+        "line\n" * 1000,
+        "{{ 7 * 7 }} </script> <!--",
+        "\ud83d",
+    ]
+    entries = [
+        {"instruction": text, "input": text, "output": text, "model_response": text + "!", "category": text[:2000]}
+        for text in texts * 2
+    ]
+    runs = [write_run(tmp_path_factory.mktemp("hostile") / f"run{n}" / ("long-name-" * 8), entries) for n in range(3)]
+    for run in runs:
+        score(ScoreOptions(run=run, judge="none"))
+    return report(ReportOptions(run=runs[0], against=runs[1:]))
+
+
+@pytest.mark.parametrize("touch", [False, True])
+@pytest.mark.parametrize("which", ["report_page", "hostile_report"])
+def test_a_report_on_a_phone_fits_and_is_no_endless_page(
+    touch: bool, which: str, browser: Browser, request: pytest.FixtureRequest
+) -> None:
+    page = browser.new_page(viewport=PHONE, has_touch=touch, is_mobile=touch)
+    tab = Tab(page)
+    tab.open(request.getfixturevalue(which))
+    assert tab.overflow() == 0
+    assert page.evaluate("document.documentElement.scrollHeight") <= 12_000
+    page.close()
+    assert tab.problems == []
+
+
+def test_hostile_texts_stay_texts(tab: Tab, hostile_report: Path) -> None:
+    page = tab.open(hostile_report)
+    tab.page.select_option("#size", "50")
+    assert page.locator("img").count() == 0
+    assert tab.text(f"{ROWS} >> nth=0 >> td >> nth=2").strip() == EVIL
+    assert tab.overflow() == 0
+    huge = page.locator(f"{ROWS} >> nth=2 >> td >> nth=2")
+    assert len(huge.inner_text()) < 1000
+    huge.locator("button").click()
+    assert huge.inner_text() == "x" * 6_000
+    arabic = page.locator(f"{ROWS} >> nth=1 >> td >> nth=2 >> .text")
+    assert arabic.evaluate("one => getComputedStyle(one).unicodeBidi") == "plaintext"
+    assert "49" not in tab.text(f"{ROWS} >> nth=4")
+
+
+def test_tables_tell_that_they_scroll(tab: Tab, tmp_path: Path) -> None:
+    runs = [tmp_path / f"run-{n}" for n in range(7)]
+    for run in runs:
+        run.mkdir()
+        (run / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5, "tokens_padded": 123456789}\n')
+    page = tab.open(report(ReportOptions(run=runs[0], against=runs[1:])))
+    assert page.locator("#comparison .wide.scrolls").count() == 0
+    page.set_viewport_size(PHONE)
+    box = page.locator("#comparison .wide").first
+    page.wait_for_selector("#comparison .wide.more-right")
+    assert "scrolls sideways" in box.evaluate("one => getComputedStyle(one, '::before').content")
+    assert box.evaluate("one => one.tabIndex") == 0
+    box.evaluate("one => { one.scrollLeft = one.scrollWidth; }")
+    page.wait_for_selector("#comparison .wide.more-left:not(.more-right)")
+
+
+@pytest.mark.parametrize("window", [DESK, {"width": 1280, "height": 860}, PHONE])
+def test_the_contents_stay_in_sight_and_follow(tab: Tab, report_page: Path, window: Any) -> None:
+    tab.page.set_viewport_size(window)
+    page = tab.open(report_page)
+    for section in ("responses", "training"):
+        page.evaluate("id => document.getElementById(id).scrollIntoView({ behavior: 'instant' })", section)
+        page.wait_for_selector(f"nav.contents a[href='#{section}'][aria-current]")
+        box = page.locator("nav.contents").bounding_box()
+        assert box is not None
+        assert 0 <= box["y"] < 120
+        assert page.locator("nav.contents [aria-current]").count() == 1
+
+
+@pytest.mark.long
+def test_a_report_of_ten_thousand_responses_opens_at_once_and_is_searched(browser: Browser, tmp_path: Path) -> None:
+    n = 10_000
+    run = write_run(tmp_path / "run", [
+        {"instruction": f"Explain the number {row} to a child, with an example.", "input": "", "model_response":
+         f"The number {row} is {WORDS[row % 10]} more than {row - row % 10}. " * 4, "output": f"Number {row}. " * 12}
+        for row in range(n)
+    ])  # fmt: skip
+    judge(run, [row % 101 for row in range(n)])
+    path = report(ReportOptions(run=run))
+    page = browser.new_page(viewport=DESK)
+    began = time.perf_counter()
+    page.goto(path.as_uri())
+    page.wait_for_selector(ROWS)
+    opened = time.perf_counter() - began
+    assert page.locator(ROWS).count() == 20
+    page.fill("#search", "number 7777 is")
+    page.wait_for_selector("#found:text-is('1 of 10,000')")
+    assert page.locator(ROWS).count() == 1
+    page.close()
+    assert opened < 2
 
 
 def test_the_report_shows_both_runs(tab: Tab, report_page: Path) -> None:
@@ -279,7 +537,7 @@ def least_contrast(tab: Tab) -> float:
           };
           const page = light(getComputedStyle(document.body).backgroundColor);
           const texts = [...document.querySelectorAll("body *")].filter((one) =>
-            one.checkVisibility() && !one.closest(":checked + span, .primary, :disabled")
+            one.checkVisibility() && !one.closest(":checked + span, .primary, :disabled, [aria-pressed=true]")
             && [...one.childNodes].some((node) => node.nodeType === 3 && node.data.trim()));
           return Math.min(...texts.map((one) => {
             const style = getComputedStyle(one);
@@ -318,9 +576,3 @@ def test_the_report_prints(tab: Tab, report_page: Path) -> None:
     assert paper.startswith(b"%PDF")
     assert 3 <= pages <= 12
     assert tab.page.evaluate("document.querySelector('#configuration details').open")
-
-
-def test_the_report_fits_a_phone(tab: Tab, report_page: Path) -> None:
-    tab.page.set_viewport_size(PHONE)
-    tab.open(report_page)
-    assert tab.overflow() == 0

@@ -49,6 +49,15 @@ class Page(HTMLParser):
     def count(self, tag: str) -> int:
         return sum(name == tag for name, _ in self.tags)
 
+    def answers(self) -> dict[str, Any]:
+        """What the page's script shows of the answers, by their names in `fastft.reports.answer_data`."""
+        (held,) = [script for script in self.scripts if script.startswith("{")]
+        return dict(json.loads(held))
+
+    def responses(self) -> list[list[Any]]:
+        """The first run's answers as the script takes them."""
+        return [row[5][0] for row in self.answers()["rows"]]
+
     def squeezed(self) -> str:
         return " ".join(self.text.split())
 
@@ -90,13 +99,18 @@ def page(run: Path) -> Page:
 
 def test_no_text_of_a_run_becomes_markup(page: Page) -> None:
     assert page.count("img") == 0
-    assert len(page.scripts) == page.count("script") == 2
-    assert not any(EVIL[8:20] in script for script in page.scripts)
+    assert len(page.scripts) == page.count("script") == 3
+    (held,) = [script for script in page.scripts if script.startswith("{")]
+    assert not set(held) & set("<>&")
+    assert not any(EVIL[8:20] in script for script in page.scripts if script != held)
     assert "&lt;b&gt;a&amp;b" in page.source
     assert "<b>a" not in page.source
     assert all(not name.startswith("on") for _, attributes in page.tags for name in attributes)
-    # instruction, input, output, response, reply, reason, configuration, and twice the category
-    assert page.text.count(EVIL) == 9
+    assert page.text.count(EVIL) == 2  # the configuration, and the table of categories
+    _, instruction, given, reference, category, ((response, *_, reason, reply),) = page.answers()["rows"][1]
+    assert [instruction, given, reference, reply, response] == [EVIL] * 4 + [EVIL + "!"]
+    assert page.answers()["categories"][category] == EVIL
+    assert page.answers()["reasons"][reason] == "not an integer: " + EVIL
 
 
 def test_the_page_needs_nothing_but_itself(page: Page) -> None:
@@ -139,17 +153,108 @@ def test_scores_and_configuration_are_shown(page: Page) -> None:
     text = page.squeezed()
     assert "Exact match, % 33.33 6.15 to 79.23 before training 1.50" in text
     assert "Judge’s mean 48.25" in text
-    assert "No judge: --judge none" in text
     assert "optim.lr 5e-05" in text
 
 
 def test_responses_stand_beside_their_judgements(page: Page) -> None:
-    rows = page.source.split('id="all-responses"')[1].split("</table>")[0].split("<tr>")[2:]
-    assert len(rows) == 3
-    assert [("✓ exact match" in row) for row in rows] == [True, False, False]
-    assert "Judge <b>97</b>" in rows[0]
-    assert "not an integer" in rows[1]
-    assert "empty" in rows[2]
+    held = page.answers()
+    assert (held["main"], len(held["rows"])) == ("judge", 3)
+    assert [answer[1] for answer in page.responses()] == [97, None, None]
+    assert [answer[3] for answer in page.responses()] == [1, 0, 0]
+    named = [[held["problems"][place] for place in answer[4]] for answer in page.responses()]
+    no_score, different = "no score by the judge", "not the reference’s text"
+    assert named == [[], [different, no_score], [different, "empty", no_score]]
+
+
+def judged_by_nobody(run: Path, why: str, n: int = 8) -> Path:
+    run.mkdir()
+    write_responses(run, [{**ENTRIES[0], "instruction": f"Question {i}."} for i in range(n)])
+    score(ScoreOptions(run=run, judge="none"))
+    held = json.loads((run / "scores.json").read_text())
+    held["summary"]["no_judge"] = why
+    for judgement in held["judgements"]:
+        judgement["reason"] = f"no judge: {why}"
+    (run / "scores.json").write_text(json.dumps(held))
+    return run
+
+
+@pytest.mark.parametrize("why", ["--judge none", "Ollama is not reachable; start it with `ollama serve`"])
+def test_a_judge_that_was_not_asked_is_no_error(tmp_path: Path, why: str) -> None:
+    run = judged_by_nobody(tmp_path / "run", why)
+    page = Page(report(ReportOptions(run=run)))
+    assert page.squeezed().count("No judge was asked") == 1
+    assert page.squeezed().count(f"fastft score --run {run}") == 1
+    assert page.source.count(why.replace("`", "&#96;")) <= 1
+    assert all(answer[4:] == [[], None, None] for answer in page.responses())
+    assert 'class="bad"' not in page.source
+
+
+def test_an_error_that_concerns_all_answers_stands_once(tmp_path: Path) -> None:
+    """The judge was there, answered one question, and went away; one reply is a fault of its own."""
+    run = judged_by_nobody(tmp_path / "run", "the server went away")
+    held = json.loads((run / "scores.json").read_text())
+    held["summary"].update(judge={"name": "ollama", "model": "llama3"}, judge_mean=50)
+    held["judgements"][0].update(score=50, reason=None)
+    held["judgements"][1].update(reason="no number")
+    (run / "scores.json").write_text(json.dumps(held))
+    page = Page(report(ReportOptions(run=run)))
+    assert page.squeezed().count("6 responses have no score: no judge: the server went away.") == 1
+    assert page.squeezed().count("The judge has not finished: the server went away.") == 1
+    assert page.answers()["reasons"] == ["no number"]
+    assert [answer[5] for answer in page.responses()] == [None, 0] + [None] * 6
+    no_score = page.answers()["problems"].index("no score by the judge")
+    assert [no_score in answer[4] for answer in page.responses()] == [False] + [True] * 7
+
+
+def test_figures_that_say_nothing_of_one_word_are_no_headlines(tmp_path: Path) -> None:
+    for name, words in (("short", 1), ("long", 6)):
+        (tmp_path / name).mkdir()
+        text = " ".join(["owl"] * words)
+        write_responses(tmp_path / name, [{**ENTRIES[0], "output": text, "model_response": text}] * 3)
+        score(ScoreOptions(run=tmp_path / name, judge="none"))
+    short, long = (Page(report(ReportOptions(run=tmp_path / name))) for name in ("short", "long"))
+    headlines = {page: page.source.split('<dl class="figures">')[1].split("</dl>")[0] for page in (short, long)}
+    for name in ("BLEU", "chrF", "ROUGE-L"):
+        assert name not in headlines[short]
+        assert name in headlines[long]
+        assert name in short.text  # among all figures
+    assert all("Exact match" in one for one in headlines.values())
+
+
+def test_every_figure_of_every_run_is_on_the_page(tmp_path: Path) -> None:
+    for name, temperature, loss in (("one", 0.0, 3.25), ("two", 0.9, 2.125)):
+        (tmp_path / name).mkdir()
+        write_responses(tmp_path / name, [{**ENTRIES[0], "category": "plurals"}] * 2)
+        write_metrics(tmp_path / name, *[{**step, "grad_norm": loss} for step in STEPS], {"step": 4, "val_loss": loss})
+        origin = {"temperature": temperature, "max_new_tokens": 9, "seconds": loss, "weights_sha256": name}
+        (tmp_path / name / "responses.made-from.json").write_text(json.dumps(origin))
+        (tmp_path / name / "config.yaml").write_text(f"seed: {name}\n")
+        score(ScoreOptions(run=tmp_path / name, judge="none"))
+    page = Page(report(ReportOptions(run=tmp_path / "one", against=[tmp_path / "two"])))
+    text = page.squeezed()
+    labels = [attributes["aria-label"] for tag, attributes in page.tags if tag == "svg"]
+    curves = ("training loss", "validation loss", "learning rate", "gradient norm")
+    assert labels == [f"{curve} against step" for curve in curves]
+    charts = page.source.split('<div class="charts">')[1].split("</div>")[0]
+    assert charts.count(">two</text>") == 4
+    assert "Settings of the decoding that differ Setting one two temperature 0.0 0.9 " in text
+    assert "max_new_tokens" not in text.split("Settings of the decoding")[1].split("Scores")[0]
+    assert "Last validation loss 3.2500 2.1250" in text
+    assert re.search(r"Category Responses Exact match, % one two plurals 2 100\.00 100\.00", text)
+    for section in ("tokens", "configuration"):
+        part = page.source.split(f'<section id="{section}">')[1].split("</section>")[0]
+        assert "<h3>one</h3>" in part
+        assert "<h3>two</h3>" in part
+    assert json.loads((tmp_path / "one" / "report.json").read_text())["differing_decoding"] == {
+        "temperature": ["0.0", "0.9"]
+    }
+
+
+def test_steps_on_axes_are_whole_numbers(tmp_path: Path) -> None:
+    write_metrics(tmp_path, *STEPS[:3])
+    source = report(ReportOptions(run=tmp_path)).read_text()
+    below = re.findall(r'text-anchor="middle" fill="var\(--soft\)">([^<]*)<', source)
+    assert below == ["0", "1", "2", "3", "step"] * 3
 
 
 def test_two_reports_of_a_run_are_the_same(run: Path, page: Page) -> None:
@@ -182,7 +287,7 @@ def test_scores_of_other_responses_are_not_shown_beside_these(run: Path, tmp_pat
     write_responses(tmp_path, ENTRIES[::-1])
     page = Page(report(ReportOptions(run=tmp_path)))
     assert "has changed since it was scored" in page.text
-    assert "<b>97</b>" not in page.source
+    assert [answer[1] for answer in page.responses()] == [None] * 3
     (tmp_path / "responses.json").unlink()
     assert "which was scored, is gone" in Page(report(ReportOptions(run=tmp_path))).text
 
@@ -236,9 +341,8 @@ def test_what_is_undefined_is_a_dash_on_the_page_and_in_no_ranking(tmp_path: Pat
     write_responses(tmp_path, entries)
     score(ScoreOptions(run=tmp_path, judge="none"))
     page = Page(report(ReportOptions(run=tmp_path)))
-    assert re.search(r"ROUGE-L – ✓ exact match", page.squeezed())
+    assert page.responses()[0][2:4] == [None, 1]
     assert "ROUGE-L F1, % 50.00" in page.squeezed()
-    assert "1 left out" in page.squeezed()
     held = json.loads((tmp_path / "report.json").read_text())["runs"][0]
     assert [answer["rouge_l"] for answer in held["answers"]] == [None, 100, 0]
     assert (held["best"], held["worst"]) == ([2], [3])
@@ -260,8 +364,9 @@ def test_entries_that_generate_left_out_are_in_no_figure_of_the_page(tmp_path: P
     said = page.squeezed()
     assert "2 more entries are in no figure, since fastft generate left them without a response: # 3, 4." in said
     assert "2 more questions are left out, to which one of the two has no response" in said
-    assert said.count(f"left out {why}") == 2
-    assert "empty" not in said
+    assert page.answers()["reasons"] == [why]
+    assert [answer[5] for answer in page.responses()] == [None, None, 0, 0]
+    assert "empty" not in said.replace("Empty responses", "")
     numbers = json.loads((tmp_path / "part" / "report.json").read_text())
     part, whole = numbers["runs"]
     assert (part["scores"]["n"], part["scores"]["exact_match"]) == (2, 100)
@@ -330,7 +435,7 @@ def test_configuration_that_is_no_yaml_is_shown_as_it_is(tmp_path: Path) -> None
 
 def test_half_a_surrogate_pair_does_not_stop_the_page(tmp_path: Path) -> None:
     write_responses(tmp_path, [{**ENTRIES[0], "model_response": "half \ud83d"}])
-    assert "half ?" in Page(report(ReportOptions(run=tmp_path))).text
+    assert Page(report(ReportOptions(run=tmp_path))).responses()[0][0] == "half \ud83d"
 
 
 def test_no_folder_and_an_empty_one_are_the_users_mistake(tmp_path: Path) -> None:

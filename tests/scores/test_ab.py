@@ -165,6 +165,31 @@ def test_full_agreement_over_several_choices_is_an_alpha_of_1(tmp_path: Path) ->
     assert agreement["alpha_choice"] == agreement["alpha_scale"] == agreement["pairs"][0]["kappa"] == 1
 
 
+def test_ratings_without_a_scale_are_summed_up_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = made_page(tmp_path)
+    files = []
+    for n, (rater, likes, reason) in enumerate((("Eve", "ada", "clearer "), ("Max", "ada", ""), ("Zoe", "bob", None))):
+        file = rated(page, rater, says(likes))
+        for row in file["ratings"]:
+            row.update(scale_a=None, scale_b=None, reason=reason)
+        files.append(exported(tmp_path, file, f"{n}.json"))
+    for run, best in (("ada", 80), ("bob", 20)):
+        judge(tmp_path / run, [best] * 10)
+    result = imported(*files)
+    assert (result["verdicts"]["first"]["n"], result["win_rate"]["rate"], result["scale"]) == (9, 1, None)
+    agreement = result["agreement"]
+    assert agreement["raters"]["alpha_scale"] is None
+    assert agreement["raters"]["alpha_choice"] < 0.5
+    assert (agreement["judge"]["same"], agreement["judge"]["spearman_scale"]) == (1, None)
+    assert {tuple(item["reasons"]) for item in result["items"]} == {("clearer",)}
+    assert main(["ab", "--import", *map(str, files)]) == 0
+    said = capsys.readouterr().out
+    assert "scale of 1 to 5" not in said
+    text = report(ReportOptions(run=tmp_path / "ada")).read_text(encoding="utf-8")
+    assert "Eve, Max, Zoe rated 9 of 9 questions" in text
+    assert "Scale of 1 to 5" not in text
+
+
 def test_people_are_held_against_the_judge(tmp_path: Path) -> None:
     page = made_page(tmp_path)
     first, second = tmp_path / "ada", tmp_path / "bob"

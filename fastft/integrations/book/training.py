@@ -22,6 +22,7 @@ from fastft.batches.asked import Asked, asked_rows
 from fastft.batches.batch import Batch, pack_asked
 from fastft.common.console import say
 from fastft.common.errors import UserError
+from fastft.common.optional import need
 from fastft.integrations.book.generation import generate_and_print_sample
 from fastft.integrations.book.model import GPTModel, drops, is_known
 from fastft.model import ops
@@ -189,7 +190,12 @@ def _may_be_fused(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bo
 
 
 def plot_losses(epochs_seen: Any, tokens_seen: Any, train_losses: Sequence[float], val_losses: Sequence[float]) -> None:
-    """Draws both losses against epochs and tokens into `loss-plot.pdf`, and shows them."""
+    """Draws both losses against epochs and tokens into `loss-plot.pdf`, and shows them.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    need("matplotlib", extra="plots")
     from matplotlib import pyplot
     from matplotlib.ticker import MaxNLocator
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fastft.common.errors import UserError
-from fastft.integrations.optional import need
+from fastft.common.optional import need
 from fastft.integrations.transformers import intervals, ops
 
 NAME = "fastft"

@@ -14,7 +14,7 @@ from torch import nn
 
 from fastft.common.errors import UserError
 from fastft.common.memory import keep_freed_memory
-from fastft.integrations.optional import need
+from fastft.common.optional import need
 from fastft.integrations.transformers import ops
 from fastft.integrations.transformers.activations import Call, calls_of, silus_of, swap_gelus, swap_silus
 from fastft.integrations.transformers.attention import NAME, register

@@ -1,12 +1,15 @@
-// The rating page: one question at a time, by mouse or by keys; each change is kept at once, and can be undone.
+// The rating page: one question at a time, by touch, mouse or keys; each change is kept at once, and can be undone.
+// Where only the choice is asked for, it answers the question, and the next one comes.
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const SIDES = ["a", "b"];
+const WORDS = { a: "A is better", b: "B is better", tie: "as good", both_bad: "both bad" };
+const onlyChoice = !data.scale && !data.reason;
 
 let rater = "";
-let ratings = {};   // item -> { choice, scale_a, scale_b, seconds, time }
+let ratings = {};   // item -> { choice, scale_a, scale_b, reason, seconds, time }
 let at = 0;         // which of data.items is shown; data.items.length: the end
 let marked = "a";   // the answer that the next digit rates
 let changes = [];   // for undo: [place, the item's rating before]
@@ -29,11 +32,12 @@ function save() {
 }
 
 const item = () => data.items[at];
-const blank = () => ({ choice: null, scale_a: null, scale_b: null, seconds: 0, time: null });
+const blank = () => ({ choice: null, scale_a: null, scale_b: null, reason: "", seconds: 0, time: null });
 const rating = (one = item()) => ratings[one.item] || blank();
-const missing = (r) => [
-  ["choice", "which is better"], ["scale_a", "how good A is"], ["scale_b", "how good B is"],
-].filter(([name]) => r[name] === null).map(([, words]) => words);
+const asked = [
+  ["choice", "which is better"], ...(data.scale ? [["scale_a", "how good A is"], ["scale_b", "how good B is"]] : []),
+];
+const missing = (r) => asked.filter(([name]) => r[name] === null).map(([, words]) => words);
 const isRated = (one) => missing(rating(one)).length === 0;
 const nRated = () => data.items.filter(isRated).length;
 
@@ -44,6 +48,19 @@ function change(name, value) {
   startClock();
   save();
   show();
+}
+
+function choose(value) {
+  change("choice", value);
+  if (!onlyChoice) return askWhy();
+  const place = at;
+  forward();
+  if (at !== place) say(`Question ${place + 1}: ${WORDS[value]}.`);
+}
+
+/** The reason has the keys when everything else is said. */
+function askWhy() {
+  if (data.reason && isRated(item())) byId("reason").focus();
 }
 
 function undo() {
@@ -91,18 +108,22 @@ function show() {
   for (const side of SIDES) {
     byId(`text-${side}`).textContent = one[side] || "(no answer)";
     byId(`text-${side}`).classList.toggle("soft", !one[side]);
-    byId(`answer-${side}`).classList.toggle("marked", side === marked);
+    byId(`answer-${side}`).classList.toggle("marked", data.scale ? side === marked : side === r.choice);
   }
+  for (const button of document.querySelectorAll("[data-choice]")) {
+    button.setAttribute("aria-pressed", String(button.dataset.choice === r.choice));
+  }
+  if (data.reason) byId("reason").value = r.reason || "";
   for (const radio of document.querySelectorAll("#rate input[type=radio]")) {
     radio.checked = r[radio.name] !== null && String(r[radio.name]) === radio.value;
   }
   byId("back").disabled = at === 0;
-  byId("next").classList.toggle("primary", isRated(one));
+  byId("next")?.classList.toggle("primary", isRated(one));
   say(contradiction(r));
 }
 
 function contradiction(r) {
-  if (missing(r).length) return "";
+  if (!data.scale || missing(r).length) return "";
   const better = { a: r.scale_a - r.scale_b, b: r.scale_b - r.scale_a }[r.choice];
   return better < 0 ? `You prefer ${r.choice.toUpperCase()}, and rate it lower: is that meant?` : "";
 }
@@ -133,10 +154,11 @@ function firstOpen(from) {
 function next() {
   const open = missing(rating());
   if (open.length) return say(`Still to say: ${open.join(", ")}. Or skip it.`);
-  skip();
+  forward();
 }
 
-function skip() {
+/** To the question after this one; from the last one to the first that is open, or to the end. */
+function forward() {
   if (at + 1 < data.items.length) return go(at + 1);
   const open = firstOpen(0);
   go(open === undefined ? data.items.length : open);
@@ -147,6 +169,7 @@ function scale(value) {
   const side = marked;
   if (side === "a") marked = "b";
   change(`scale_${side}`, value);
+  askWhy();
 }
 
 function mark(side) {
@@ -177,16 +200,23 @@ function exportRatings() {
 // --- Keys and buttons ---
 
 const KEYS = {
-  a: () => change("choice", "a"), b: () => change("choice", "b"),
-  t: () => change("choice", "tie"), x: () => change("choice", "both_bad"),
-  1: () => scale(1), 2: () => scale(2), 3: () => scale(3), 4: () => scale(4), 5: () => scale(5),
-  arrowleft: () => mark("a"), arrowright: () => mark("b"),
-  enter: next, s: skip, backspace: () => go(at - 1), u: undo, r: toggleReference, e: exportRatings,
+  a: () => choose("a"), b: () => choose("b"), t: () => choose("tie"), x: () => choose("both_bad"),
+  ...(data.scale
+    ? { 1: () => scale(1), 2: () => scale(2), 3: () => scale(3), 4: () => scale(4), 5: () => scale(5),
+        arrowleft: () => mark("a"), arrowright: () => mark("b") }
+    : { arrowleft: () => choose("a"), arrowright: () => choose("b") }),
+  enter: next, s: forward, backspace: () => go(at - 1), u: undo, r: toggleReference, e: exportRatings,
 };
 const KEYS_AT_THE_END = { backspace: () => go(at - 1), u: undo, e: exportRatings };
 
 addEventListener("keydown", (event) => {
-  if (!rater || event.ctrlKey || event.metaKey || event.altKey) return;
+  // A key that is held down answers one question, not all that come.
+  if (!rater || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.matches("textarea")) {
+    if (event.key === "Escape") event.target.blur();
+    if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); next(); }
+    return;
+  }
   // What has the focus keeps the keys that it knows itself.
   if (event.key === "Enter" && event.target.matches("button, summary")) return;
   if (event.key.startsWith("Arrow") && event.target.matches("input")) return;
@@ -196,14 +226,23 @@ addEventListener("keydown", (event) => {
   action();
 });
 
+for (const button of document.querySelectorAll("[data-choice]")) {
+  button.addEventListener("click", (event) => {
+    if (event.detail < 2) choose(button.dataset.choice);  // the second click of two would answer the next question
+  });
+}
 for (const radio of document.querySelectorAll("#rate input[type=radio]")) {
   radio.addEventListener("change", () => {
     if (radio.name === "scale_a") marked = "b";
-    change(radio.name, radio.name === "choice" ? radio.value : Number(radio.value));
+    change(radio.name, Number(radio.value));
   });
 }
+if (data.reason) byId("reason").addEventListener("input", () => {  // kept as it is typed; undo is for what was chosen
+  ratings[item().item] = { ...rating(), reason: byId("reason").value, time: new Date().toISOString() };
+  save();
+});
 const BUTTONS = {
-  back: () => go(at - 1), look: () => go(at - 1), undo, skip, next, export: exportRatings, "export-all": exportRatings,
+  back: () => go(at - 1), look: () => go(at - 1), undo, skip: forward, ...(onlyChoice ? {} : { next }), export: exportRatings, "export-all": exportRatings,
 };
 for (const [id, action] of Object.entries(BUTTONS)) byId(id).addEventListener("click", action);
 
@@ -212,6 +251,7 @@ byId("enter").addEventListener("submit", (event) => {
   const name = byId("name").value.trim();
   if (!name) return;
   rater = name;
+  try { localStorage.setItem("fastft-ab:rater", rater); } catch { /* it is typed again next time */ }
   ratings = load();
   byId("start").hidden = true;
   byId("export").hidden = false;
@@ -228,4 +268,6 @@ document.addEventListener("visibilitychange", () => {
 byId("bar").max = data.items.length;
 byId("count").textContent = data.items.length;
 byId("start").hidden = false;
+try { byId("name").value = localStorage.getItem("fastft-ab:rater") || ""; } catch { /* nothing is kept here */ }
+byId("name").select();
 byId("name").focus();

@@ -1,0 +1,23 @@
+"""Numbers of files that anything may have written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def finite(value: Any) -> float | None:
+    """The value as a number, or None: no number, infinite, or not-a-number."""
+    usable = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if usable else None
+
+
+def values_of(lines: Sequence[Mapping[str, Any]], key: str) -> list[float]:
+    """The numbers that lines have under a key; lines without one are passed over."""
+    return [value for line in lines if (value := finite(line.get(key))) is not None]
+
+
+def sum_of(lines: Sequence[Mapping[str, Any]], key: str) -> float:
+    """Their sum, without rounding on the way."""
+    return math.fsum(values_of(lines, key))
