@@ -78,7 +78,7 @@ def _generate(options: GenerateOptions) -> None:
         _ask(options)
         return
     entries = generate(options)
-    _say_result(f"answered {len(entries)} prompts: {options.folder().responses_of(options.split)}")
+    _say_result(f"answered {len(entries)} prompts: {options.path()}")
 
 
 def _ask(options: GenerateOptions) -> None:

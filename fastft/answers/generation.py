@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 
-from fastft.answers.responses import Responses
+from fastft.answers.responses import Line, Responses
 from fastft.common.console import meter, say, warn
 from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
@@ -33,6 +34,7 @@ from fastft.model.vocabulary import with_tokenizer
 from fastft.model.weights import base_of_adapter, config_of, is_same_source, load
 from fastft.run.config import TrainOptions, changed_settings
 from fastft.run.data import Data
+from fastft.run.decodings import check_name
 from fastft.run.folder import Run
 from fastft.run.given import template_for, template_name_for
 from fastft.run.trained import check_same_tokenizer, data_of, trained_model
@@ -43,6 +45,10 @@ _SEVERAL = Condition(
 _A_MODEL = Condition(lambda o, _: o.model is not None, "a --model: a run has its own")
 _OF_A_SPLIT = Condition(
     lambda o, _: o.prompt is None and o.prompts is None, "the answers of a split: no --prompt, no --prompts"
+)
+_OF_A_RUN = Condition(
+    lambda o, _: o.prompt is None and o.prompts is None,
+    "answers that are a run's, which lie in its folder: no --prompt, no --prompts",
 )
 _MORE_THAN_ONE = Condition(lambda o, _: o.prompt is None, "several questions: no --prompt")
 _SOMEWHERE = Condition(
@@ -158,6 +164,11 @@ class GenerateOptions(AnswerOptions):
     `score`, `compare` and `report` take, as the baseline."""
     split: Literal["test", "val", "train"] = option("test", needs=_OF_A_SPLIT)
     """Which records to answer."""
+    name: str | None = option(None, needs=_OF_A_RUN)
+    """What the answers are called, so that several ways of decoding stand beside each other: --name t1.0 writes
+    responses.t1.0.json, which score, compare and report take by the same name."""
+    overwrite: bool = option(False, needs=_OF_A_RUN)
+    """Replace answers that were made with other settings. Without it, or a --name of their own, the call stops."""
     limit: int | None = option(None, at_least=1, needs=_MORE_THAN_ONE)
     """Answer only so many records."""
     data: str | list[str] | None = option(None, needs=_OF_A_SPLIT)
@@ -172,6 +183,7 @@ class GenerateOptions(AnswerOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_name(self.name)
         if self.prompt is not None and self.prompts is not None:
             raise UserError("got --prompt and --prompts, expected one of them")
         if self.model is not None and self.of_a_split and (self.data is None or self.out is None):
@@ -189,15 +201,20 @@ class GenerateOptions(AnswerOptions):
         """The run whose split is answered."""
         return Run(cast(Path, self.run if self.model is None else self.out))
 
+    def path(self) -> Path:
+        """The file of a split's answers."""
+        return self.folder().responses_of(self.split, self.name)
+
 
 def generate(options: GenerateOptions) -> list[dict[str, Any]]:
-    """Answers the prompts of a run's split with its model and writes `responses.json` (`responses.val.json`, ...).
+    """Answers the prompts of a run's split with its model and writes `responses.json` (`responses.val.json`, ...; under
+    a name `responses.NAME.json`).
 
     Each answer is written down as it ends; a second call goes on where a killed one stopped.
 
     Raises:
-        UserError: the run has no model, a prompt leaves no room in the context (the rows are named), or an option can
-            have no effect.
+        UserError: the run has no model, a prompt leaves no room in the context (the rows are named), an option can have
+            no effect, or answers are there that were made with other settings.
     """
     check_effects(options)
     if not options.of_a_split:
@@ -289,7 +306,10 @@ def _generate(run: Run, options: GenerateOptions) -> list[dict[str, Any]]:
     _check_questions(records, options.split, data.places, rows)
     prompts = [data.template.prompt_of(record) for record in records]
     made_from = _made_from(run, tokenizer, options, records, prompts)
-    responses = Responses(run.responses_of(options.split), records, made_from, [*map(data.places.called, rows)])
+    responses = Responses(
+        options.path(), partial(_entries, records), made_from, [*map(data.places.called, rows)],
+        overwrite=options.overwrite,
+    )  # fmt: skip
     asked = min(len(records), options.limit or len(records))
     missing = responses.missing(asked)
     if len(missing) < asked:
@@ -304,6 +324,16 @@ def _generate(run: Run, options: GenerateOptions) -> list[dict[str, Any]]:
             responses.leave_out(index, f"its prompt fills the context of {model.config.n_ctx} tokens")
         _answer(model, options, data, ids, missing, responses)
     return responses.write()[:asked]
+
+
+def _entries(records: Sequence[Record], lines: Mapping[int, Line]) -> list[dict[str, Any]]:
+    """The records that are answered, with `model_response`."""
+
+    def entry(index: int, line: Line) -> dict[str, Any]:
+        why = {"left_out": line["left_out"]} if "left_out" in line else {}
+        return {**records[index].as_entry(), "model_response": line["response"], **why}
+
+    return [entry(index, lines[index]) for index in sorted(lines)]
 
 
 def _answer(

@@ -20,10 +20,11 @@ from fastft.common.nearest import did_you_mean_path
 from fastft.data.records import left_out
 from fastft.metrics.statistics import bootstrap_mean, sign_flip, wilson
 from fastft.metrics.text_metrics import is_exact, rouge_scores
-from fastft.run.folder import AB_NUMBERS, CONFIG, DEMO, METRICS, RESPONSES, SCORES, Run, made_from
+from fastft.run.decodings import decoding_of, made_from
+from fastft.run.folder import AB_NUMBERS, CONFIG, DEMO, METRICS, RESPONSES, SCORES, Run
 from fastft.run.ledger import read_ledger
 from fastft.run.metrics_file import read_metrics
-from fastft.scores.score import OTHER_JUDGES, judge_identity, read_responses, responses_sha256
+from fastft.scores.score import judge_identity, other_judges, read_responses, responses_sha256
 
 MOST_ANSWERS = 5
 TOKEN_KINDS = ("padded", "real", "computed", "supervised")
@@ -101,6 +102,10 @@ class RunFigures:
     ledger: dict[str, Any] | None
     people: dict[str, Any] | None
     """ab.json, and under `stale` whether the run has answered again since."""
+    responses_name: str | None = None
+    """What the responses are called, where they have a name."""
+    decoding: dict[str, Any] | None = None
+    """What they were decoded with; None where nothing says it."""
 
     @property
     def name(self) -> str:
@@ -172,11 +177,17 @@ class RunFigures:
             "answers": [answer.as_json() for answer in self.answers],
             "ledger": self.ledger,
             "people": self.people,
+            "responses_name": self.responses_name,
+            "decoding": self.decoding,
         }
 
 
-def read_run(folder: Path) -> RunFigures:
+def read_run(folder: Path, name: str | None = None) -> RunFigures:
     """The figures of a run.
+
+    Args:
+        folder: the run's.
+        name: of the responses, where they have one.
 
     Raises:
         UserError: the folder does not exist, holds no file of a run, or holds one that cannot be read.
@@ -191,8 +202,8 @@ def read_run(folder: Path) -> RunFigures:
         )
     run = Run(folder)
     steps, validation = _read_metrics(run.metrics)
-    scores, problem = _read_scores(folder)
-    answers = _answers(folder, [] if scores is None or problem else scores["judgements"])
+    scores, problem = _read_scores(run, name)
+    answers = _answers(run, name, [] if scores is None or problem else scores["judgements"])
     settings, made_with = _read_config(run.config)
     tokens = _tokens(steps)
     ledger = read_ledger(read_metrics(run.ledger))
@@ -204,14 +215,16 @@ def read_run(folder: Path) -> RunFigures:
         curves=_curves(steps, validation),
         tokens=tokens,
         savings=_savings(tokens, (settings or {}).get("impl")),
-        time=_time(run, steps, validation, scores),
+        time=_time(run, made_from(run.responses_of("test", name)), steps, validation, scores),
         summary=None if scores is None else scores["summary"],
         scores_problem=problem,
         intervals=_intervals(answers),
         answers=answers,
         before=_finite(object_or_empty(folder / DEMO).get("exact_match_before")),
         ledger=None if ledger is None else asdict(ledger),
-        people=_people(folder),
+        people=_people(folder) if name is None else None,  # what people rated are the responses without a name
+        responses_name=name,
+        decoding=decoding_of(run.responses_of("test", name)),
     )
 
 
@@ -222,7 +235,7 @@ def side_by_side(run: RunFigures, others: Sequence[RunFigures]) -> list[dict[str
 
 def differing_settings(runs: Sequence[RunFigures]) -> dict[str, list[str | None]]:
     """The settings that are not the same in all runs, with each run's value."""
-    held = [run.settings or {} for run in runs]
+    held = [{**(run.settings or {}), **dict(_flat(run.decoding or {}, "decoding"))} for run in runs]
     names = dict.fromkeys(name for settings in held for name in settings if name not in _OF_THE_PLACE)
     values = {name: [settings.get(name) for settings in held] for name in names}
     return {name: row for name, row in values.items() if len(set(row)) > 1}
@@ -268,7 +281,7 @@ def _difference(run: RunFigures, other: RunFigures) -> dict[str, Any]:
         "exact_match": _paired([(100.0 * bool(one.exact), 100.0 * bool(two.exact)) for one, two in pairs]),
         "rouge_l": _paired(rouge),
         "judge": _paired(judged) if same_judge else None,
-        "no_judge": OTHER_JUDGES if judged and not same_judge else None,
+        "no_judge": other_judges(run.judge, other.judge) if judged and not same_judge else None,
     }
 
 
@@ -321,18 +334,20 @@ def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     return [steps[step] for step in sorted(steps)], [validation[step] for step in sorted(validation)]
 
 
-def _read_scores(run: Path) -> tuple[dict[str, Any] | None, str | None]:
+def _read_scores(run: Run, name: str | None) -> tuple[dict[str, Any] | None, str | None]:
     """scores.json, and why its judgements cannot stand beside the responses (None: they can)."""
-    if not (run / SCORES).is_file():
+    path, responses = run.scores(name), run.responses_of("test", name)
+    if not path.is_file():
         return None, None
-    scores = read_json(run / SCORES, what="the scores")
+    scores = read_json(path, what="the scores")
     parts = (scores.get("summary"), scores.get("judgements")) if isinstance(scores, dict) else (None, None)
     if not isinstance(parts[0], dict) or not isinstance(parts[1], list):
-        raise UserError(f"{run / SCORES} is not a file that fastft score wrote; move it away and score again")
-    if not (run / RESPONSES).is_file():
-        return scores, f"{RESPONSES}, which was scored, is gone"
-    if parts[0].get("responses_sha256") != responses_sha256(run):
-        return scores, f"{RESPONSES} has changed since it was scored: run fastft score --run {run} again"
+        raise UserError(f"{path} is not a file that fastft score wrote; move it away and score again")
+    if not responses.is_file():
+        return scores, f"{responses.name}, which was scored, is gone"
+    if parts[0].get("responses_sha256") != responses_sha256(run.folder, name):
+        again = f"fastft score --run {run.folder}{'' if name is None else f' --name {name}'}"
+        return scores, f"{responses.name} has changed since it was scored: run {again} again"
     return scores, None
 
 
@@ -348,8 +363,8 @@ def _people(run: Path) -> dict[str, Any] | None:
     return {**people, "stale": not (run / RESPONSES).is_file() or rated != responses_sha256(run)}
 
 
-def _answers(run: Path, judgements: Sequence[Any]) -> list[Answer]:
-    entries = read_responses(run) if (run / RESPONSES).is_file() else []
+def _answers(run: Run, name: str | None, judgements: Sequence[Any]) -> list[Answer]:
+    entries = read_responses(run.folder, name) if run.responses_of("test", name).is_file() else []
     held = [item if isinstance(item, dict) else None for item in judgements]
     held += [None] * (len(entries) - len(held))
     if not entries:
@@ -420,11 +435,11 @@ def _savings(tokens: Mapping[str, int | None], impl: str | None) -> dict[str, in
 
 def _time(
     run: Run,
+    origin: Path,
     steps: Sequence[Mapping[str, Any]],
     validation: Sequence[Mapping[str, Any]],
     scores: Mapping[str, Any] | None,
 ) -> dict[str, float | None]:
-    origin = made_from(run.responses)
     return {
         "data": _finite(object_or_empty(run.data).get("seconds")),
         "train": _sum(steps, "seconds") or None,

@@ -29,6 +29,7 @@ from fastft.reports.figures import (
     read_run,
     side_by_side,
 )
+from fastft.run.decodings import check_name
 from fastft.run.folder import REPORT, REPORT_NUMBERS, names_of
 from fastft.scores.score import rungs_in_words
 
@@ -65,9 +66,12 @@ class ReportOptions:
     """Folder of the run; report.html and report.json are written into it."""
     against: list[Path] = option([])
     """Folders of other runs to show beside it."""
+    name: str | None = None
+    """What the responses are called, where they have a name, in all of the runs."""
 
     def __post_init__(self) -> None:
         check_values(self)
+        check_name(self.name)
 
 
 def report(options: ReportOptions) -> Path:
@@ -78,7 +82,7 @@ def report(options: ReportOptions) -> Path:
     """
     folders = [options.run, *options.against]
     _check_different(folders)
-    run, *others = map(read_run, folders)
+    run, *others = (read_run(folder, options.name) for folder in folders)
     differences = side_by_side(run, others)
     settings = differing_settings([run, *others]) if others else {}
     with writing(options.run):
@@ -138,6 +142,7 @@ def _facts(run: RunFigures) -> str:
     """What was trained on what, in one line."""
     settings, training = run.settings or {}, run.training or {}
     found = [settings.get(name) for name in ("model", "data", "template", "dtype")]
+    found += [f"responses {run.responses_name}"] if run.responses_name else []
     for name, unit in (("epochs", "epoch"), ("steps", "step")):
         if count := training.get(name):
             found.append(f"{count:,} {unit}{'' if count == 1 else 's'}")

@@ -118,6 +118,13 @@ WITHOUT: dict[str, dict[str, list[tuple[dict[str, Any], Facts, dict[str, Any]]]]
         **_OF_ANSWERS,
         "template": [({"template": "plain", "prompt": "a"}, NOTHING_KNOWN, {"run": None, "model": "m"})],
         "adapter": [({"adapter": "d", "prompt": "a"}, NOTHING_KNOWN, {"run": None, "model": "m"})],
+        **{
+            name: [
+                ({name: value, "prompt": "a"}, NOTHING_KNOWN, {"prompt": None}),
+                ({name: value, "prompts": "a.json"}, NOTHING_KNOWN, {"prompts": None}),
+            ]
+            for name, value in (("name", "greedy"), ("overwrite", True))
+        },
         "split": [({"split": "val", "prompt": "a"}, NOTHING_KNOWN, {"prompt": None})],
         "data": [({"data": "a.json", "prompts": "a"}, NOTHING_KNOWN, {"prompts": None})],
         "limit": [({"limit": 2, "prompt": "a"}, NOTHING_KNOWN, {"prompt": None})],
