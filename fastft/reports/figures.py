@@ -24,6 +24,7 @@ from fastft.run.decodings import decoding_of, made_from
 from fastft.run.folder import AB_NUMBERS, CONFIG, DEMO, METRICS, RESPONSES, SCORES, Run
 from fastft.run.ledger import read_ledger
 from fastft.run.metrics_file import read_metrics
+from fastft.scores.conversations import read_talks
 from fastft.scores.score import judge_identity, other_judges, read_responses, responses_sha256
 
 MOST_ANSWERS = 5
@@ -106,6 +107,8 @@ class RunFigures:
     """What the responses are called, where they have a name."""
     decoding: dict[str, Any] | None = None
     """What they were decoded with; None where nothing says it."""
+    conversations: dict[str, Any] | None = None
+    """The figures of the run's conversations in scores.json; None where they are not of those that are there."""
 
     @property
     def name(self) -> str:
@@ -179,6 +182,7 @@ class RunFigures:
             "people": self.people,
             "responses_name": self.responses_name,
             "decoding": self.decoding,
+            "conversations": self.conversations,
         }
 
 
@@ -225,6 +229,7 @@ def read_run(folder: Path, name: str | None = None) -> RunFigures:
         people=_people(folder) if name is None else None,  # what people rated are the responses without a name
         responses_name=name,
         decoding=decoding_of(run.responses_of("test", name)),
+        conversations=_conversations(run, name, scores),
     )
 
 
@@ -349,6 +354,11 @@ def _read_scores(run: Run, name: str | None) -> tuple[dict[str, Any] | None, str
         again = f"fastft score --run {run.folder}{'' if name is None else f' --name {name}'}"
         return scores, f"{responses.name} has changed since it was scored: run {again} again"
     return scores, None
+
+
+def _conversations(run: Run, name: str | None, scores: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    held, talks = (scores or {}).get("summary", {}).get("conversations"), read_talks(run.folder, name)
+    return held if held and talks and held.get("conversations_sha256") == talks.sha256 else None
 
 
 def _people(run: Path) -> dict[str, Any] | None:

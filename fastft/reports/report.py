@@ -39,6 +39,7 @@ _BEST, _LEAST = max, min
 # Label, path into report.json's figures of a run, digits, which is best (None: neither).
 _COMPARED: tuple[tuple[str, tuple[str, ...], int, Any], ...] = (
     ("Judge's mean, 0 to 100", ("scores", "judge_mean"), 2, _BEST),
+    ("Conversations, judge's mean", ("conversations", "judge_mean"), 2, _BEST),
     ("Exact match, %", ("scores", "exact_match"), 2, _BEST),
     ("BLEU, %", ("scores", "bleu"), 2, _BEST),
     ("chrF, %", ("scores", "chrf"), 2, _BEST),

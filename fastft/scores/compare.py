@@ -53,6 +53,7 @@ from fastft.metrics.text_metrics import NAMES, Measure, bounds, measures, multip
 from fastft.pages.render import chance
 from fastft.run.decodings import SPLIT_NAMES, check_name, decoding_of, differing
 from fastft.run.folder import COMPARISON, COMPARISON_ELSEWHERE, JUDGE_REPLIES, Run
+from fastft.scores.compare_conversations import Side, compare_conversations, conversation_lines
 from fastft.scores.score import (
     judge_identity,
     judges_differ,
@@ -94,8 +95,8 @@ class _PairOptions:
     """Folder of the second run, B; differences are A less B."""
     _: KW_ONLY
     name: str | list[str] | None = None
-    """What the responses are called, where they have a name, in both runs; or two names, of A's and of B's, with which
-    two decodings of one run are compared: --name test t1.0, test being those without a name."""
+    """What the responses are called, where they have a name, in both runs; or two names, A's and B's, by which two
+    decodings of one run are compared. In place of a name, test means the responses that have none."""
     out: Path | None = None
     """The file for the figures, or a folder for compare.json; by default compare-NAME.json in A's folder, NAME being
     B's, with the names of the responses behind it."""
@@ -176,6 +177,7 @@ def _compare(options: CompareOptions) -> dict[str, Any]:
     scores = None if scores is None else (scores[0][kept], scores[1][kept])
     path = options.path()
     _check_ours(path, options)
+    talks, no_talks = compare_conversations(sides)
     decodings = [decoding_of(Run(run).responses_of("test", name)) for run, name in sides]
     result = {
         "run_a": str(options.run_a),
@@ -190,6 +192,8 @@ def _compare(options: CompareOptions) -> dict[str, Any]:
         "note": _NOTE,
         **figures(a, b, scores),
         "no_judge": why_not,
+        "conversations": talks,
+        "no_conversations": no_talks,
         "pairwise": None,
     }
     files.write_json(path, result)
@@ -344,6 +348,7 @@ def show(result: Mapping[str, Any], path: Path) -> None:
     out = SafeConsole(highlight=False, soft_wrap=True)
     out.print(_table(result))
     lines = [*_decoding_lines(result), *_left_out_lines(result), *_judge_lines(result["judge"])]
+    lines += conversation_lines(result["conversations"], result["no_conversations"])
     for line in [*lines, *_pairwise_lines(result["pairwise"])]:
         out.print(line, markup=False)
     out.print(f"{result['note']}; {path}", markup=False)
@@ -365,10 +370,6 @@ def _answered_by_both(
 
 def _words(texts: Sequence[str]) -> Floats:
     return np.array([len(words_of(text)) for text in texts], dtype=np.float64)
-
-
-Side = tuple[Path, str | None]
-"""A run, and what its responses are called."""
 
 
 def _same_file(one: Side, other: Side) -> bool:

@@ -1,4 +1,5 @@
-"""The stage `responses.json` -> `scores.json`: text metrics of every response, and a judge's score of each.
+"""The stage `responses.json` -> `scores.json`: text metrics of every response, and a judge's score of each; with
+`conversations.json` also of each turn of the run's conversations.
 
 Each of the judge's answers is kept in `judge-replies.jsonl` as soon as it is read, under the key of its question: a
 run that was killed, or whose judge went away, goes on where it stopped, and an answer that was read once is never
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,10 +30,11 @@ from fastft.judging.judgement import Judgement
 from fastft.judging.ollama import DEFAULT_URL, OllamaServer
 from fastft.judging.openai import OpenAIServer
 from fastft.judging.options import JudgeOptions, asking, server_of
-from fastft.judging.questions import Style
+from fastft.judging.questions import PromptOf, Style, response_prompt, turn_prompt
 from fastft.metrics import text_metrics as metrics
 from fastft.run.decodings import check_name, decoding_of, made_from
 from fastft.run.folder import JUDGE_REPLIES, Run
+from fastft.scores.conversations import Talks, read_talks, talk_notes, talks_in_words
 
 _RUNGS = {
     "integer": "a bare integer",
@@ -84,7 +86,8 @@ def score(options: ScoreOptions) -> dict[str, Any]:
     """Scores the responses of a run, writes RUN/scores.json (RUN/scores.NAME.json), and returns what it holds.
 
     `judgements` holds one object for each response, in its order: `score` (0..100 or null), `raw`, `key`, `answered`,
-    and `reason` where there is something to explain (`fastft.judging.judge.Judgement`). `summary` holds the figures,
+    and `reason` where there is something to explain (`fastft.judging.judge.Judgement`); `conversations`, where the run
+    has had some, the same of each turn. `summary` holds the figures,
     metrics in percent, all of them over the `n` entries that were answered: those that `fastft generate` left out,
     since their prompts fill the context, are listed under `left_out_rows`.
 
@@ -115,14 +118,21 @@ def _score(options: ScoreOptions) -> dict[str, Any]:
         warn("the responses are not those of the run's model as it is now; `fastft generate` answers again")
     journal = Journal(options.run / JUDGE_REPLIES)
     _check_ours(paths.scores)
-    judge = _judge(options, journal, entries, _of_earlier(paths.scores, journal, asked))
+    talks = _talks(options)
+    earlier = _of_earlier(paths.scores, journal, asked)
+    judge = _judge(options, journal, entries, earlier)
+    of_talks = None if talks is None else _judge(options, journal, talks.entries, earlier, turn_prompt)
     sheet = _Sheet(paths, entries, judge)
+    if talks is not None and of_talks is not None:
+        sheet.add_part("conversations", partial(talks.as_json, of_talks))
     sheet.add(metrics.summary(answered))
     sheet.write()
     sheet.add(_perplexity(options.run, answered))
     sheet.add({"choices_by_likelihood": _choices_by_likelihood(options.run, answered)})
     try:
         problem = judge.ask()
+        if problem is None and of_talks is not None:
+            problem = of_talks.ask()
     finally:  # also where Ctrl-C or a full disk ends the asking
         sheet.write()
     if problem is not None and options.require_judge:
@@ -130,7 +140,8 @@ def _score(options: ScoreOptions) -> dict[str, Any]:
     if problem is not None and options.judge != "none":
         say(f"no judge, everything else is kept: {problem}")
     scores = sheet.as_json()
-    for line in judge_notes(scores["summary"]):
+    held = scores["summary"]["conversations"]
+    for line in [*judge_notes(scores["summary"]), *(talk_notes(held) if held else [])]:
         say(line)
     return scores
 
@@ -166,7 +177,11 @@ class _Asking(NamedTuple):
 
 
 def _judge(
-    options: ScoreOptions, journal: Journal, entries: Sequence[Mapping[str, Any]], earlier: Sequence[_Asking]
+    options: ScoreOptions,
+    journal: Journal,
+    entries: Sequence[Mapping[str, Any]],
+    earlier: Sequence[_Asking],
+    prompt: PromptOf = response_prompt,
 ) -> Judge:
     """The judge of the options, with what was answered before; with `--judge none` an earlier one that was heard."""
     judges = []
@@ -179,10 +194,19 @@ def _judge(
             rubric=asked.rubric,
             parallel=asked.parallel,
             wide_room=asked.wide_room,
+            prompt=prompt,
         )
         judge.find(partial(options.before, asked.server))
         judges.append(judge)
     return next((judge for judge in judges if judge.was_heard()), judges[-1])
+
+
+def _talks(options: ScoreOptions) -> Talks | None:
+    """The run's conversations, where it has had some."""
+    talks = read_talks(options.run, options.name)
+    if talks is not None and are_stale(options.run, talks.path):
+        warn("the conversations are not those of the run's model as it is now; `fastft generate` has them again")
+    return talks
 
 
 def _of_earlier(scores: Path, journal: Journal, asked: _Asking) -> list[_Asking]:
@@ -403,7 +427,8 @@ def summary_line(summary: Mapping[str, Any]) -> str:
     n_left_out = len(summary["left_out_rows"])
     without = f" ({n_left_out} more entries were left out by generate)" if n_left_out else ""
     named = "" if (name := summary.get("name")) is None else f"{name}, "
-    return f"{named}{summary['n']} responses{without}: {', '.join(said)}"
+    talks = "" if (held := summary.get("conversations")) is None else f"; {talks_in_words(held)}"
+    return f"{named}{summary['n']} responses{without}: {', '.join(said)}{talks}"
 
 
 def _percent(value: float | None) -> str:
@@ -421,6 +446,7 @@ class _Sheet:
         self.entries = entries
         self._judge = judge
         self._path = paths.scores
+        self._parts: dict[str, Callable[[], dict[str, Any]]] = {}
         self._summary: dict[str, Any] = {
             "name": paths.name,
             "decoding": decoding_of(paths.responses),
@@ -431,11 +457,19 @@ class _Sheet:
     def add(self, figures: Mapping[str, Any]) -> None:
         self._summary.update(figures)
 
+    def add_part(self, name: str, made: Callable[[], dict[str, Any]]) -> None:
+        """A part beside the responses: what `made` has under `summary` goes into the summary, under the part's name,
+        and what it has under that name beside the judgements."""
+        self._parts[name] = made
+
     def as_json(self) -> dict[str, Any]:
         judgements = self._judge.judgements()
+        own = {**self._judge_summary(judgements), **self._summary, **self._category_summary(judgements)}
+        parts = {name: made() for name, made in self._parts.items()}
         return {
-            "summary": {**self._judge_summary(judgements), **self._summary, **self._category_summary(judgements)},
+            "summary": {**own, "conversations": None, **{name: part["summary"] for name, part in parts.items()}},
             "judgements": [judgement.as_json() for judgement in judgements],
+            **{name: part[name] for name, part in parts.items()},
         }
 
     def write(self) -> None:
