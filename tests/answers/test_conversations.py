@@ -152,7 +152,10 @@ def have(run: Run, file: Path, monkeypatch: pytest.MonkeyPatch) -> Have:
     return have
 
 
-@pytest.mark.parametrize("template", [ALPACA, VICUNA], ids=["alpaca", "vicuna"])
+LONG = pytest.mark.long
+
+
+@pytest.mark.parametrize("template", [ALPACA, pytest.param(VICUNA, marks=LONG)], ids=["alpaca", "vicuna"])
 def test_each_turn_is_asked_with_the_models_own_answers_by_the_runs_template(
     tmp_path: Path, file: Path, template: Template
 ) -> None:
@@ -189,7 +192,7 @@ def test_the_second_prompt_holds_the_first_answer_word_for_word(run: Run, have: 
     assert of_second.endswith(second["question"])
 
 
-@pytest.mark.parametrize("die_at", [1, 4, 6])
+@pytest.mark.parametrize("die_at", [4, *(pytest.param(n, marks=LONG) for n in (1, 2, 3, 5, 6))])
 def test_a_killed_call_is_taken_up_where_it_stopped(run: Run, have: Have, die_at: int) -> None:
     whole = have()
     path = run.conversations()
@@ -219,6 +222,7 @@ def test_a_conversation_is_there_when_all_of_its_turns_are(
     assert 3 not in [one["id"] for one in held]
 
 
+@LONG
 def test_drawn_answers_do_not_depend_on_what_is_answered_beside_them(have: Have) -> None:
     drawn = {"temperature": 1.0, "seed": 5}
     together = have(**drawn)
@@ -227,6 +231,7 @@ def test_drawn_answers_do_not_depend_on_what_is_answered_beside_them(have: Have)
     assert have(**{**drawn, "seed": 6}, name="d") != together
 
 
+@LONG
 def test_a_limit_and_then_the_rest(run: Run, have: Have) -> None:
     first, rest = Asked(), Asked()
     one = have(first, limit=1)
@@ -269,6 +274,7 @@ def test_a_turn_whose_prompt_fills_the_context_is_left_out_with_those_behind_it(
         have(too_long="raise", name="b")
 
 
+@LONG
 def test_a_model_of_no_run_becomes_one(
     run: Run, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -193,10 +193,12 @@ class TestStage:
     @pytest.mark.parametrize(
         ("options", "said"),
         [
-            ({"max_new_tokens": 4}, "max_new_tokens 5 there and 4 now"),
             ({"temperature": 1.0, "top_k": 7}, r"temperature 0.0 there and 1.0 now, top_k 0 there and 7 now"),
-            ({"dtype": "bf16"}, "dtype fp32 there and bf16 now"),
-            ({"repetition_penalty": 1.1}, "repetition_penalty 1.0 there and 1.1 now"),
+            pytest.param({"max_new_tokens": 4}, "max_new_tokens 5 there and 4 now", marks=pytest.mark.long),
+            pytest.param({"dtype": "bf16"}, "dtype fp32 there and bf16 now", marks=pytest.mark.long),
+            pytest.param(
+                {"repetition_penalty": 1.1}, "repetition_penalty 1.0 there and 1.1 now", marks=pytest.mark.long
+            ),
         ],
     )
     def test_answers_that_were_decoded_otherwise_are_not_replaced_unasked(
@@ -216,6 +218,7 @@ class TestStage:
         assert ask(Asked(), **options, overwrite=True) == other
         assert json.loads(run.responses.read_text()) == other
 
+    @pytest.mark.long
     def test_a_journal_alone_says_what_is_there(self, run: Run, ask: Callable[..., list[dict[str, Any]]]) -> None:
         """A kill before the first answers are in responses.json."""
         with pytest.raises(KeyboardInterrupt):
@@ -227,6 +230,7 @@ class TestStage:
         ask(rest)
         assert rest.prompts == 8
 
+    @pytest.mark.long
     def test_a_killed_call_without_an_answer_has_nothing_to_lose(
         self, ask: Callable[..., list[dict[str, Any]]]
     ) -> None:
@@ -246,7 +250,7 @@ class TestStage:
         assert rest.prompts == 7
         assert json.loads(run.responses.read_text()) == shorter != greedy
 
-    @pytest.mark.parametrize("split", ["test", "val"])
+    @pytest.mark.parametrize("split", ["test", pytest.param("val", marks=pytest.mark.long)])
     def test_a_killed_call_of_a_name_is_taken_up_where_it_stopped(
         self, run: Run, ask: Callable[..., list[dict[str, Any]]], split: str
     ) -> None:
