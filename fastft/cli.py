@@ -74,11 +74,16 @@ def _verify_resume(options: VerifyOptions) -> None:
 def _generate(options: GenerateOptions) -> None:
     from fastft.answers.generation import generate
 
+    if options.conversation is not None:
+        from fastft.answers.conversations import converse
+
+        _say_result(f"had {len(converse(options))} conversations: {options.path()}")
+        return
     if not options.of_a_split:
         _ask(options)
         return
     entries = generate(options)
-    _say_result(f"answered {len(entries)} prompts: {options.folder().responses_of(options.split)}")
+    _say_result(f"answered {len(entries)} prompts: {options.path()}")
 
 
 def _ask(options: GenerateOptions) -> None:

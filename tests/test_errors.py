@@ -1213,7 +1213,7 @@ def test_responses_of_other_options_are_never_taken_up(place: Place, capsys: pyt
     assert main(place.on_run("generate", *GENERATE)) == 0
     made = place.out / "responses.json"
     old = made.read_bytes()
-    longer = place.on_run("generate", "--max_new_tokens", "60", "--batch_size", "1")
+    longer = place.on_run("generate", "--max_new_tokens", "60", "--batch_size", "1", "--overwrite")
     with full_disk((place.out / "responses.made-from.json").stat().st_size + 1):  # that file still fits
         assert main(longer) == 2
     assert made.read_bytes() == old

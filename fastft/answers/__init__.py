@@ -1,9 +1,12 @@
-"""Answers: a trained run -> `responses.json`, or a talk in the terminal.
+"""Answers: a trained run -> `responses.json`, `conversations.json`, or a talk in the terminal.
 
 To be read in this order:
 
-    generation.py  a split's prompts answered: `generate`, `GenerateOptions`
-    asking.py      questions of one's own: `ask`, `answer`, `write_answers`
-    responses.py   answers as they end, and what they were made from: a killed call goes on
-    chat.py        one instruction a line: `chat`, `ChatOptions`
+    generation.py        a split's prompts answered: `generate`, `GenerateOptions`
+    asking.py            questions of one's own: `ask`, `answer`, `write_answers`
+    benchmark.py         conversations to be had, read
+    benchmark_sample.py  those that are embedded
+    conversations.py     them had, turn by turn: `converse`
+    responses.py         answers as they end, and what they were made from: a killed call goes on
+    chat.py              one instruction a line: `chat`, `ChatOptions`
 """

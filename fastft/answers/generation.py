@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 
-from fastft.answers.responses import Responses
+from fastft.answers.responses import Line, Responses
 from fastft.common.console import meter, say, warn
 from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
@@ -33,6 +34,7 @@ from fastft.model.vocabulary import with_tokenizer
 from fastft.model.weights import base_of_adapter, config_of, is_same_source, load
 from fastft.run.config import TrainOptions, changed_settings
 from fastft.run.data import Data
+from fastft.run.decodings import check_name
 from fastft.run.folder import Run
 from fastft.run.given import template_for, template_name_for
 from fastft.run.trained import check_same_tokenizer, data_of, trained_model
@@ -42,7 +44,15 @@ _SEVERAL = Condition(
 )
 _A_MODEL = Condition(lambda o, _: o.model is not None, "a --model: a run has its own")
 _OF_A_SPLIT = Condition(
-    lambda o, _: o.prompt is None and o.prompts is None, "the answers of a split: no --prompt, no --prompts"
+    lambda o, _: o.of_a_split, "the answers of a split: no --prompt, no --prompts, no --conversation"
+)
+_OF_DATA = Condition(
+    lambda o, _: o.of_a_split or (o.conversation is not None and o.model is not None),
+    "the answers of a split, or a --model that becomes a run: no --prompt, no --prompts",
+)
+_OF_A_RUN = Condition(
+    lambda o, _: o.of_a_run,
+    "answers that are a run's, which lie in its folder: no --prompt, no --prompts",
 )
 _MORE_THAN_ONE = Condition(lambda o, _: o.prompt is None, "several questions: no --prompt")
 _SOMEWHERE = Condition(
@@ -153,14 +163,23 @@ class GenerateOptions(AnswerOptions):
     prompts: str | None = None
     """A file of questions, in any format that --data reads, answers need not be there; or -, for JSON lines or plain
     lines on standard input. The answers are printed as JSON lines, or written to --out."""
+    conversation: str | None = None
+    """Conversations to have, each turn with the model's own earlier answers: a file whose rows have `turns`, the user's
+    texts, and perhaps `reference` and `category`, or sample, 20 embedded ones of two turns. Writes conversations.json,
+    which score judges turn by turn."""
     out: Path | None = option(None, needs=_SOMEWHERE)
     """Of --prompts: the file for the answers. Of a --model with --data: the folder of the run that is made of it, which
     `score`, `compare` and `report` take, as the baseline."""
     split: Literal["test", "val", "train"] = option("test", needs=_OF_A_SPLIT)
     """Which records to answer."""
+    name: str | None = option(None, needs=_OF_A_RUN)
+    """What the answers are called, so that several ways of decoding stand beside each other: --name t1.0 writes
+    responses.t1.0.json, which score, compare and report take by the same name."""
+    overwrite: bool = option(False, needs=_OF_A_RUN)
+    """Replace answers that were made with other settings. Without it, or a --name of their own, the call stops."""
     limit: int | None = option(None, at_least=1, needs=_MORE_THAN_ONE)
     """Answer only so many records."""
-    data: str | list[str] | None = option(None, needs=_OF_A_SPLIT)
+    data: str | list[str] | None = option(None, needs=_OF_DATA)
     """Of a --model: the data whose split is answered. Of a run: where its data file is now, if it has been moved or
     renamed: its records must be the same; of a run with several, the files of its --data in their order, and perhaps
     those of its --val_data and --test_data after them."""
@@ -172,9 +191,11 @@ class GenerateOptions(AnswerOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.prompt is not None and self.prompts is not None:
-            raise UserError("got --prompt and --prompts, expected one of them")
-        if self.model is not None and self.of_a_split and (self.data is None or self.out is None):
+        check_name(self.name)
+        given = [f"--{one}" for one in ("prompt", "prompts", "conversation") if getattr(self, one) is not None]
+        if len(given) > 1:
+            raise UserError(f"got {' and '.join(given)}, expected one of them")
+        if self.model is not None and self.of_a_run and (self.data is None or self.out is None):
             raise UserError(
                 "got --model without --prompt, --prompts, or --data and --out; expected a question, or data whose test "
                 "split is answered and a folder for the answers"
@@ -183,31 +204,53 @@ class GenerateOptions(AnswerOptions):
     @property
     def of_a_split(self) -> bool:
         """Whether a split's records are answered."""
+        return self.of_a_run and self.conversation is None
+
+    @property
+    def of_a_run(self) -> bool:
+        """Whether the answers are a run's, and lie in its folder."""
         return self.prompt is None and self.prompts is None
 
     def folder(self) -> Run:
         """The run whose split is answered."""
         return Run(cast(Path, self.run if self.model is None else self.out))
 
+    def path(self) -> Path:
+        """The file of a split's answers, or of the conversations."""
+        if self.conversation is not None:
+            return self.folder().conversations(self.name)
+        return self.folder().responses_of(self.split, self.name)
+
 
 def generate(options: GenerateOptions) -> list[dict[str, Any]]:
-    """Answers the prompts of a run's split with its model and writes `responses.json` (`responses.val.json`, ...).
+    """Answers the prompts of a run's split with its model and writes `responses.json` (`responses.val.json`, ...; under
+    a name `responses.NAME.json`).
 
     Each answer is written down as it ends; a second call goes on where a killed one stopped.
 
     Raises:
-        UserError: the run has no model, a prompt leaves no room in the context (the rows are named), or an option can
-            have no effect.
+        UserError: the run has no model, a prompt leaves no room in the context (the rows are named), an option can have
+            no effect, or answers are there that were made with other settings.
     """
     check_effects(options)
     if not options.of_a_split:
         raise ValueError("got prompts of one's own, expected a split: fastft.answers.asking.ask answers those")
-    if options.model is not None:
-        become_a_run(options)
-        options = replace(options, model=None, adapter=None, template=None, run=options.out, out=None, data=None)
+    options = as_a_run(options)
     run = options.of_run()
     with writing(run.folder):
         return _generate(run, options)
+
+
+def as_a_run(options: GenerateOptions) -> GenerateOptions:
+    """The options of answering by a run; a `--model` becomes one.
+
+    Raises:
+        UserError: see `become_a_run`.
+    """
+    if options.model is None:
+        return options
+    become_a_run(options)
+    return replace(options, model=None, adapter=None, template=None, run=options.out, out=None, data=None)
 
 
 def become_a_run(options: GenerateOptions) -> None:
@@ -288,8 +331,11 @@ def _generate(run: Run, options: GenerateOptions) -> list[dict[str, Any]]:
     rows = data.places_of(options.split, records)
     _check_questions(records, options.split, data.places, rows)
     prompts = [data.template.prompt_of(record) for record in records]
-    made_from = _made_from(run, tokenizer, options, records, prompts)
-    responses = Responses(run.responses_of(options.split), records, made_from, [*map(data.places.called, rows)])
+    made_from = made_of(run, tokenizer, options, _asked(records, prompts))
+    responses = Responses(
+        options.path(), partial(_entries, records), made_from, [*map(data.places.called, rows)],
+        overwrite=options.overwrite,
+    )  # fmt: skip
     asked = min(len(records), options.limit or len(records))
     missing = responses.missing(asked)
     if len(missing) < asked:
@@ -304,6 +350,16 @@ def _generate(run: Run, options: GenerateOptions) -> list[dict[str, Any]]:
             responses.leave_out(index, f"its prompt fills the context of {model.config.n_ctx} tokens")
         _answer(model, options, data, ids, missing, responses)
     return responses.write()[:asked]
+
+
+def _entries(records: Sequence[Record], lines: Mapping[int, Line]) -> list[dict[str, Any]]:
+    """The records that are answered, with `model_response`."""
+
+    def entry(index: int, line: Line) -> dict[str, Any]:
+        why = {"left_out": line["left_out"]} if "left_out" in line else {}
+        return {**records[index].as_entry(), "model_response": line["response"], **why}
+
+    return [entry(index, lines[index]) for index in sorted(lines)]
 
 
 def _answer(
@@ -332,19 +388,23 @@ def _answer(
             progress.advance()
 
 
-def _made_from(
-    run: Run, tokenizer: Tokenizer, options: GenerateOptions, records: Sequence[Record], prompts: Sequence[str]
-) -> dict[str, Any]:
-    """Answers are taken up again only where weights, tokenizer, prompts, records and options are the same."""
+def _asked(records: Sequence[Record], prompts: Sequence[str]) -> str:
+    """SHA-256 (hex) of all that is asked."""
     asked = hashlib.sha256()
     for record, prompt in zip(records, prompts, strict=True):
         asked.update(json.dumps([prompt, record.as_entry()], sort_keys=True).encode())
+    return asked.hexdigest()
+
+
+def made_of(run: Run, tokenizer: Tokenizer, options: GenerateOptions, asked: str) -> dict[str, Any]:
+    """Answers are taken up again only where weights, tokenizer, what is asked (by its SHA-256) and options are the
+    same."""
     with (run.weights).open("rb") as weights:
         digest = hashlib.file_digest(weights, "sha256").hexdigest()
     return {
         "weights_sha256": digest,
         "tokenizer_sha256": tokenizer.fingerprint(),
-        "asked_sha256": asked.hexdigest(),
+        "asked_sha256": asked,
         "max_new_tokens": options.max_new_tokens,
         "dtype": options.dtype,
         **options.sampling.in_effect(),

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-Option = Literal["data", "val_data", "test_data", "weights"]
+Option = Literal["data", "val_data", "test_data", "weights", "conversation"]
 
 _DATA = {"book": "the book's file", "sample": "the embedded records"}
 KEYWORDS: dict[Option, dict[str, str]] = {
     "data": _DATA,
     "val_data": _DATA,
     "test_data": _DATA,
+    "conversation": {"sample": "the embedded conversations"},
     "weights": {
         "none": "random weights",
         **dict.fromkeys(("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"), "the published weights"),

@@ -10,7 +10,7 @@ To be read in this order:
     csv_rows.py          rows of CSV and TSV
     arrow_rows.py        rows of Parquet, Arrow and Hugging Face data sets
     containers.py        which of them a file gets, by its content; folders: `rows_of`
-    texts.py             the texts of a row, checked: `from_text`
+    texts.py             the texts of a row, checked: `from_text`, `check_text`, `Malformed`
     pairs.py             rows of an instruction and an output
     conversations.py     rows of turns and of segments
     formats.py           what a row's keys mean: `checked`, `parse_fields`

@@ -20,7 +20,8 @@ from fastft.export.base import Base, base_of
 from fastft.model.peft_reading import Adapter
 from fastft.reports.figures import RunFigures, read_run
 from fastft.run.config import TrainOptions
-from fastft.run.folder import Run, made_from
+from fastft.run.decodings import made_from
+from fastft.run.folder import Run
 
 _MOST_ROWS = 20
 _ALWAYS_TOLD = ("model", "template", "batch_size", "epochs", "steps", "lr", "schedule", "seed", "dtype")

@@ -2,7 +2,7 @@
 
     options.py    who is asked, and how long it is waited for: `JudgeOptions`, `asking`, `server_of`
     questions.py  an entry -> what is asked about it (prompt, JSON schema, room for the reply): `Style`,
-                  `Question`
+                  `Question`, `PromptOf`, `response_prompt`, `turn_prompt`
     wire.py       a request -> its body, within time and size; what counts as no answer, and when to try again:
                   `NoAnswerError`
     refusals.py   a request -> the same without the parameters that its server does not take

@@ -21,7 +21,7 @@ from fastft.judging.asking import Asking, no_schema
 from fastft.judging.journal import Journal, Reply
 from fastft.judging.judgement import EMPTY_RESPONSE, Judgement, counts, why_no_score
 from fastft.judging.ladder import bare_integer
-from fastft.judging.questions import Style, first_question, second_question, token_bound
+from fastft.judging.questions import PromptOf, Style, first_question, response_prompt, second_question, token_bound
 from fastft.judging.rows import NOT_YET, Answers, Row, rows_of
 from fastft.judging.server import Known, Server, all_thought, look_at, who
 from fastft.judging.wire import one_line
@@ -38,6 +38,7 @@ class Judge:
         style: the book's question, or one with a reason first.
         rubric: a sentence for both questions, what is good and what is bad.
         parallel: how many questions are under way at a time.
+        prompt: what is asked about an entry: `fastft.judging.questions.response_prompt`, or `turn_prompt`.
         wide_room: the most tokens of a reply that is asked for again because it was all thinking.
     """
 
@@ -51,6 +52,7 @@ class Judge:
         rubric: str = "",
         parallel: int = 1,
         wide_room: int = 4096,
+        prompt: PromptOf = response_prompt,
     ) -> None:
         self._server = server
         self._journal = journal
@@ -60,7 +62,9 @@ class Judge:
         self._wide_room = wide_room
         self._left_out = [left_out(entry) for entry in entries]
         self._empty = [not entry["model_response"].strip() for entry in entries]
-        self._questions = [(first_question(entry, style, rubric), second_question(entry, rubric)) for entry in entries]
+        self._questions = [
+            (first_question(entry, style, rubric, prompt), second_question(entry, rubric, prompt)) for entry in entries
+        ]
         self._rows: list[Row] = []
         self._reachable = False
         self._problem: str | None = None

@@ -1,4 +1,5 @@
-"""What is asked about an entry: the book's question, the same with a reason first, and the one re-ask.
+"""What is asked about an entry: the book's question, the same with a reason first, and the one re-ask; the same three
+about a turn of a conversation.
 
 The book's is that of `ollama_evaluate.py` (github.com/rasbt/LLMs-from-scratch, ch07/01_main-chapter-code). Asking for
 a reason before the score told good answers from bad ones best with small judges; a rubric is one more sentence.
@@ -6,7 +7,7 @@ a reason before the score told good answers from bad ones best with small judges
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -63,32 +64,11 @@ class Question:
     """Whether it is asked again with room for a trace, which may take minutes to be written."""
 
 
-def first_question(entry: Mapping[str, Any], style: Style = "book", rubric: str = "") -> Question:
-    """The question about one entry (`instruction`, `input`, `output`, `model_response`)."""
-    if style == "reason":
-        return Question(_prompt(entry, rubric, _ENDINGS["reason"]), _REASON_ROOM, _REASON_SCHEMA)
-    return Question(_prompt(entry, rubric, _ENDINGS["book"]), _BOOK_ROOM)
+PromptOf = Callable[[Mapping[str, Any], str, str], str]
+"""An entry, a rubric and what ends the prompt -> the prompt."""
 
 
-def second_question(entry: Mapping[str, Any], rubric: str = "") -> Question:
-    """The same after a reply without a score: a JSON schema leaves room for the number alone."""
-    return Question(_prompt(entry, rubric, _ENDINGS["again"]), _BOOK_ROOM, _SCORE_SCHEMA)
-
-
-def fitted(question: Question, needed: int, context_length: int | None) -> Question:
-    """The question with the context for a prompt of at most `needed` tokens and the room of the reply."""
-    return replace(question, num_ctx=num_ctx_for(needed + question.room, context_length))
-
-
-def wider(question: Question, room: int, needed: int, context_length: int | None) -> Question | None:
-    """The question with `room` tokens for the reply, or what the context leaves; None where that is no more."""
-    left = room if context_length is None else min(room, context_length - needed)
-    if left <= question.room:
-        return None
-    return fitted(replace(question, room=left, wide=True), needed, context_length)
-
-
-def _prompt(entry: Mapping[str, Any], rubric: str, ending: str) -> str:
+def response_prompt(entry: Mapping[str, Any], rubric: str, ending: str) -> str:
     """The book's prompt where there is no rubric and the ending is the book's.
 
     The entry is always formatted in Alpaca style, whatever template the model was trained with: scores of different
@@ -102,6 +82,65 @@ def _prompt(entry: Mapping[str, Any], rubric: str, ending: str) -> str:
         " on a scale from 0 to 100, where 100 is the best score. "
         f"{rubric}{' ' if rubric else ''}{ending}"
     )
+
+
+def turn_prompt(entry: Mapping[str, Any], rubric: str, ending: str) -> str:
+    """The prompt about an answer in a conversation, as MT-Bench's single-answer grading has it (Zheng et al. 2023,
+    arXiv:2306.05685, section 3.1): the judge sees the whole conversation so far, with the right answers where there are
+    some, and scores its last answer.
+
+    Args:
+        entry: `instruction`, `output` (empty where there is no right answer) and `model_response` of the turn; under
+            `before` the same of the turns before it; perhaps `system`.
+        rubric: what is good and what is bad.
+        ending: what is to be replied.
+    """
+    system = f"### System:\n{entry['system']}\n\n" if entry.get("system") else ""
+    before = entry["before"]
+    said = "".join(_turn(turn, number, "The assistant answered") for number, turn in enumerate(before, start=1))
+    last = _turn(entry, len(before) + 1, "The assistant's answer, which is to be scored")
+    which = f"the assistant's answer in turn {len(before) + 1}" if before else "the assistant's answer"
+    depends = " Judge it as a part of the conversation: it should fit what was said before." if before else ""
+    right = " Hold it against the correct answer." if entry["output"] else ""
+    return (
+        f"Here is a conversation between a user and an assistant.\n\n{system}{said}{last}"
+        f"Score {which} on a scale from 0 to 100, where 100 is the best score: is it correct, relevant and helpful, "
+        f"and as detailed as the user asks for? Its length by itself does not matter.{depends}{right} "
+        f"{rubric}{' ' if rubric else ''}{ending}"
+    )
+
+
+def _turn(turn: Mapping[str, Any], number: int, answered: str) -> str:
+    reference = f"### Correct answer to turn {number}:\n{turn['output']}\n\n" if turn["output"] else ""
+    question = f"### Turn {number}, the user said:\n{turn['instruction']}\n\n"
+    return f"{question}{reference}### Turn {number}. {answered}:\n{turn['model_response']}\n\n"
+
+
+def first_question(
+    entry: Mapping[str, Any], style: Style = "book", rubric: str = "", prompt: PromptOf = response_prompt
+) -> Question:
+    """The question about one entry (`instruction`, `input`, `output`, `model_response`)."""
+    if style == "reason":
+        return Question(prompt(entry, rubric, _ENDINGS["reason"]), _REASON_ROOM, _REASON_SCHEMA)
+    return Question(prompt(entry, rubric, _ENDINGS["book"]), _BOOK_ROOM)
+
+
+def second_question(entry: Mapping[str, Any], rubric: str = "", prompt: PromptOf = response_prompt) -> Question:
+    """The same after a reply without a score: a JSON schema leaves room for the number alone."""
+    return Question(prompt(entry, rubric, _ENDINGS["again"]), _BOOK_ROOM, _SCORE_SCHEMA)
+
+
+def fitted(question: Question, needed: int, context_length: int | None) -> Question:
+    """The question with the context for a prompt of at most `needed` tokens and the room of the reply."""
+    return replace(question, num_ctx=num_ctx_for(needed + question.room, context_length))
+
+
+def wider(question: Question, room: int, needed: int, context_length: int | None) -> Question | None:
+    """The question with `room` tokens for the reply, or what the context leaves; None where that is no more."""
+    left = room if context_length is None else min(room, context_length - needed)
+    if left <= question.room:
+        return None
+    return fitted(replace(question, room=left, wide=True), needed, context_length)
 
 
 def token_bound(prompts: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ To be read in this order:
                      `spearman`, `cohen_kappa`, `krippendorff_alpha`, `Interval`, `Permutation`, `Statistic`,
                      `WinTieLoss`, `Floats`, `LEVEL`, `RESAMPLES`, `SEED`
     text_metrics.py  responses held against references: `measures`, `Measure`, `exact_match`, `is_exact`,
-                     `loops`, `multiple_choice_measure`, `rouge_scores`, `words_of`, `bounds`, `NAMES`
+                     `loops`, `names_it`, `accuracy`, `mean_interval`, `multiple_choice_measure`, `rouge_scores`,
+                     `words_of`, `bounds`, `NAMES`
     perplexity.py    what the model finds likely: `response_perplexities`, `choice_accuracy`
 """

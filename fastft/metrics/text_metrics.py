@@ -50,6 +50,7 @@ INTERVAL_METHOD = (
 _MAX_ORDER = 4  # of BLEU's n-grams of tokens
 _CHARACTER_ORDERS = 6  # of chrF's n-grams of characters
 _BETA = 2  # chrF weighs recall so much more than precision
+_PLAIN_WORD = re.compile(r"\w+")
 _LOOP_WORDS, _LOOP_TIMES = 4, 3
 _LETTER_ALONE = re.compile(r"\W*([A-Za-z])\W*")
 _LETTER_FIRST = re.compile(r"\W*([A-Z])[.):](?=\s)")
@@ -123,6 +124,12 @@ def intervals_of(measured: Mapping[str, Measure]) -> dict[str, list[float] | Non
 def is_exact(response: str, reference: str) -> bool:
     """Whether the two are the same text, apart from white space around it."""
     return response.strip() == reference.strip()
+
+
+def names_it(response: str, reference: str) -> bool:
+    """Whether a response says its reference word for word somewhere, letters' cases and marks apart."""
+    said, wanted = (_PLAIN_WORD.findall(text.casefold()) for text in (response, reference))
+    return bool(wanted) and any(said[at : at + len(wanted)] == wanted for at in range(len(said) - len(wanted) + 1))
 
 
 def exact_match(responses: Sequence[str], references: Sequence[str]) -> float:

@@ -20,10 +20,12 @@ from fastft.common.nearest import did_you_mean_path
 from fastft.metrics.statistics import bootstrap_mean, sign_flip, wilson
 from fastft.reports.answers import MOST_ANSWERS, Answer, answers_of, are_short, by_question
 from fastft.reports.numbers import finite, sum_of, values_of
-from fastft.run.folder import AB_NUMBERS, CONFIG, DEMO, METRICS, RESPONSES, SCORES, Run, made_from
+from fastft.run.decodings import decoding_of, made_from
+from fastft.run.folder import AB_NUMBERS, CONFIG, DEMO, METRICS, RESPONSES, SCORES, Run
 from fastft.run.ledger import read_ledger
 from fastft.run.metrics_file import read_metrics
-from fastft.scores.score import OTHER_JUDGES, judge_identity, read_responses, responses_sha256
+from fastft.scores.conversations import read_talks
+from fastft.scores.score import judge_identity, other_judges, read_responses, responses_sha256
 
 TOKEN_KINDS = ("padded", "real", "computed", "supervised")
 CURVES = ("loss", "val_loss", "lr", "grad_norm")
@@ -31,7 +33,6 @@ CURVES = ("loss", "val_loss", "lr", "grad_norm")
 _BINS = 10
 _NAMED_FILES = (CONFIG, METRICS, RESPONSES, SCORES)
 _OF_PEOPLE = {"names", "raters", "n_items", "n_rated", "responses_sha256", "verdicts", "win_rate", "scale", "agreement"}
-_MEASURED = {"seconds", "tokens", "near_ties"}  # of the answering, beside its settings
 _OF_THE_PLACE = {"out", "overwrite", "resume", "config"}  # settings that two runs of one kind may differ in
 
 
@@ -81,8 +82,6 @@ class RunFigures:
     """Seconds of each stage; None where no file holds them."""
     summary: dict[str, Any] | None
     """scores.json's."""
-    decoding: dict[str, str] | None
-    """How the responses were drawn, by responses.made-from.json; None where nothing says it."""
     scores_problem: str | None
     """Why the judgements are not those of these responses."""
     intervals: dict[str, Any]
@@ -92,6 +91,12 @@ class RunFigures:
     ledger: dict[str, Any] | None
     people: dict[str, Any] | None
     """ab.json, and under `stale` whether the run has answered again since."""
+    responses_name: str | None = None
+    """What the responses are called, where they have a name."""
+    decoding: dict[str, Any] | None = None
+    """What they were decoded with; None where nothing says it."""
+    conversations: dict[str, Any] | None = None
+    """The figures of the run's conversations in scores.json; None where they are not of those that are there."""
 
     @property
     def name(self) -> str:
@@ -155,7 +160,6 @@ class RunFigures:
             "training": self.training,
             "epochs_seen": self.seen.epochs or None,
             "tokens_seen": self.seen.tokens or None,
-            "decoding": self.decoding,
             "curves": {name: {"steps": x, "values": y} for name, (x, y) in self.curves.items()},
             "tokens": self.tokens,
             "savings": self.savings,
@@ -171,11 +175,18 @@ class RunFigures:
             "answers": [answer.as_json() for answer in self.answers],
             "ledger": self.ledger,
             "people": self.people,
+            "responses_name": self.responses_name,
+            "decoding": self.decoding,
+            "conversations": self.conversations,
         }
 
 
-def read_run(folder: Path) -> RunFigures:
+def read_run(folder: Path, name: str | None = None) -> RunFigures:
     """The figures of a run.
+
+    Args:
+        folder: the run's.
+        name: of the responses, where they have one.
 
     Raises:
         UserError: the folder does not exist, holds no file of a run, or holds one that cannot be read.
@@ -190,8 +201,8 @@ def read_run(folder: Path) -> RunFigures:
         )
     run = Run(folder)
     steps, validation = _read_metrics(run.metrics)
-    scores, problem = _read_scores(folder)
-    entries = read_responses(folder) if run.responses.is_file() else []
+    scores, problem = _read_scores(run, name)
+    entries = read_responses(folder, name) if run.responses_of("test", name).is_file() else []
     answers = answers_of(entries, [] if scores is None or problem else _judgements(scores))
     settings, made_with = _read_config(run.config)
     tokens = _tokens(steps)
@@ -205,15 +216,17 @@ def read_run(folder: Path) -> RunFigures:
         seen=_seen(steps, _steps_of_a_pass(steps, object_or_empty(run.data), settings or {})),
         tokens=tokens,
         savings=_savings(tokens, (settings or {}).get("impl")),
-        time=_time(run, steps, validation, scores),
+        time=_time(run, made_from(run.responses_of("test", name)), steps, validation, scores),
         summary=None if scores is None else scores["summary"],
-        decoding=_decoding(run),
         scores_problem=problem,
         intervals=_intervals(answers),
         answers=answers,
         before=finite(object_or_empty(folder / DEMO).get("exact_match_before")),
         ledger=None if ledger is None else asdict(ledger),
-        people=_people(folder),
+        people=_people(folder) if name is None else None,  # what people rated are the responses without a name
+        responses_name=name,
+        decoding=decoding_of(run.responses_of("test", name)),
+        conversations=_conversations(run, name, scores),
     )
 
 
@@ -229,7 +242,7 @@ def differing_settings(runs: Sequence[RunFigures]) -> dict[str, list[str | None]
 
 def differing_decoding(runs: Sequence[RunFigures]) -> dict[str, list[str | None]]:
     """The settings by which the responses were drawn that are not the same in all runs which have responses."""
-    return _differing([run.decoding or {} for run in runs])
+    return _differing([dict(_flat(run.decoding or {})) for run in runs])
 
 
 def _differing(held: Sequence[Mapping[str, str]]) -> dict[str, list[str | None]]:
@@ -251,7 +264,7 @@ def _difference(run: RunFigures, other: RunFigures) -> dict[str, Any]:
         "exact_match": _paired([(100.0 * bool(one.exact), 100.0 * bool(two.exact)) for one, two in pairs]),
         "rouge_l": _paired(rouge),
         "judge": _paired(judged) if same_judge else None,
-        "no_judge": OTHER_JUDGES if judged and not same_judge else None,
+        "no_judge": other_judges(run.judge, other.judge) if judged and not same_judge else None,
     }
 
 
@@ -339,18 +352,20 @@ def _read_metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]
     return [steps[step] for step in sorted(steps)], [validation[step] for step in sorted(validation)]
 
 
-def _read_scores(run: Path) -> tuple[dict[str, Any] | None, str | None]:
+def _read_scores(run: Run, name: str | None) -> tuple[dict[str, Any] | None, str | None]:
     """scores.json, and why its judgements cannot stand beside the responses (None: they can)."""
-    if not (run / SCORES).is_file():
+    path, responses = run.scores(name), run.responses_of("test", name)
+    if not path.is_file():
         return None, None
-    scores = read_json(run / SCORES, what="the scores")
+    scores = read_json(path, what="the scores")
     parts = (scores.get("summary"), scores.get("judgements")) if isinstance(scores, dict) else (None, None)
     if not isinstance(parts[0], dict) or not isinstance(parts[1], list):
-        raise UserError(f"{run / SCORES} is not a file that fastft score wrote; move it away and score again")
-    if not (run / RESPONSES).is_file():
-        return scores, f"{RESPONSES}, which was scored, is gone"
-    if parts[0].get("responses_sha256") != responses_sha256(run):
-        return scores, f"{RESPONSES} has changed since it was scored: run fastft score --run {run} again"
+        raise UserError(f"{path} is not a file that fastft score wrote; move it away and score again")
+    if not responses.is_file():
+        return scores, f"{responses.name}, which was scored, is gone"
+    if parts[0].get("responses_sha256") != responses_sha256(run.folder, name):
+        again = f"fastft score --run {run.folder}{'' if name is None else f' --name {name}'}"
+        return scores, f"{responses.name} has changed since it was scored: run {again} again"
     return scores, None
 
 
@@ -359,6 +374,11 @@ def _judgements(scores: Mapping[str, Any]) -> list[Any]:
     held: list[Any] = scores["judgements"]
     scored = any(isinstance(one, dict) and finite(one.get("score")) is not None for one in held)
     return held if scored or scores["summary"].get("judge") else []
+
+
+def _conversations(run: Run, name: str | None, scores: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    held, talks = (scores or {}).get("summary", {}).get("conversations"), read_talks(run.folder, name)
+    return held if held and talks and held.get("conversations_sha256") == talks.sha256 else None
 
 
 def _people(run: Path) -> dict[str, Any] | None:
@@ -371,15 +391,6 @@ def _people(run: Path) -> dict[str, Any] | None:
         )
     rated = people["responses_sha256"][0]
     return {**people, "stale": not (run / RESPONSES).is_file() or rated != responses_sha256(run)}
-
-
-def _decoding(run: Run) -> dict[str, str] | None:
-    """What the responses' origin says of how they were drawn: neither hashes nor what was measured."""
-    origin = object_or_empty(made_from(run.responses))
-    kept = {
-        name: str(value) for name, value in origin.items() if not name.endswith("_sha256") and name not in _MEASURED
-    }
-    return kept or None
 
 
 # --- The figures ---
@@ -468,11 +479,11 @@ def _savings(tokens: Mapping[str, int | None], impl: str | None) -> dict[str, in
 
 def _time(
     run: Run,
+    origin: Path,
     steps: Sequence[Mapping[str, Any]],
     validation: Sequence[Mapping[str, Any]],
     scores: Mapping[str, Any] | None,
 ) -> dict[str, float | None]:
-    origin = made_from(run.responses)
     return {
         "data": finite(object_or_empty(run.data).get("seconds")),
         "train": sum_of(steps, "seconds") or None,

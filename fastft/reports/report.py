@@ -32,6 +32,7 @@ from fastft.reports.figures import (
     side_by_side,
 )
 from fastft.reports.plots import plots_of, write_plots
+from fastft.run.decodings import check_name
 from fastft.run.folder import PLOTS, REPORT, REPORT_NUMBERS, names_of
 from fastft.scores.score import rungs_in_words
 
@@ -42,6 +43,7 @@ _Figure = tuple[str, tuple[str, ...], int, Any]
 _COMPARED: dict[str, tuple[_Figure, ...]] = {
     "Scores": (
         ("Judge’s mean, 0 to 100", ("scores", "judge_mean"), 2, _BEST),
+        ("Conversations, judge’s mean", ("conversations", "judge_mean"), 2, _BEST),
         ("Exact match, %", ("scores", "exact_match"), 2, _BEST),
         ("Multiple choice, %", ("scores", "multiple_choice", "accuracy"), 2, _BEST),
         ("… by likelihood, %", ("scores", "choices_by_likelihood", "total", "accuracy"), 2, _BEST),
@@ -93,12 +95,15 @@ class ReportOptions:
     """Folder of the run; report.html and report.json are written into it."""
     against: list[Path] = option([])
     """Folders of other runs to show beside it."""
+    name: str | None = None
+    """What the responses are called, where they have a name, in all of the runs."""
     plots: bool = False
     """Also draws RUN/plots: loss, learning rate, tokens and scores as SVG, PNG and PDF, by matplotlib, which
     `pip install 'fastft[plots]'` brings."""
 
     def __post_init__(self) -> None:
         check_values(self)
+        check_name(self.name)
 
 
 def report(options: ReportOptions) -> Path:
@@ -110,7 +115,7 @@ def report(options: ReportOptions) -> Path:
     """
     folders = [options.run, *options.against]
     _check_different(folders)
-    run, *others = map(read_run, folders)
+    run, *others = (read_run(folder, options.name) for folder in folders)
     # Drawn before anything is written: where matplotlib is missing, nothing has changed.
     drawn = plots_of([run, *others]) if options.plots else []
     context = _context([run, *others])
@@ -170,6 +175,7 @@ def _facts(run: RunFigures) -> str:
     """What was trained on what, in one line."""
     settings, training = run.settings or {}, run.training or {}
     found = [settings.get(name) for name in ("model", "data", "template", "dtype")]
+    found += [f"responses {run.responses_name}"] if run.responses_name else []
     for name, unit in (("epochs", "epoch"), ("steps", "step")):
         if count := training.get(name):
             found.append(f"{count:,} {unit}{'' if count == 1 else 's'}")

@@ -6,9 +6,11 @@ To be read in this order:
                      `RECIPES`, `recipe_options`, `defaults_of`, `changed_settings`, `settings_of`, `to_yaml`,
                      `from_yaml`, `Schedule`
     needs.py         what its options need to have an effect
+    decodings.py     how answers were decoded, and what sets of them are called: `decoding_of`, `settings_in`,
+                     `differing`, `check_name`, `called`, `made_from`, `SPLIT_NAMES`
     folder.py        the names of its files, and where each lies: `Run`, `names_of`, `CONFIG`, `METRICS`, `RESPONSES`,
                      `SCORES`, `JUDGE_REPLIES`, `REPORT`, `REPORT_NUMBERS`, `PLOTS`, `AB_PAGE`, `AB_NUMBERS`,
-                     `COMPARISON`, `COMPARISON_ELSEWHERE`, `DEMO`, `EXPORT_MADE`, `EXPORTED`, `made_from`
+                     `COMPARISON`, `COMPARISON_ELSEWHERE`, `DEMO`, `EXPORT_MADE`, `EXPORTED`, `CONVERSATIONS`
     data.py          its files' records, split, with their template: `load_data`, `read_sources`, `Data`,
                      `warn_of_data`
     trained.py       what it was trained on, held against what is there now: `data_of`, `check_same_data`,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,15 +19,16 @@ from fastft.data.folder_tokenizer import tokenizer_of
 from fastft.data.tokenizer import Tokenizer, gpt2_tokenizer
 from fastft.model.names import ADAPTER, ADAPTER_CONFIG, WEIGHTS
 from fastft.run.config import CONFIG_BEGINS, TrainOptions, from_yaml
+from fastft.run.decodings import SPLIT_NAMES, called
 
 CONFIG, DATA, METRICS, LEDGER = "config.yaml", "data.json", "metrics.jsonl", "ledger.jsonl"
 TRACKERS = "trackers.json"
 RESPONSES, SCORES, JUDGE_REPLIES = "responses.json", "scores.json", "judge-replies.jsonl"
+CONVERSATIONS = "conversations.json"
 REPORT, REPORT_NUMBERS, PLOTS = "report.html", "report.json", "plots"
 AB_PAGE, AB_NUMBERS = "ab.html", "ab.json"
 COMPARISON, COMPARISON_ELSEWHERE = "compare-{}.json", "compare.json"
 """With the name of the run that it is compared to; in a folder of one's own without."""
-_MADE_FROM = ".made-from.json"
 DEMO = "demo.json"
 """The names of what a run's folder holds, which stages give to each other."""
 
@@ -44,9 +46,11 @@ EXPORTED = {
 """By format, the files of an export."""
 
 _RESULTS = (
-    *(RESPONSES, "responses.val.json", "responses.train.json", SCORES, JUDGE_REPLIES),
+    *(RESPONSES, "responses.val.json", "responses.train.json", CONVERSATIONS, SCORES, JUDGE_REPLIES),
     *(REPORT, REPORT_NUMBERS, AB_PAGE, AB_NUMBERS, COMPARISON.format("*")),
 )
+_ANSWERS = ("responses", "conversations")
+_BESIDE_ANSWERS = (".made-from.json", ".journal.jsonl")
 _CHECKPOINTS = ("step", "best", "shards")
 _IN_CHECKPOINTS = ("*.safetensors", "state.json", "DONE", "zero/*.pt", "zero_to_fp32.py", ".*.tmp")
 _IN_FOLDERS = {
@@ -69,11 +73,6 @@ _IN_FOLDERS = {
     ),
 }
 """What fastft writes into the folders of a run's folder."""
-
-
-def made_from(responses: Path) -> Path:
-    """The file beside responses that says what they were made from."""
-    return responses.with_suffix(_MADE_FROM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,22 +146,48 @@ class Run:
         """The test entries with `model_response`."""
         return self.responses_of("test")
 
-    def responses_of(self, part: str) -> Path:
-        """The entries of `train`, `val` or `test` with `model_response`; what is scored is the test's."""
-        return self.folder / (RESPONSES if part == "test" else f"responses.{part}.json")
+    def responses_of(self, part: str, name: str | None = None) -> Path:
+        """The entries of `train`, `val` or `test` with `model_response`; what is scored is the test's.
+
+        Args:
+            part: the split.
+            name: of a set of answers that was decoded in a way of its own.
+        """
+        return self.folder / called("responses" if part == "test" else f"responses.{part}", name)
+
+    def conversations(self, name: str | None = None) -> Path:
+        """The conversations that the model had, turn by turn."""
+        return self.folder / called("conversations", name)
+
+    def scores(self, name: str | None = None) -> Path:
+        """The scores of the responses of a name, and of the conversations."""
+        return self.folder / called("scores", name)
 
     def written(self) -> list[Path]:
         """The files that fastft has written into the folder, what tells that it holds a run last. What is a link stands
         for itself: nothing behind it is named."""
-        names = [DEMO, *_RESULTS, f"responses*{_MADE_FROM}", "responses*.journal.jsonl", LEDGER, TRACKERS]
+        names = (DEMO, *_RESULTS, LEDGER, TRACKERS)
         found = [path for name in names for path in sorted(self.folder.glob(name))]
+        found += self._answers()
         for name, patterns in _IN_FOLDERS.items():
             if (folder := self.folder / name).is_symlink():
                 found.append(folder)
             else:
                 found += [path for pattern in patterns for path in sorted(_within(folder, pattern))]
         found += [self.metrics, self.data, self.config]
-        return [path for path in found if path.is_symlink() or path.exists()]
+        return [path for path in dict.fromkeys(found) if path.is_symlink() or path.exists()]
+
+    def _answers(self) -> list[Path]:
+        """What lies beside answers, and the answers and scores of the names that are told by it: what somebody has
+        copied to `scores.old.json` is theirs."""
+        found = []
+        for kind, end in itertools.product(_ANSWERS, _BESIDE_ANSWERS):
+            for path in sorted(self.folder.glob(f"{kind}*{end}")):
+                name = path.name.removesuffix(end)
+                found += [path, self.folder / f"{name}.json"]
+                own = name.removeprefix(f"{kind}.")
+                found += [self.scores(own)] if own not in (kind, *SPLIT_NAMES) else []
+        return found
 
     def refuse_files_of_others(self, inputs: Iterable[tuple[str, Path]]) -> None:
         """Looks for files under the names that a run writes, or that `--overwrite` removes, which are not this run's.
@@ -219,8 +244,10 @@ class Run:
     def has_place_for(self, path: Path) -> bool:
         """Whether a path lies under a name that stages of this run write, other than exports."""
         names = {CONFIG, METRICS, DATA, LEDGER, TRACKERS, DEMO, *_RESULTS, *_IN_FOLDERS} - {"export"}
-        inside = self.folder.resolve() in path.resolve().parents
-        return inside and path.resolve().relative_to(self.folder.resolve()).parts[0] in names
+        if self.folder.resolve() not in path.resolve().parents:
+            return False
+        first = path.resolve().relative_to(self.folder.resolve()).parts[0]
+        return first in names or first.partition(".")[0] in (*_ANSWERS, "scores")
 
     def holds_something(self) -> bool:
         """Whether a run has left something in the folder that another one would replace."""

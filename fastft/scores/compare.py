@@ -51,8 +51,17 @@ from fastft.metrics.statistics import (
 )
 from fastft.metrics.text_metrics import NAMES, Measure, bounds, measures, multiple_choice_measure, words_of
 from fastft.pages.render import chance
-from fastft.run.folder import COMPARISON, COMPARISON_ELSEWHERE, JUDGE_REPLIES, SCORES
-from fastft.scores.score import judge_identity, left_out_rows, read_responses, responses_sha256
+from fastft.run.decodings import SPLIT_NAMES, check_name, decoding_of, differing
+from fastft.run.folder import COMPARISON, COMPARISON_ELSEWHERE, JUDGE_REPLIES, Run
+from fastft.scores.compare_conversations import Side, compare_conversations, conversation_lines
+from fastft.scores.score import (
+    judge_identity,
+    judges_differ,
+    left_out_rows,
+    other_judges,
+    read_responses,
+    responses_sha256,
+)
 
 _TITLES = {
     "judge": "judge's mean",
@@ -66,6 +75,8 @@ _TITLES = {
     "words": "words of a response",
     "looping": "responses that loop, %",
 }
+_UNNAMED = SPLIT_NAMES[-1]
+"""Stands for the responses without a name, where others have one."""
 _UNDEFINED: dict[str, Any] = dict.fromkeys(("a", "b", "difference", "interval", "p", "exact")) | {"n": 0}
 """The row of a metric that the references leave undefined for every entry."""
 _NOTE = (
@@ -83,9 +94,12 @@ class _PairOptions:
     run_b: Path
     """Folder of the second run, B; differences are A less B."""
     _: KW_ONLY
+    name: str | list[str] | None = None
+    """What the responses are called, where they have a name, in both runs; or two names, A's and B's, by which two
+    decodings of one run are compared. In place of a name, test means the responses that have none."""
     out: Path | None = None
     """The file for the figures, or a folder for compare.json; by default compare-NAME.json in A's folder, NAME being
-    B's."""
+    B's, with the names of the responses behind it."""
     pairwise: bool = False
     """Ask a judge which of the two responses is better, in both orders."""
 
@@ -98,10 +112,28 @@ class CompareOptions(JudgeOptions, _PairOptions):
     judge: Literal["ollama", "openai"] = "ollama"
     """Who is asked, for --pairwise: a model behind Ollama, or behind any OpenAI-compatible server."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for one in self.names():
+            check_name(one)
+
+    def names(self) -> tuple[str | None, str | None]:
+        """What the responses of A and of B are called; None of those without a name.
+
+        Raises:
+            UserError: there are more than two.
+        """
+        given = self.name if isinstance(self.name, list) else [self.name or _UNNAMED]
+        if len(given) > 2:
+            raise UserError(f"got --name {' '.join(given)}, expected one name, or two: of A's responses and of B's")
+        a, b = (None if one == _UNNAMED else one for one in (given[0], given[-1]))
+        return a, b
+
     def path(self) -> Path:
         """Where the figures go."""
         if self.out is None:
-            return self.run_a / COMPARISON.format(self.run_b.resolve().name)
+            named = "-".join(dict.fromkeys(one or _UNNAMED for one in self.names())) if any(self.names()) else ""
+            return self.run_a / COMPARISON.format(f"{self.run_b.resolve().name}{named and '.'}{named}")
         return self.out / COMPARISON_ELSEWHERE if self.out.is_dir() else self.out
 
 
@@ -127,10 +159,14 @@ def _compare(options: CompareOptions) -> dict[str, Any]:
         if not run.is_dir():
             near = did_you_mean_path(run)
             raise UserError(f"no such run: {run} is not a folder{near}; compare takes the folders of two runs")
-    a, b = (read_responses(run) for run in (options.run_a, options.run_b))
+    names = options.names()
+    sides = [*zip((options.run_a, options.run_b), names, strict=True)]
+    if _same_file(*sides):
+        say("A and B are the same responses")
+    a, b = (read_responses(*side) for side in sides)
     order = matched(a, b, options.run_a, options.run_b)
     b = [b[index] for index in order]
-    scores, why_not = _scores(options, order)
+    scores, judges, why_not = _scores(sides, order)
     kept, rows = _answered_by_both(a, b)
     if not kept:
         raise UserError(
@@ -140,16 +176,24 @@ def _compare(options: CompareOptions) -> dict[str, Any]:
     a, b = ([entries[index] for index in kept] for entries in (a, b))
     scores = None if scores is None else (scores[0][kept], scores[1][kept])
     path = options.path()
-    _check_ours(path, options.run_b)
+    _check_ours(path, options)
+    talks, no_talks = compare_conversations(sides)
+    decodings = [decoding_of(Run(run).responses_of("test", name)) for run, name in sides]
     result = {
         "run_a": str(options.run_a),
         "run_b": str(options.run_b),
+        "names": list(names),
+        "decodings": decodings,
+        "differing_decoding": differing(*decodings),
+        "differing_judge": judges_differ(*judges) if all(judges) else {},
         "n": len(a),
         "left_out_rows": rows,
-        "responses_sha256": [responses_sha256(options.run_a), responses_sha256(options.run_b)],
+        "responses_sha256": [responses_sha256(*side) for side in sides],
         "note": _NOTE,
         **figures(a, b, scores),
         "no_judge": why_not,
+        "conversations": talks,
+        "no_conversations": no_talks,
         "pairwise": None,
     }
     files.write_json(path, result)
@@ -303,7 +347,9 @@ def show(result: Mapping[str, Any], path: Path) -> None:
     """Prints the comparison for people."""
     out = SafeConsole(highlight=False, soft_wrap=True)
     out.print(_table(result))
-    for line in [*_left_out_lines(result), *_judge_lines(result["judge"]), *_pairwise_lines(result["pairwise"])]:
+    lines = [*_decoding_lines(result), *_left_out_lines(result), *_judge_lines(result["judge"])]
+    lines += conversation_lines(result["conversations"], result["no_conversations"])
+    for line in [*lines, *_pairwise_lines(result["pairwise"])]:
         out.print(line, markup=False)
     out.print(f"{result['note']}; {path}", markup=False)
 
@@ -326,40 +372,52 @@ def _words(texts: Sequence[str]) -> Floats:
     return np.array([len(words_of(text)) for text in texts], dtype=np.float64)
 
 
-def _scores(options: CompareOptions, order: Sequence[int]) -> tuple[tuple[Floats, Floats] | None, str | None]:
-    """Both runs' scores in A's order, or why they do not compare."""
-    read = []
-    for run in (options.run_a, options.run_b):
-        scores, why_not = _scores_of(run, len(order))
-        if scores is None:
-            return None, why_not
-        read.append(scores)
-    (a, judge_a), (b, judge_b) = read
-    if judge_identity(judge_a) != judge_identity(judge_b):
-        names = " and ".join(str((judge or {}).get("model")) for judge in (judge_a, judge_b))
-        return None, f"the two runs were scored by other judges or with other options ({names}); score both alike"
-    return (a, b[list(order)]), None
+def _same_file(one: Side, other: Side) -> bool:
+    """Whether two sides are the same responses of the same run."""
+    return one[1] == other[1] and one[0].resolve() == other[0].resolve()
 
 
-def _scores_of(run: Path, n: int) -> tuple[tuple[Floats, Any] | None, str | None]:
-    """A run's scores `[n]`, NaN where there is none, and who gave them; or None and why there are none."""
-    path, remedy = run / SCORES, f"`fastft score --run {run}` makes them"
+def _scores(
+    sides: Sequence[Side], order: Sequence[int]
+) -> tuple[tuple[Floats, Floats] | None, tuple[Any, Any], str | None]:
+    """Both runs' scores in A's order; who gave them; why they do not compare."""
+    read = [_scores_of(side, len(order)) for side in sides]
+    (a, judge_a, why_not_a), (b, judge_b, why_not_b) = read
+    judges, why_not = (judge_a, judge_b), why_not_a or why_not_b
+    if why_not is None and judge_identity(judge_a) != judge_identity(judge_b):
+        why_not = other_judges(judge_a, judge_b)
+    if a is None or b is None or why_not is not None:
+        return None, judges, why_not
+    return (a, b[list(order)]), judges, None
+
+
+def _scores_of(side: Side, n: int) -> tuple[Floats | None, Any, str | None]:
+    """A run's scores `[n]`, NaN where there is none; who gave them; why there are none."""
+    run, name = side
+    path = Run(run).scores(name)
+    remedy = f"`fastft score --run {run}{'' if name is None else f' --name {name}'}` makes them"
     if not path.is_file():
-        return None, f"{run} has no scores; {remedy}"
+        return None, None, f"{_said(side)} has no scores; {remedy}"
     saved = files.read_json(path, what="the scores")
     try:
         summary = saved["summary"]
         scores = np.array([one["score"] for one in saved["judgements"]], dtype=np.float64)  # null becomes NaN
         scored = str(summary["responses_sha256"])
-        if scored == responses_sha256(run) and scores.shape != (n,):
+        if scored == responses_sha256(*side) and scores.shape != (n,):
             raise ValueError(f"{len(scores)} judgements of {n} responses")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a file that fastft score wrote ({error!r}); move it away") from error
-    if scored != responses_sha256(run):
-        return None, f"the scores of {run} are of other responses; {remedy} anew"
+    if scored != responses_sha256(*side):
+        return None, None, f"the scores of {_said(side)} are of other responses; {remedy} anew"
     if np.isnan(scores).all():
-        return None, f"{run} has no scores ({summary.get('no_judge') or 'its judge gave none'}); {remedy}"
-    return (scores, summary.get("judge")), None
+        why = summary.get("no_judge") or "its judge gave none"
+        return None, None, f"{_said(side)} has no scores ({why}); {remedy}"
+    return scores, summary.get("judge"), None
+
+
+def _said(side: Side) -> str:
+    """A side as it is called: the run, and the name of its responses where they have one."""
+    return str(side[0]) if side[1] is None else f"{side[0]} ({side[1]})"
 
 
 def _by_category(entries: Sequence[Mapping[str, Any]], a: Floats, b: Floats) -> dict[str, Any]:
@@ -385,16 +443,21 @@ def _length_bias(differences: Floats, words: Floats) -> dict[str, Any]:
     }
 
 
-def _check_ours(path: Path, run_b: Path) -> None:
-    """Refuses to write over a file of something else, and over the comparison with another run of the same name."""
+def _check_ours(path: Path, options: CompareOptions) -> None:
+    """Refuses to write over a file of something else, and over the comparison with another run of the same name, or of
+    other responses."""
     if not path.is_file():
         return
     earlier = files.read_json(path, what="the earlier comparison")
     if not (isinstance(earlier, dict) and isinstance(earlier.get("run_b"), str) and "pairwise" in earlier):
         raise UserError(f"{path} is not a file that fastft compare wrote; move it away, or choose another with --out")
     other = Path(earlier["run_b"])
-    if other.resolve() != run_b.resolve() and other.is_dir():
+    if other.resolve() != options.run_b.resolve() and other.is_dir():
         raise UserError(f"{path} compares with another run, {other}; choose another file with --out")
+    names = earlier.get("names", [None, None])
+    if names != list(options.names()):
+        said = " and ".join(str(one or _UNNAMED) for one in names)
+        raise UserError(f"{path} compares the responses {said}; choose another file with --out")
 
 
 def _pairwise(
@@ -428,10 +491,16 @@ def _of_no_use(judgements: Sequence[Mapping[str, Any]]) -> str | None:
     )
 
 
+def _sides(result: Mapping[str, Any]) -> list[str]:
+    """`A out/medium (t1.0)`, and B."""
+    runs = zip("AB", (result["run_a"], result["run_b"]), result["names"], strict=True)
+    return [f"{letter} {_said((Path(run), name))}" for letter, run, name in runs]
+
+
 def _table(result: Mapping[str, Any]) -> Table:
     table = Table(
         "", "A", "B", "A - B", f"{LEVEL:.0%} interval", "p", "p of all", box=SIMPLE_HEAD, title_justify="left",
-        title=Text(f"A {result['run_a']}   B {result['run_b']}   {result['n']} test entries"),
+        title=Text("   ".join((*_sides(result), f"{result['n']} test entries"))),
     )  # fmt: skip
     for column in table.columns[1:]:
         column.justify = "right"
@@ -440,6 +509,16 @@ def _table(result: Mapping[str, Any]) -> Table:
         cells = (_figure(row["a"]), _figure(row["b"]), _figure(row["difference"], "+"), _range(row["interval"]))
         table.add_row(_TITLES.get(name, name), *cells, _p(row["p"]), _p(row["p_of_all"]))
     return table
+
+
+def _decoding_lines(result: Mapping[str, Any]) -> list[str]:
+    """What A and B were decoded with, where it is not the same."""
+    found = ", ".join(f"{name} {a} in A and {b} in B" for name, (a, b) in result["differing_decoding"].items())
+    unknown = [side for side, one in zip("AB", result["decodings"], strict=True) if one is None]
+    lines = [f"the decoding differs: {found}"] if found else []
+    if len(unknown) == 1:
+        lines.append(f"nothing says how {unknown[0]} was decoded")
+    return lines
 
 
 def _figure(value: float | None, sign: str = "") -> str:

@@ -1,4 +1,5 @@
-"""The stage `responses.json` -> `scores.json`: text metrics of every response, and a judge's score of each.
+"""The stage `responses.json` -> `scores.json`: text metrics of every response, and a judge's score of each; with
+`conversations.json` also of each turn of the run's conversations.
 
 Each of the judge's answers is kept in `judge-replies.jsonl` as soon as it is read, under the key of its question: a
 run that was killed, or whose judge went away, goes on where it stopped, and an answer that was read once is never
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,9 +30,11 @@ from fastft.judging.judgement import Judgement
 from fastft.judging.ollama import DEFAULT_URL, OllamaServer
 from fastft.judging.openai import OpenAIServer
 from fastft.judging.options import JudgeOptions, asking, server_of
-from fastft.judging.questions import Style
+from fastft.judging.questions import PromptOf, Style, response_prompt, turn_prompt
 from fastft.metrics import text_metrics as metrics
-from fastft.run.folder import JUDGE_REPLIES, RESPONSES, SCORES, Run, made_from
+from fastft.run.decodings import check_name, decoding_of, made_from
+from fastft.run.folder import JUDGE_REPLIES, Run
+from fastft.scores.conversations import Talks, read_talks, talk_notes, talks_in_words
 
 _RUNGS = {
     "integer": "a bare integer",
@@ -46,6 +49,8 @@ _WANTED_RUNGS = {"book": {"integer"}, "reason": {"json"}}
 """What the question asks for; a score of another rung was read out of a reply that does not obey."""
 
 OTHER_JUDGES = "the two runs were scored by other judges or with other options; score both alike"
+_MOST_OF_A_VALUE = 24
+_OF_A_JUDGE = {"name": "server", "model": "model", "digest": "digest", "style": "--judge_style", "rubric": "rubric"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +59,9 @@ class _RunOptions:
 
     run: Path
     """Folder of the run; its responses.json is scored."""
+    name: str | None = None
+    """What the responses are called, where they have a name: --name t1.0 scores responses.t1.0.json and writes
+    scores.t1.0.json."""
     data: str | list[str] | None = None
     """The run's data file, wherever it is now: its records must be the same, and the responses those to its test split.
     Of a run with several, the files of its --data in their order, and perhaps those of its --val_data and --test_data
@@ -75,10 +83,11 @@ class ScoreOptions(JudgeOptions, _RunOptions):
 
 
 def score(options: ScoreOptions) -> dict[str, Any]:
-    """Scores the responses of a run, writes RUN/scores.json, and returns what it holds.
+    """Scores the responses of a run, writes RUN/scores.json (RUN/scores.NAME.json), and returns what it holds.
 
     `judgements` holds one object for each response, in its order: `score` (0..100 or null), `raw`, `key`, `answered`,
-    and `reason` where there is something to explain (`fastft.judging.judge.Judgement`). `summary` holds the figures,
+    and `reason` where there is something to explain (`fastft.judging.judge.Judgement`); `conversations`, where the run
+    has had some, the same of each turn. `summary` holds the figures,
     metrics in percent, all of them over the `n` entries that were answered: those that `fastft generate` left out,
     since their prompts fill the context, are listed under `left_out_rows`.
 
@@ -91,6 +100,7 @@ def score(options: ScoreOptions) -> dict[str, Any]:
 
 
 def _score(options: ScoreOptions) -> dict[str, Any]:
+    check_name(options.name)
     # Made first: a mistyped address is to be heard of at once, not after the metrics.
     asked = _Asking(
         options.server(),
@@ -99,22 +109,30 @@ def _score(options: ScoreOptions) -> dict[str, Any]:
         options.judge_parallel,
         options.judge_tokens,
     )
-    entries = read_responses(options.run)
+    paths = _Paths(options.run, options.name)
+    entries = read_responses(options.run, options.name)
     if options.data is not None:
-        _check_data(options.run, options.data, entries)
-    answered = _answered(entries, options.run)
-    if _are_stale(options.run):
+        _check_data(paths, options.data, entries)
+    answered = _answered(entries, paths.responses)
+    if are_stale(options.run, paths.responses):
         warn("the responses are not those of the run's model as it is now; `fastft generate` answers again")
     journal = Journal(options.run / JUDGE_REPLIES)
-    _check_ours(options.run / SCORES)
-    judge = _judge(options, journal, entries, _of_earlier(options.run, journal, asked))
-    sheet = _Sheet(options.run, entries, judge)
+    _check_ours(paths.scores)
+    talks = _talks(options)
+    earlier = _of_earlier(paths.scores, journal, asked)
+    judge = _judge(options, journal, entries, earlier)
+    of_talks = None if talks is None else _judge(options, journal, talks.entries, earlier, turn_prompt)
+    sheet = _Sheet(paths, entries, judge)
+    if talks is not None and of_talks is not None:
+        sheet.add_part("conversations", partial(talks.as_json, of_talks))
     sheet.add(metrics.summary(answered))
     sheet.write()
     sheet.add(_perplexity(options.run, answered))
     sheet.add({"choices_by_likelihood": _choices_by_likelihood(options.run, answered)})
     try:
         problem = judge.ask()
+        if problem is None and of_talks is not None:
+            problem = of_talks.ask()
     finally:  # also where Ctrl-C or a full disk ends the asking
         sheet.write()
     if problem is not None and options.require_judge:
@@ -122,9 +140,30 @@ def _score(options: ScoreOptions) -> dict[str, Any]:
     if problem is not None and options.judge != "none":
         say(f"no judge, everything else is kept: {problem}")
     scores = sheet.as_json()
-    for line in judge_notes(scores["summary"]):
+    held = scores["summary"]["conversations"]
+    for line in [*judge_notes(scores["summary"]), *(talk_notes(held) if held else [])]:
         say(line)
     return scores
+
+
+class _Paths(NamedTuple):
+    """A set of responses in a run's folder."""
+
+    run: Path
+    name: str | None
+
+    @property
+    def responses(self) -> Path:
+        return Run(self.run).responses_of("test", self.name)
+
+    @property
+    def scores(self) -> Path:
+        return Run(self.run).scores(self.name)
+
+    @property
+    def naming(self) -> str:
+        """What a command takes for the name."""
+        return "" if self.name is None else f" --name {self.name}"
 
 
 class _Asking(NamedTuple):
@@ -138,7 +177,11 @@ class _Asking(NamedTuple):
 
 
 def _judge(
-    options: ScoreOptions, journal: Journal, entries: Sequence[Mapping[str, Any]], earlier: Sequence[_Asking]
+    options: ScoreOptions,
+    journal: Journal,
+    entries: Sequence[Mapping[str, Any]],
+    earlier: Sequence[_Asking],
+    prompt: PromptOf = response_prompt,
 ) -> Judge:
     """The judge of the options, with what was answered before; with `--judge none` an earlier one that was heard."""
     judges = []
@@ -151,16 +194,25 @@ def _judge(
             rubric=asked.rubric,
             parallel=asked.parallel,
             wide_room=asked.wide_room,
+            prompt=prompt,
         )
         judge.find(partial(options.before, asked.server))
         judges.append(judge)
     return next((judge for judge in judges if judge.was_heard()), judges[-1])
 
 
-def _of_earlier(run: Path, journal: Journal, asked: _Asking) -> list[_Asking]:
+def _talks(options: ScoreOptions) -> Talks | None:
+    """The run's conversations, where it has had some."""
+    talks = read_talks(options.run, options.name)
+    if talks is not None and are_stale(options.run, talks.path):
+        warn("the conversations are not those of the run's model as it is now; `fastft generate` has them again")
+    return talks
+
+
+def _of_earlier(scores: Path, journal: Journal, asked: _Asking) -> list[_Asking]:
     """Who may have judged the run before: as scores.json says, then whom the journal knows, then `asked`."""
     found = []
-    summary = object_or_empty(run / SCORES).get("summary")
+    summary = object_or_empty(scores).get("summary")
     recorded = summary.get("judge") if isinstance(summary, dict) else None
     if isinstance(recorded, dict) and (server := server_of(recorded)) is not None:
         style: Style = "reason" if recorded.get("style") == "reason" else "book"
@@ -231,14 +283,19 @@ def _row_list(rows: Sequence[int], most: int = 10) -> str:
     )
 
 
-def read_responses(run: Path) -> list[dict[str, Any]]:
+def read_responses(run: Path, name: str | None = None) -> list[dict[str, Any]]:
     """The entries of RUN/responses.json, each with `instruction`, `input`, `output` and `model_response` as text.
+
+    Args:
+        run: its folder.
+        name: of the responses, where they have one: those of RUN/responses.NAME.json.
 
     Raises:
         UserError: the file is missing, empty or malformed; the message names the row, counted from 1.
     """
-    path = run / RESPONSES
-    remedy = f"make it with `fastft generate --run {run}`"
+    paths = _Paths(run, name)
+    path = paths.responses
+    remedy = f"make it with `fastft generate --run {run}{paths.naming}`"
     if not path.is_file():
         near = "" if run.is_dir() else did_you_mean_path(run)
         raise UserError(f"no responses to score: {path} does not exist{near}; {remedy}")
@@ -250,7 +307,7 @@ def read_responses(run: Path) -> list[dict[str, Any]]:
     return [{**entry, "input": entry.get("input", "")} for entry in entries]
 
 
-def _answered(entries: Sequence[dict[str, Any]], run: Path) -> list[dict[str, Any]]:
+def _answered(entries: Sequence[dict[str, Any]], responses: Path) -> list[dict[str, Any]]:
     """The entries that have been answered, which all figures are over; the others are said.
 
     Raises:
@@ -259,7 +316,7 @@ def _answered(entries: Sequence[dict[str, Any]], run: Path) -> list[dict[str, An
     rows = left_out_rows(entries)
     if len(rows) == len(entries):
         raise UserError(
-            f"no responses to score: fastft generate left out all {len(entries)} entries of {run / RESPONSES}, the "
+            f"no responses to score: fastft generate left out all {len(entries)} entries of {responses}, the "
             f"first one since {left_out(entries[0])}"
         )
     if rows:
@@ -267,23 +324,22 @@ def _answered(entries: Sequence[dict[str, Any]], run: Path) -> list[dict[str, An
     return [entry for entry in entries if left_out(entry) is None]
 
 
-def _check_data(run: Path, files: str | Sequence[str], entries: Sequence[Mapping[str, Any]]) -> None:
+def _check_data(paths: _Paths, files: str | Sequence[str], entries: Sequence[Mapping[str, Any]]) -> None:
     """Holds the entries against the test split of the run's data.
 
     Raises:
         UserError: the data is not what the run was trained on, or an entry is no test record of it.
     """
-    from fastft.run.folder import Run
     from fastft.run.trained import data_of  # torch, which a score without a model does not wait for
 
-    records = Counter(map(_asked, (record.as_entry() for record in data_of(Run(run), files).part("test"))))
+    records = Counter(map(_asked, (record.as_entry() for record in data_of(Run(paths.run), files).part("test"))))
     source = files if isinstance(files, str) else " ".join(files)
     for row, entry in enumerate(entries, start=1):
         records[_asked(entry)] -= 1
         if records[_asked(entry)] < 0:
             raise UserError(
-                f"{run / RESPONSES} row {row}: it answers no record of the test split of {source}; answer again with "
-                f"`fastft generate --run {run} --data {source}`"
+                f"{paths.responses} row {row}: it answers no record of the test split of {source}; answer again with "
+                f"`fastft generate --run {paths.run}{paths.naming} --data {source}`"
             )
 
 
@@ -296,9 +352,9 @@ def left_out_rows(entries: Sequence[Mapping[str, Any]]) -> list[int]:
     return [row for row, entry in enumerate(entries, start=1) if left_out(entry) is not None]
 
 
-def _are_stale(run: Path) -> bool:
-    """Whether the run's weights have changed since its responses were generated."""
-    origin, weights = made_from(run / RESPONSES), Run(run).weights
+def are_stale(run: Path, answers: Path) -> bool:
+    """Whether the run's weights have changed since answers of it were generated."""
+    origin, weights = made_from(answers), Run(run).weights
     if not (origin.is_file() and weights.is_file()):
         return False
     noted = object_or_empty(origin)
@@ -320,9 +376,9 @@ def _check_entry(entry: Any, where: str, remedy: str) -> None:
         raise UserError(f"{where}: {fault}")
 
 
-def responses_sha256(run: Path) -> str:
-    """SHA-256 (hex) of RUN/responses.json, by which scores.json says what it scored."""
-    return hashlib.sha256((run / RESPONSES).read_bytes()).hexdigest()
+def responses_sha256(run: Path, name: str | None = None) -> str:
+    """SHA-256 (hex) of RUN/responses.json, or of the responses of a name, by which scores.json says what it scored."""
+    return hashlib.sha256(_Paths(run, name).responses.read_bytes()).hexdigest()
 
 
 def judge_identity(judge: Any) -> Any:
@@ -331,6 +387,27 @@ def judge_identity(judge: Any) -> Any:
         return judge
     options = {name: value for name, value in dict(judge.get("options") or {}).items() if name != "num_ctx"}
     return {name: judge.get(name) for name in ("name", "model", "digest", "style", "rubric")} | {"options": options}
+
+
+def judges_differ(one: Any, other: Any) -> dict[str, list[Any]]:
+    """What is not the same in two judges, by `judge_identity`, as what a person would change, with both values."""
+    a, b = (judge_identity(judge) or {} for judge in (one, other))
+    found = {said: [a.get(name), b.get(name)] for name, said in _OF_A_JUDGE.items()}
+    options = [{} if not judge else judge["options"] for judge in (a, b)]
+    found |= {name: [held.get(name) for held in options] for name in dict.fromkeys([*options[0], *options[1]])}
+    return {name: pair for name, pair in found.items() if pair[0] != pair[1]}
+
+
+def other_judges(one: Any, other: Any) -> str:
+    """Why the scores of two judges do not compare: what of them differs, in a line that ends with the remedy."""
+    found = ", ".join(f"{name} {_of_judge(a)} and {_of_judge(b)}" for name, (a, b) in judges_differ(one, other).items())
+    reason, _, remedy = OTHER_JUDGES.partition("; ")
+    return f"{reason} ({found}); {remedy}" if found else OTHER_JUDGES
+
+
+def _of_judge(value: Any) -> str:
+    said = "none" if value is None else " ".join(str(value).split())
+    return said if len(said) <= _MOST_OF_A_VALUE else f"{said[:_MOST_OF_A_VALUE]}..."
 
 
 def summary_line(summary: Mapping[str, Any]) -> str:
@@ -349,7 +426,9 @@ def summary_line(summary: Mapping[str, Any]) -> str:
     said += [f"{name} {value:.2f}{unit}" for name, value, unit in figures if value is not None]
     n_left_out = len(summary["left_out_rows"])
     without = f" ({n_left_out} more entries were left out by generate)" if n_left_out else ""
-    return f"{summary['n']} responses{without}: {', '.join(said)}"
+    named = "" if (name := summary.get("name")) is None else f"{name}, "
+    talks = "" if (held := summary.get("conversations")) is None else f"; {talks_in_words(held)}"
+    return f"{named}{summary['n']} responses{without}: {', '.join(said)}{talks}"
 
 
 def _percent(value: float | None) -> str:
@@ -363,23 +442,34 @@ def _shown(interval: Sequence[float] | None) -> str:
 class _Sheet:
     """scores.json: the figures, and what has come of judging each response so far."""
 
-    def __init__(self, run: Path, entries: Sequence[Mapping[str, Any]], judge: Judge) -> None:
+    def __init__(self, paths: _Paths, entries: Sequence[Mapping[str, Any]], judge: Judge) -> None:
         self.entries = entries
         self._judge = judge
-        self._path = run / SCORES
+        self._path = paths.scores
+        self._parts: dict[str, Callable[[], dict[str, Any]]] = {}
         self._summary: dict[str, Any] = {
-            "responses_sha256": responses_sha256(run),
+            "name": paths.name,
+            "decoding": decoding_of(paths.responses),
+            "responses_sha256": responses_sha256(paths.run, paths.name),
             "left_out_rows": left_out_rows(entries),
         }
 
     def add(self, figures: Mapping[str, Any]) -> None:
         self._summary.update(figures)
 
+    def add_part(self, name: str, made: Callable[[], dict[str, Any]]) -> None:
+        """A part beside the responses: what `made` has under `summary` goes into the summary, under the part's name,
+        and what it has under that name beside the judgements."""
+        self._parts[name] = made
+
     def as_json(self) -> dict[str, Any]:
         judgements = self._judge.judgements()
+        own = {**self._judge_summary(judgements), **self._summary, **self._category_summary(judgements)}
+        parts = {name: made() for name, made in self._parts.items()}
         return {
-            "summary": {**self._judge_summary(judgements), **self._summary, **self._category_summary(judgements)},
+            "summary": {**own, "conversations": None, **{name: part["summary"] for name, part in parts.items()}},
             "judgements": [judgement.as_json() for judgement in judgements],
+            **{name: part[name] for name, part in parts.items()},
         }
 
     def write(self) -> None:

@@ -187,15 +187,121 @@ class TestStage:
     ) -> None:
         ask(Asked())
         again = Asked()
-        ask(again, **options)
+        ask(again, **options, overwrite=True)
         assert again.prompts == afresh
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [
+            ({"temperature": 1.0, "top_k": 7}, r"temperature 0.0 there and 1.0 now, top_k 0 there and 7 now"),
+            pytest.param({"max_new_tokens": 4}, "max_new_tokens 5 there and 4 now", marks=pytest.mark.long),
+            pytest.param({"dtype": "bf16"}, "dtype fp32 there and bf16 now", marks=pytest.mark.long),
+            pytest.param(
+                {"repetition_penalty": 1.1}, "repetition_penalty 1.0 there and 1.1 now", marks=pytest.mark.long
+            ),
+        ],
+    )
+    def test_answers_that_were_decoded_otherwise_are_not_replaced_unasked(
+        self, run: Run, ask: Callable[..., list[dict[str, Any]]], options: dict[str, Any], said: str
+    ) -> None:
+        greedy = ask(Asked())
+        before = {path: path.read_bytes() for path in run.folder.glob("responses*")}
+        unasked = Asked()
+        with pytest.raises(UserError, match=rf"other settings \({said}\): a --name .* --overwrite"):
+            ask(unasked, **options)
+        assert unasked.prompts == 0
+        assert {path: path.read_bytes() for path in run.folder.glob("responses*")} == before
+        assert ask(Asked(die_at=1)) == greedy  # all are there
+        other = ask(Asked(), **options, name="other")
+        assert {path: path.read_bytes() for path in before} == before
+        assert json.loads((run.folder / "responses.other.json").read_text()) == other
+        assert ask(Asked(), **options, overwrite=True) == other
+        assert json.loads(run.responses.read_text()) == other
+
+    @pytest.mark.long
+    def test_a_journal_alone_says_what_is_there(self, run: Run, ask: Callable[..., list[dict[str, Any]]]) -> None:
+        """A kill before the first answers are in responses.json."""
+        with pytest.raises(KeyboardInterrupt):
+            ask(Asked(die_at=3))
+        assert not run.responses.exists()
+        with pytest.raises(UserError, match="temperature"):
+            ask(Asked(), temperature=1.0)
+        rest = Asked()
+        ask(rest)
+        assert rest.prompts == 8
+
+    @pytest.mark.long
+    def test_a_killed_call_without_an_answer_has_nothing_to_lose(
+        self, ask: Callable[..., list[dict[str, Any]]]
+    ) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            ask(Asked(die_at=1))
+        assert len(ask(Asked(), temperature=1.0)) == 10
+
+    def test_a_killed_overwriting_leaves_the_old_answers_and_goes_on(
+        self, run: Run, ask: Callable[..., list[dict[str, Any]]]
+    ) -> None:
+        greedy = ask(Asked())
+        with pytest.raises(KeyboardInterrupt):
+            ask(Asked(die_at=4), max_new_tokens=4, overwrite=True)
+        assert json.loads(run.responses.read_text()) == greedy
+        rest = Asked()
+        shorter = ask(rest, max_new_tokens=4)  # what was asked for is under way already
+        assert rest.prompts == 7
+        assert json.loads(run.responses.read_text()) == shorter != greedy
+
+    @pytest.mark.parametrize("split", ["test", pytest.param("val", marks=pytest.mark.long)])
+    def test_a_killed_call_of_a_name_is_taken_up_where_it_stopped(
+        self, run: Run, ask: Callable[..., list[dict[str, Any]]], split: str
+    ) -> None:
+        drawn = {"temperature": 1.0, "name": "t1.0", "split": split}
+        whole = ask(Asked(), **drawn)
+        stem = "responses.t1.0" if split == "test" else "responses.val.t1.0"
+        names = {f"{stem}.json", f"{stem}.made-from.json", f"{stem}.journal.jsonl"}
+        assert {path.name for path in run.folder.glob("responses*")} == names
+        for name in names:
+            (run.folder / name).unlink()
+        with pytest.raises(KeyboardInterrupt):
+            ask(Asked(die_at=3), **drawn)
+        ask(Asked(), split=split)  # greedy, beside it
+        rest = Asked()
+        assert ask(rest, **drawn) == whole
+        assert rest.prompts == len(whole) - 2
+        with pytest.raises(UserError, match=r"t1\.0\.json was made with other settings \(seed 123 there and 4 now\)"):
+            ask(Asked(), **drawn, seed=4)
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("test", "reserved for a split"), ("val", "reserved for a split"), ("Train.1", "reserved for a split"),
+            ("made-from", "reserved for what responses are made from"), ("x.made-from", "reserved"),
+            ("", "expected at most 64 letters"), ("a/b", "expected"), ("..", "expected"), ("*", "expected"),
+            ("x" * 65, "expected"), ("é", "expected"),
+        ],
+    )  # fmt: skip
+    def test_a_name_is_a_part_of_a_files(self, run: Run, name: str, words: str) -> None:
+        with pytest.raises(UserError, match=f"got --name .*{words}"):
+            GenerateOptions(run=run.folder, name=name)
+
+    def test_an_overwritten_run_takes_its_named_answers_along_and_nobodys_copies(
+        self, run: Run, ask: Callable[..., list[dict[str, Any]]]
+    ) -> None:
+        ask(Asked(), name="t1.0", temperature=1.0)
+        mine = [run.folder / name for name in ("responses.old.json", "scores.old.json", "scores.val.json")]
+        for path in (*mine, run.scores("t1.0")):
+            path.write_text("[]")
+        written = {path.name for path in run.written()}
+        assert written >= {f"responses.t1.0.{end}" for end in ("json", "made-from.json", "journal.jsonl")}
+        assert "scores.t1.0.json" in written
+        assert not written & {path.name for path in mine}
+        assert run.has_place_for(run.folder / "scores.t9.json")
 
     def test_a_call_that_comes_to_nothing_loses_no_answer(
         self, run: Run, ask: Callable[..., list[dict[str, Any]]]
     ) -> None:
         ask(Asked())
         with pytest.raises(UserError, match="cuda"):
-            ask(Asked(), max_new_tokens=6, device="cuda")
+            ask(Asked(), max_new_tokens=6, device="cuda", overwrite=True)
         again = Asked()
         ask(again)
         assert again.prompts == 0
@@ -208,9 +314,9 @@ class TestStage:
         """Also where the call is killed, and where fewer are answered at a time."""
         drawn = {"temperature": 1.0, "top_p": 0.9, "seed": 3}
         whole = ask(Asked(), **drawn)
-        assert whole != ask(Asked(), **{**drawn, "seed": 4})
+        assert whole != ask(Asked(), **{**drawn, "seed": 4}, overwrite=True)
         with pytest.raises(KeyboardInterrupt):
-            ask(Asked(die_at=5), **drawn)
+            ask(Asked(die_at=5), **drawn, overwrite=True)
         assert ask(Asked(), **drawn, batch_size=1) == whole
 
     def test_a_limit_answers_the_first_and_no_limit_the_rest(

@@ -33,7 +33,7 @@ WITHOUT: dict[str, list[dict[str, Any]]] = {
 """Beside which an option has none, though somebody is asked."""
 CONDITIONS = {one.name: one.needs for one in table(ScoreOptions) if one.needs}
 OF_SCORE_ALONE = {one.name for one in fields(ScoreOptions)} - {one.name for one in fields(JudgeOptions)}
-OF_NO_JUDGE = {"run", "data"}
+OF_NO_JUDGE = {"run", "name", "data"}
 
 
 def scored(**options: Any) -> ScoreOptions:

@@ -97,7 +97,7 @@ _OF_TRAINING: dict[str, list[tuple[dict[str, Any], Facts, dict[str, Any]]]] = {
 ALWAYS = {
     "train": OF_TRAINING,
     "verify-resume": OF_TRAINING | _OF_TRAINING.keys() - {"epochs"},
-    "generate": OF_ANSWERING | {"prompt", "prompts", "batch_size", "too_long"},
+    "generate": OF_ANSWERING | {"prompt", "prompts", "conversation", "batch_size", "too_long"},
     "chat": OF_ANSWERING | {"remember"},
     "inspect": {
         "data", "val_data", "test_data", "weights", "template", "mask_prompt", "train_on", "max_length", "too_long",
@@ -118,8 +118,21 @@ WITHOUT: dict[str, dict[str, list[tuple[dict[str, Any], Facts, dict[str, Any]]]]
         **_OF_ANSWERS,
         "template": [({"template": "plain", "prompt": "a"}, NOTHING_KNOWN, {"run": None, "model": "m"})],
         "adapter": [({"adapter": "d", "prompt": "a"}, NOTHING_KNOWN, {"run": None, "model": "m"})],
-        "split": [({"split": "val", "prompt": "a"}, NOTHING_KNOWN, {"prompt": None})],
-        "data": [({"data": "a.json", "prompts": "a"}, NOTHING_KNOWN, {"prompts": None})],
+        **{
+            name: [
+                ({name: value, "prompt": "a"}, NOTHING_KNOWN, {"prompt": None}),
+                ({name: value, "prompts": "a.json"}, NOTHING_KNOWN, {"prompts": None}),
+            ]
+            for name, value in (("name", "greedy"), ("overwrite", True))
+        },
+        "split": [
+            ({"split": "val", "prompt": "a"}, NOTHING_KNOWN, {"prompt": None}),
+            ({"split": "val", "conversation": "a"}, NOTHING_KNOWN, {"conversation": None}),
+        ],
+        "data": [
+            ({"data": "a.json", "prompts": "a"}, NOTHING_KNOWN, {"prompts": None}),
+            ({"data": "a.json", "conversation": "a"}, NOTHING_KNOWN, {"run": None, "model": "m", "out": Path("b")}),
+        ],
         "limit": [({"limit": 2, "prompt": "a"}, NOTHING_KNOWN, {"prompt": None})],
         "out": [({"out": Path("a"), "prompt": "a"}, NOTHING_KNOWN, {"prompt": None, "prompts": "a"})],
     },

@@ -462,3 +462,74 @@ def test_scores_with_another_number_of_judgements_are_the_users_mistake(runs: tu
 def test_metrics_that_one_run_lacks_are_left_out() -> None:
     measure = metrics.exact_match_measure(["a"], ["a"])
     assert metric_figures({"exact_match": measure}, {}) == {}
+
+
+def named(run: Path, name: str, responses: list[str], **decoding: Any) -> None:
+    """Responses of a name in a run, with what they were decoded with."""
+    make_run(run.parent / "other", responses, [50, 40, 30, 20, 10])
+    for kind in ("responses", "scores"):
+        (run.parent / "other" / f"{kind}.json").rename(run / f"{kind}.{name}.json")
+    (run / f"responses.{name}.made-from.json").write_text(json.dumps({"temperature": 0.0, **decoding}))
+
+
+def test_two_decodings_of_a_run_are_compared(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    run, _ = runs
+    (run / "responses.made-from.json").write_text('{"temperature": 0.0, "repetition_penalty": 1.0}')
+    named(run, "t1.0", B, temperature=1.0, top_p=0.9, seed=3, repetition_penalty=1.0)
+    assert main(["compare", str(run), str(run), "--name", "test", "t1.0"]) == 0
+    result = json.loads((run / "compare-a.test-t1.0.json").read_text())
+    assert result["names"] == [None, "t1.0"]
+    assert result["differing_decoding"] == {"temperature": [0.0, 1.0], "top_p": [1.0, 0.9]}
+    assert (result["judge"]["a"], result["judge"]["b"]) == (82, 30)
+    assert result["metrics"]["exact_match"] == compared(runs)["metrics"]["exact_match"]
+    said = capsys.readouterr().out
+    assert f"A {run}   B {run} (t1.0)   5 test entries" in said
+    assert "the decoding differs: temperature 0.0 in A and 1.0 in B, top_p 1.0 in A and 0.9 in B" in said
+    assert "without scores" not in said
+
+
+def test_a_name_is_both_runs(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    for run in runs:
+        named(run, "greedy", B)
+    result = compared(runs, name="greedy")
+    assert (result["names"], result["differing_decoding"]) == (["greedy", "greedy"], {})
+    assert (runs[0] / "compare-b.greedy.json").is_file()
+    assert result["judge"]["difference"] == 0
+    (runs[1] / "responses.greedy.made-from.json").unlink()
+    assert main(["compare", *map(str, runs), "--name", "greedy"]) == 0
+    assert "nothing says how B was decoded" in capsys.readouterr().out
+    (runs[1] / "scores.greedy.json").unlink()
+    assert "has no scores; `fastft score --run" in (no_judge := compared(runs, name="greedy")["no_judge"])
+    assert f"{runs[1]} (greedy)" in no_judge
+    assert f"`fastft score --run {runs[1]} --name greedy`" in no_judge
+
+
+def test_a_comparison_of_other_names_is_not_written_over(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    for run in runs:
+        named(run, "greedy", B)
+    compared(runs, out=tmp_path / "c.json")
+    with pytest.raises(UserError, match=r"c\.json compares the responses test and test; choose another file"):
+        compare(CompareOptions(*runs, name=["greedy", "test"], out=tmp_path / "c.json"))
+    assert json.loads((tmp_path / "c.json").read_text())["names"] == [None, None]
+    with pytest.raises(UserError, match="got --name a b c, expected one name, or two"):
+        CompareOptions(*runs, name=["a", "b", "c"])
+    with pytest.raises(UserError, match="got --name val, which is reserved"):
+        CompareOptions(*runs, name=["greedy", "val"])
+
+
+def test_what_differs_between_two_judges_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a = make_run(tmp_path / "a", A, [1] * 5, style="book", rubric=None)
+    rubric = "Right is good, wrong is bad, and long is not better."
+    options = {"seed": 123, "temperature": 0.5, "num_ctx": 4096}
+    b = make_run(tmp_path / "b", B, [1] * 5, model="phi3", style="reason", rubric=rubric, options=options)
+    result = compared((a, b))
+    assert result["differing_judge"] == {
+        "model": ["llama3", "phi3"], "--judge_style": ["book", "reason"], "rubric": [None, rubric],
+        "temperature": [None, 0.5],
+    }  # fmt: skip
+    assert result["no_judge"].endswith(
+        "(model llama3 and phi3, --judge_style book and reason, rubric none and Right is good, wrong is ..., "
+        "temperature none and 0.5); score both alike"
+    )
+    assert result["no_judge"] in capsys.readouterr().err
+    assert compared((a, a))["differing_judge"] == {}

@@ -882,3 +882,27 @@ def test_responses_of_other_weights_are_scored_with_a_warning(
         origin.write_text(json.dumps({"weights_sha256": hashlib.sha256(made_from).hexdigest()}))
         score(ScoreOptions(run=tmp_path, judge="none"))
         assert ("`fastft generate` answers again" in " ".join(capsys.readouterr().err.split())) is stale
+
+
+def test_responses_of_a_name_have_scores_of_their_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside those without one, whose replies of the judge are not asked for again where they are the same."""
+    with OllamaStub(says("80")) as stub:
+        first = scored(run, stub)
+        asked = len(stub.asked)
+        (run / "responses.t1.0.json").write_text(json.dumps([*RESPONSES[:3], {**RESPONSES[3], "model_response": "4"}]))
+        decoding = {"max_new_tokens": 9, "dtype": "fp32", "temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 3}
+        (run / "responses.t1.0.made-from.json").write_text(json.dumps({**decoding, "tokens": 7}))
+        named = score(ScoreOptions(run=run, name="t1.0", judge_url=stub.url))
+        assert len(stub.asked) == asked + 1
+    assert saved(run) == first
+    assert json.loads((run / "scores.t1.0.json").read_text()) == named
+    assert (first["summary"]["name"], first["summary"]["decoding"]) == (None, None)
+    assert (named["summary"]["name"], named["summary"]["decoding"]) == ("t1.0", decoding)
+    assert summary_line(named["summary"]).startswith("t1.0, 4 responses: ")
+    assert summary_line(first["summary"]).startswith("4 responses: ")
+    with pytest.raises(UserError, match=r"responses\.t2\.json does not exist; make it with .* --name t2`"):
+        score(ScoreOptions(run=run, name="t2", judge="none"))
+    with pytest.raises(UserError, match="got --name val, which is reserved for a split"):
+        score(ScoreOptions(run=run, name="val", judge="none"))
+    kept = score(ScoreOptions(run=run, name="t1.0", judge="none"))["summary"]
+    assert kept["judge_mean"] == named["summary"]["judge_mean"] == 60

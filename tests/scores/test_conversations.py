@@ -1,0 +1,208 @@
+"""Conversations: what the judge is asked about each turn, and the figures of that in scores, comparison and report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ollama_stub import OllamaStub, says, unused_url
+
+from fastft.cli import main
+from fastft.common.errors import UserError
+from fastft.metrics.statistics import bootstrap_mean, sign_flip
+from fastft.metrics.text_metrics import names_it
+from fastft.reports.figures import read_run
+from fastft.reports.report import ReportOptions, report
+from fastft.scores.compare import CompareOptions, compare
+from fastft.scores.score import ScoreOptions, score, summary_line
+
+RESPONSES = [{"instruction": "Say one.", "input": "", "output": "one", "model_response": "one"}]
+
+
+def turn(question: str, answer: str, reference: str | None = None, **more: str) -> dict[str, str]:
+    return {"question": question, **({} if reference is None else {"reference": reference}), "answer": answer, **more}
+
+
+TALKS: list[dict[str, Any]] = [
+    {"id": 1, "category": "sums", "turns": [
+        turn("What is 2 and 3?", "It is Five.", "five"), turn("Twice?", "nine", "ten"),
+    ]},
+    {"id": "sea", "category": "writing", "system": "Be kind.", "turns": [
+        turn("Write.", "Waves."), turn("Shorter.", ""),
+    ]},
+]  # fmt: skip
+
+
+def make_run(folder: Path, talks: Any = TALKS) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "responses.json").write_text(json.dumps(RESPONSES))
+    (folder / "conversations.json").write_text(json.dumps(talks))
+    return folder
+
+
+def scored(run: Path, *scores: int, **options: Any) -> dict[str, Any]:
+    """Scores of a stub that gives 100 to the response, and the scores to the turns in order."""
+    with OllamaStub(says("100"), *(says(str(one)) for one in scores)) as stub:
+        return score(ScoreOptions(run=run, **{"judge_url": stub.url, "judge_retries": 0, **options}))
+
+
+def test_each_turn_is_judged_with_the_conversation_so_far(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    with OllamaStub(says("100"), says("80"), says("10"), says("60")) as stub:
+        scores = score(ScoreOptions(run=run, judge_url=stub.url))
+        _, first, second, third = stub.prompts()
+        score(ScoreOptions(run=run, judge_url=stub.url))
+        assert len(stub.asked) == 4  # every answer is kept
+    assert "### Turn 1, the user said:\nWhat is 2 and 3?\n\n### Correct answer to turn 1:\nfive\n\n" in first
+    assert "### Turn 1. The assistant's answer, which is to be scored:\nIt is Five.\n\n" in first
+    assert "Twice?" not in first
+    assert "Score the assistant's answer on a scale from 0 to 100" in first
+    before, after = "### Turn 1. The assistant answered:\nIt is Five.", "### Turn 2, the user said:\nTwice?"
+    assert second.index(before) < second.index(after)
+    assert "### Correct answer to turn 1:\nfive" in second
+    assert "### Correct answer to turn 2:\nten" in second
+    assert "### Turn 2. The assistant's answer, which is to be scored:\nnine\n\n" in second
+    assert "Score the assistant's answer in turn 2 on a scale" in second
+    assert second.endswith("Respond with the integer number only.")
+    assert "### System:\nBe kind.\n\n" in third
+    assert "correct answer" not in third.casefold()
+    judgements = [[one["score"] for one in talk["turns"]] for talk in scores["conversations"]]
+    assert judgements == [[80, 10], [60, 0]]  # an empty answer has no question
+    assert [talk["id"] for talk in scores["conversations"]] == [1, "sea"]
+
+
+def test_the_figures_are_those_of_all_turns_and_of_the_first_and_second_ones(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    summary = scored(run, 80, 10, 60)["summary"]
+    found = summary["conversations"]
+    assert (found["n"], found["n_turns"], found["n_scored"], found["judge_mean"]) == (2, 4, 4, 37.5)
+    assert found["judge_interval"] == list(bootstrap_mean([45, 30]) or ())  # over conversations, of equal length
+    assert [(one["turn"], one["n"], one["judge_mean"]) for one in found["turns"]] == [(1, 2, 70), (2, 2, 5)]
+    assert found["by_category"]["sums"]["judge_mean"] == 45
+    assert [one["judge_mean"] for one in found["by_category"]["writing"]["turns"]] == [60, 0]
+    assert (found["named"]["n"], found["named"]["accuracy"]) == (2, 50)
+    assert found["judge"]["model"] == "llama3"
+    assert (summary["judge_mean"], summary["n"]) == (100, 1)  # the responses' own
+    line = summary_line(summary)
+    assert "; 2 conversations: judge's mean 37.50 [" in line
+    assert line.endswith("over 4 of 4 turns, turn 1 70.00, turn 2 5.00; 50.00% of 2 answers say the short right one")
+
+
+def test_turns_without_an_answer_or_a_score_are_in_no_mean_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talks = [*TALKS, {"id": 7, "turns": [turn("a", "b"), turn("c", "", "d", left_out="its prompt fills the context")]}]
+    run = make_run(tmp_path / "run", talks)
+    with OllamaStub(says("100"), says("80"), says("10"), says("none"), says("none"), says("90")) as stub:
+        found = score(ScoreOptions(run=run, judge_url=stub.url))["summary"]["conversations"]
+    assert (found["n_turns"], found["n_scored"], found["judge_mean"]) == (6, 4, 45)
+    assert (found["unscored_turns"], found["left_out_turns"]) == (["sea, turn 1"], ["7, turn 2"])
+    assert found["named"]["n"] == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "conversations: turns without a score: sea, turn 1" in said
+    assert "conversations: turns without an answer, in no figure: 7, turn 2" in said
+
+
+def test_without_a_judge_there_are_the_answers_that_say_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run")
+    assert main(["score", "--run", str(run), "--judge_url", unused_url()]) == 0
+    found = json.loads((run / "scores.json").read_text())["summary"]["conversations"]
+    assert (found["judge_mean"], found["judge"], found["n_scored"]) == (None, None, 0)
+    assert "ollama serve" in found["no_judge"]
+    assert capsys.readouterr().out.rstrip().endswith("; 2 conversations: 50.00% of 2 answers say the short right one")
+    kept = scored(run, 80, 10, 60)["summary"]["conversations"]
+    again = score(ScoreOptions(run=run, judge="none"))["summary"]["conversations"]
+    assert again["judge_mean"] == kept["judge_mean"] == 37.5  # of whoever judged before
+
+
+def test_a_run_without_conversations_has_none_of_this(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [])  # as a killed call leaves it
+    scores = scored(run)
+    assert scores["summary"]["conversations"] is None
+    assert "conversations" not in scores
+    assert "conversations" not in summary_line(scores["summary"])
+    assert read_run(run).conversations is None
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({}, "is an object, expected a list of conversations"),
+        ([3], "conversation 1: expected an object with `id` and `turns`"),
+        ([{"id": 1, "turns": []}], "conversation 1: expected an object"),
+        ([TALKS[0], {"id": 2, "turns": [{"question": "a"}]}], "conversation 2: turn 1: expected an object with"),
+        ([{"id": 2, "turns": [{"question": "a", "answer": "b", "reference": 3}]}], "turn 1: expected"),
+    ],
+)  # fmt: skip
+def test_another_files_conversations_are_refused(tmp_path: Path, content: Any, words: str) -> None:
+    run = make_run(tmp_path / "run", content)
+    with pytest.raises(UserError) as raised:
+        score(ScoreOptions(run=run, judge="none"))
+    assert words in str(raised.value)
+    assert not (run / "scores.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("response", "reference", "expected"),
+    [
+        ("It is Rome.", "Rome", True), ("rome", "Rome", True), ("Romeo", "Rome", False), ("", "Rome", False),
+        ("8, euros", "8 euros", True), ("euros 8", "8 euros", False), ("x", "", False), ("x", "?!", False),
+        ("a b c", "b c", True), ("a b c", "c d", False),
+    ],
+)  # fmt: skip
+def test_whether_an_answer_says_it(response: str, reference: str, *, expected: bool) -> None:
+    assert names_it(response, reference) is expected
+
+
+class TestComparing:
+    @pytest.fixture
+    def runs(self, tmp_path: Path) -> tuple[Path, Path]:
+        a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", TALKS[::-1])
+        scored(a, 80, 10, 60)  # 1: 80, 10; sea: 60, 0
+        scored(b, 20, 30, 40)  # sea: 20, 0; 1: 30, 40
+        return a, b
+
+    def test_they_are_paired_by_conversation_whatever_their_order(
+        self, runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        found = compare(CompareOptions(*runs))["conversations"]
+        assert (found["n"], found["a"], found["b"], found["difference"]) == (2, 37.5, 22.5, 15)
+        assert found["interval"] == list(bootstrap_mean([10, 20]) or ())
+        assert found["p"] == sign_flip([10, 20]).p
+        first, second = found["turns"]
+        assert (first["turn"], first["n"], first["a"], first["b"], first["difference"]) == (1, 2, 70, 25, 45)
+        assert (second["turn"], second["n"], second["difference"]) == (2, 2, -15)
+        assert main(["compare", *map(str, runs)]) == 0
+        said = capsys.readouterr().out
+        assert "2 conversations, judge's mean: A 37.50, B 22.50, A - B +15.00 95% [" in said
+        assert "  turn 2: A 5.00, B 20.00, A - B -15.00" in said
+
+    def test_what_does_not_compare_is_said(self, runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+        a, b = runs
+        scored(b, 20, 30, 40, judge_style="reason")
+        result = compare(CompareOptions(a, b))
+        assert result["conversations"] is None
+        assert "other judges or with other options (--judge_style book and reason, " in result["no_conversations"]
+        make_run(b, [TALKS[0]])
+        assert "other conversations" in compare(CompareOptions(a, b))["no_conversations"]
+        make_run(b, [TALKS[0], {**TALKS[1], "turns": [turn("Write.", "x"), turn("Shorter.", "y")]}])
+        why = compare(CompareOptions(a, b))["no_conversations"]
+        assert why == f"the scores of {b} are of other conversations; `fastft score --run {b}` makes them anew"
+        (b / "scores.json").unlink()
+        assert "have no scores; `fastft score --run" in compare(CompareOptions(a, b))["no_conversations"]
+        assert main(["compare", str(a), str(b)]) == 0
+        assert "the conversations are not compared: the conversations of" in capsys.readouterr().out
+        (b / "conversations.json").unlink()
+        result = compare(CompareOptions(a, b))
+        assert (result["conversations"], result["no_conversations"]) == (None, None)
+
+    def test_the_report_has_their_figures(self, runs: tuple[Path, Path]) -> None:
+        a, b = runs
+        page = report(ReportOptions(run=a, against=[b])).read_text(encoding="utf-8")
+        assert "Conversations, judge&#39;s mean" in page
+        held = json.loads((a / "report.json").read_text())["runs"]
+        assert [one["conversations"]["judge_mean"] for one in held] == [37.5, 22.5]
+        make_run(b, [TALKS[0]])
+        assert read_run(b).conversations is None  # of others than are there
