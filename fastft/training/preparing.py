@@ -11,9 +11,11 @@ import torch
 from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
 from fastft.common.keywords import is_keyword
+from fastft.model.weights import files_of
 from fastft.ranks.world import World
 from fastft.run.config import TrainOptions, changed_settings, defaults_of
 from fastft.run.folder import Run
+from fastft.run.given import weights_of
 
 
 def settled(options: TrainOptions, run: Run) -> TrainOptions:
@@ -41,6 +43,21 @@ def check_folder(run: Run, options: TrainOptions) -> None:
             )
     elif run.holds_something() and not (options.overwrite or options.dry_run):
         raise UserError(f"{run.folder} already holds a run; go on with --resume, replace it with --overwrite")
+    elif options.overwrite and not options.dry_run:
+        _keep_weights(run, options)
+
+
+def _keep_weights(run: Run, options: TrainOptions) -> None:
+    """Refuses to remove the weights that the run starts from, or those that they in turn are a part of."""
+    source = weights_of(options)
+    if source is None or is_keyword("weights", source) or not Path(source).expanduser().exists():
+        return
+    removed = {path.resolve() for path in run.written()}
+    if lost := [file for file in files_of(source) if file.resolve() in removed]:
+        raise UserError(
+            f"got --weights {source} and --overwrite, which would remove {lost[0]}, of which these weights are; take "
+            "another --out"
+        )
 
 
 def set_threads(threads: int | None, world: World, device: torch.device) -> None:

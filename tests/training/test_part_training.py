@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from runs import arguments, farthest, metrics, relative, settings, write_records
 
 import fastft
 from fastft.common.errors import UserError
-from fastft.model.part import saved
+from fastft.model.part import Part, saved
 from fastft.training.checkpoint import MODEL, MOMENTS, load_tensors
 from fastft.training.models import initial_model, result
 
@@ -227,3 +228,22 @@ def test_a_base_that_changed_meanwhile_is_in_no_result(base: Path, folder: Path,
     file.write_bytes(content)
     with pytest.raises(UserError, match="has changed while the run"):
         result(options, model, weights)
+
+
+def test_no_run_removes_the_weights_it_starts_from(base: Path, folder: Path, tmp_path: Path) -> None:
+    """Nor the base of its base: the model was gone before it was read again."""
+    below, above = shutil.copytree(base, tmp_path / "below"), shutil.copytree(base, tmp_path / "above")
+    options = fastft.TrainOptions(**settings(folder / "records.json", below, weights=str(below), overwrite=True))
+    before = sorted(below.rglob("*"))
+    with pytest.raises(UserError, match=r"would remove .*below/model/model.safetensors"):
+        fastft.train(options)
+    state = above / "checkpoints/step-0/state.json"
+    part = Part(lora=None, train_only="ln_f", new_rows=None, base_sha256="").as_json()
+    state.parent.mkdir(parents=True)
+    state.write_text(json.dumps({"part": part}))
+    for name in (MODEL, "DONE"):
+        state.with_name(name).touch()
+    (above / "config.yaml").write_text((above / "config.yaml").read_text() + f"\nweights: {below}\n")
+    with pytest.raises(UserError, match=r"would remove .*below/model/model.safetensors"):
+        fastft.train(replace(options, weights=str(state.parent)))
+    assert sorted(below.rglob("*")) == before
