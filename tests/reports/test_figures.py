@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastft.common.errors import UserError
-from fastft.reports.figures import differing_settings, read_run
+from fastft.reports.figures import differing_decoding, read_run
 from fastft.reports.report import ReportOptions, report
 from fastft.scores.score import ScoreOptions, score
 
@@ -33,7 +33,7 @@ def test_a_report_of_a_name_is_of_those_responses(tmp_path: Path) -> None:
     assert [figures.answers[0].exact for figures in (plain, drawn)] == [True, False]
     assert [figures.time["generate"] for figures in (plain, drawn)] == [5, 7]
     assert [figures.scores_problem for figures in (plain, drawn)] == [None, None]
-    assert differing_settings([plain, drawn]) == {"decoding.temperature": ["0.0", "1.0"]}
+    assert differing_decoding([plain, drawn]) == {"temperature": ["0.0", "1.0"]}
     page = report(ReportOptions(run=run, name="t1.0")).read_text(encoding="utf-8")
     assert "responses t1.0" in page
     (held,) = json.loads((run / "report.json").read_text())["runs"]
