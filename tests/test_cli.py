@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fastft.cli import COMMANDS, main, parse
@@ -164,6 +168,47 @@ def test_null_in_a_file_is_taken_where_the_table_says_so(name: str, one: Option,
 def test_none_is_refused_from_python_too(field: str) -> None:
     with pytest.raises(UserError, match=f"got --{field} null, expected"):
         TrainOptions(**{field: None})
+
+
+@pytest.mark.parametrize(
+    ("field", "given"),
+    [("lr", "fast"), ("batch_size", "1.5"), ("schedule", "step"), ("mask_prompt", "perhaps"), ("steps", "ten"),
+     ("batch_size", "0"), ("track", "wandbb"), ("lora_r", "four")],
+)  # fmt: skip
+def test_python_and_the_command_line_refuse_with_the_same_words(field: str, given: str) -> None:
+    with pytest.raises(UserError) as on_the_command_line:
+        parse("train", [f"--{field}", given])
+    value = int(given) if given.isdecimal() else given
+    with pytest.raises(UserError) as in_python:
+        TrainOptions(**{field: value})
+    said = str(on_the_command_line.value).removeprefix("fastft train: ").partition("; see `")[0]
+    assert str(in_python.value).replace(f"{given!r}, expected", f"{given}, expected") == said
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"lr": "a"}, "got --lr 'a', expected a number"),
+        ({"batch_size": 8.0}, "got --batch_size 8.0, expected a whole number"),
+        ({"batch_size": True}, "got --batch_size True, expected a whole number"),
+        ({"mask_prompt": 1}, "got --mask_prompt 1, expected true or false"),
+        ({"weights": 3}, "got --weights 3, expected text or null"),
+        ({"batchsize": 8}, "got batchsize, which is no option of TrainOptions (did you mean batch_size?)"),
+    ],
+)
+def test_what_python_alone_can_get_wrong(given: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        TrainOptions(**given)  # type: ignore[arg-type] # the mistake
+    with pytest.raises(UserError, match=re.escape(said)):
+        replace(TrainOptions(), **given)  # type: ignore[arg-type]
+
+
+def test_numbers_of_another_kind_are_taken_as_their_own() -> None:
+    options = TrainOptions(lr=1, batch_size=np.int64(4), weight_decay=np.float32(0.5))
+    assert [(type(x), x) for x in (options.lr, options.batch_size, options.weight_decay)] == [
+        (float, 1.0), (int, 4), (float, 0.5),
+    ]  # fmt: skip
+    assert copy.deepcopy(options) == options == pickle.loads(pickle.dumps(options))
 
 
 @pytest.mark.parametrize(

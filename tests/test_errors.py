@@ -640,7 +640,17 @@ RANKS = [
 WEIGHTS = [
     Case("no such path", lambda p: p.load(p.tmp / "nowhere"), ("nowhere", "expected a Hugging Face folder")),
     Case("no such .pth", lambda p: p.load("nowhere/model.pth"), ("model.pth", "expected")),
-    Case("no network for an id", lambda p: no_hub(p, "gpt2"), ("openai-community/gpt2", "network")),
+    Case(
+        "weights of another shape",
+        lambda p: p.train("--weights", p.trained / "model", "--model", "nano"),
+        ("got --model nano", "model, which are of another shape (2 layers", "leave --model out"),
+    ),
+    Case(
+        "published weights of another shape", lambda p: p.load("gpt2"), ("--model pico", "--weights gpt2", "12 layers")
+    ),
+    Case(
+        "no network for an id", lambda p: [*no_hub(p, "gpt2"), "--model", "gpt2"], ("openai-community/gpt2", "network")
+    ),
     Case("empty folder", lambda p: p.load(p.text("weights/readme", "").parent), ("model.safetensors", "convert")),
     Case("pytorch_model.bin alone", only_bin, ("pytorch_model.bin", "only safetensors", "save_pretrained")),
     Case("truncated safetensors", cut_weights, ("model.safetensors", "whole safetensors", "again")),
@@ -684,6 +694,11 @@ RUNS = [
         "overwrite with no tracker",
         lambda p: (p.run(), p.train("--track", "tensorbord", "--overwrite"))[1],
         ("--track tensorbord", "did you mean tensorboard"),
+    ),
+    Case(
+        "resume where no run is",
+        lambda p: (p.run(), p.train("--resume", "--out", p.tmp / "oot"))[1],
+        ("got --resume, and there is no run in", "/out?)"),
     ),
     Case("resume at another rate", lambda p: p.resume("--lr", "0.5"), ("lr: 5e-05 then, 0.5 now", "--out")),
     Case("resume with another file", lambda p: p.resume("--data", "sample"), ("sample is not what", "--overwrite")),

@@ -11,12 +11,13 @@ from __future__ import annotations
 import ast
 import inspect
 import itertools
+import numbers
 import re
 import textwrap
 import types
 import typing
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,6 +36,8 @@ _WORDS = {
     Path: "a path",
     type(None): "null",
 }
+_PLAIN: dict[type, Any] = {bool: bool, int: numbers.Integral, float: numbers.Real, str: str}
+"""What is taken for each type, the narrower ones first."""
 _SEVERAL = {Path: "paths", str: "several of them", float: "numbers with commas between"}
 _PLACES = {int: "INTEGER", float: "NUMBER", bool: "true|false", str: "TEXT", Path: "PATH"}
 _WRONG_VALUE = re.compile(r'Parser key "(?P<key>\w+)":.*(?:Got|Given) value: ?(?P<value>.*)', re.DOTALL)
@@ -229,10 +232,39 @@ def check_values(options: Any) -> None:
         choices = [choice for kind in _kinds(one.hint) for choice in _choices(kind)]
         if choices and value not in choices:
             raise UserError(f"got {one.flag} {value}, expected {_listed([str(choice) for choice in choices])}")
+        _settle_number(options, one, value)
         if one.at_least is not None and not value >= one.at_least:
             raise UserError(f"got {one.flag} {value}, expected at least {one.at_least:,}")
         if one.at_most is not None and not value <= one.at_most:
             raise UserError(f"got {one.flag} {value}, expected at most {one.at_most:,}")
+
+
+def _settle_number(options: Any, one: Option, value: Any) -> None:
+    """A number, flag or text of its own type; whole numbers are numbers too, and those of numpy as good as Python's.
+
+    Raises:
+        UserError: it is of another type, as a command line would say it.
+    """
+    kinds = {*_kinds(one.hint)} & _PLAIN.keys()
+    if not kinds or one.of_list is not None or Path in _kinds(one.hint):
+        return
+    for kind in _PLAIN:  # a flag is no number, though Python takes it for one
+        if kind in kinds and isinstance(value, _PLAIN[kind]) and (kind is bool or not isinstance(value, bool)):
+            object.__setattr__(options, one.name, kind(value))
+            return
+    raise UserError(f"got {one.flag} {value!r}, expected {one.type_in_words}")
+
+
+def check_names(options: type[Any], given: Iterable[str]) -> None:
+    """Refuses names that are no option's.
+
+    Raises:
+        UserError: one is none; the nearest one is named.
+    """
+    names = [one.name for one in table(options)]
+    for name in given:
+        if name not in names:
+            raise UserError(f"got {name}, which is no option of {options.__name__}{did_you_mean(name, names)}")
 
 
 def _settle_lists(options: Any) -> None:
@@ -270,10 +302,10 @@ def _settle_paths(options: Any) -> None:
 def _numbers(one: Option, value: Any, several: list[Any]) -> list[float]:
     parts = several[0].split(",") if len(several) == 1 and isinstance(several[0], str) else several
     try:
-        numbers = [float(part) for part in parts if not isinstance(part, bool)]
-        if len(numbers) < max(1, len(parts)):
+        found = [float(part) for part in parts if not isinstance(part, bool)]
+        if len(found) < max(1, len(parts)):
             raise ValueError
-        return numbers
+        return found
     except (TypeError, ValueError):
         raise UserError(f"got {one.flag} {value}, expected {one.type_in_words}") from None
 

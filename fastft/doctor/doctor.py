@@ -7,6 +7,7 @@ Each finding is printed and written when it is there. On a GPU they are found in
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -43,6 +44,9 @@ _VARIABLES = (
     "OMP_NUM_THREADS",
     "PYTORCH_CUDA_ALLOC_CONF",
 )
+_VECTORS = {"avx2": "AVX2", "avx512_f": "AVX-512", "neon": "NEON", "sve": "SVE"}
+_BF16 = {"avx512_bf16": "AVX-512 BF16", "amx_bf16": "AMX", "bf16": "BF16"}
+"""By torch's names."""
 _SILENCE_S = 300.0
 """Seconds without a finding after which a kernel, or the compiler of a peer, counts as hung."""
 
@@ -83,14 +87,45 @@ def doctor(options: DoctorOptions) -> int:
     report.add({"sizes": asdict(examination.sizes)})
     for task, found in _results(examination, speeds=device.type == "cuda" and options.speed):
         report.take(task, found)
-    if not options.speed:
-        print("No speeds: --speed false.")
-    elif device.type != "cuda":
-        print("Speeds are measured on a GPU alone: there is none here.")
+    report.add({"ran": _ran(report.found), "did_not_run": _did_not_run(report.found, options, device)})
+    for title, key in (("ran", "ran"), ("did not run", "did_not_run")):
+        print(f"\n{title}")
+        for line in report.found[key]:
+            print(_wrapped(f"  {line}", 4))
     if options.json is not None:
         say(f"written: {options.json}")
-    print("All kernels compute what they should here." if report.is_sound else "A kernel is WRONG here: see above.")
+    print()
+    what = _WHAT[report.found["choice"]["impl"]]
+    print(f"{what} compute what they should here." if report.is_sound else f"{what} are WRONG here: see above.")
     return EXIT_DONE if report.is_sound else EXIT_FAILED
+
+
+_WHAT = {"triton": "The Triton kernels", "cpu": "The torch implementations", "reference": "The reference's operations"}
+
+
+def _ran(found: Found) -> list[str]:
+    """What was examined, in words."""
+    on = f"{_WHAT[found['choice']['impl']].lower().replace('triton', 'Triton')} on {found['environment']['device']}"
+    dtypes = list(dict.fromkeys(check["dtype"] for check in found["checks"]))
+    lines = [f"{on}: {len(found['checks'])} comparisons with float64 in {' and '.join(dtypes)}"]
+    lines += [f"{on}: {len(found['proofs'])} proofs of isolation and determinism"]
+    timed = [speed for speed in found["speeds"] if speed["why_not"] is None]
+    return [*lines, *([f"{len(timed)} speeds"] if timed else [])]
+
+
+def _did_not_run(found: Found, options: DoctorOptions, device: torch.device) -> list[str]:
+    """What was not examined, each with why."""
+    lines = []
+    if found["choice"]["impl"] != "triton":
+        lines.append(f"the Triton kernels: {ops.why_no_triton(device)}")
+    if "bfloat16" not in {check["dtype"] for check in found["checks"]}:
+        lines.append(f"bf16: --dtype auto takes {found['choice']['dtype']} here, the fastest that {device.type} has")
+    if not options.speed:
+        lines.append("speeds: --speed false")
+    elif device.type != "cuda":
+        lines.append("speeds: they are measured on a GPU alone, and none is used here")
+    lines += [f"speed of {one['name']} by {one['by']}: {one['why_not']}" for one in found["speeds"] if one["why_not"]]
+    return [*lines, *(f"{task}: it failed" for task in found["failed"])]
 
 
 class Examination:
@@ -200,9 +235,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "fastft": __version__,
         "Python": platform.python_version(),
         "system": platform.platform(),
-        "CPU": torch.cpu.get_capabilities().get("architecture", platform.machine())
-        if hasattr(torch.cpu, "get_capabilities")
-        else platform.machine(),
+        **_processor(),
         "threads": torch.get_num_threads(),
     }
     for package in _PACKAGES:
@@ -225,6 +258,26 @@ def environment(device: torch.device) -> dict[str, Any]:
             found[name] = os.environ[name]
     found["device"] = str(device)
     return found
+
+
+def _processor() -> dict[str, Any]:
+    """What the CPU is called, and which of the instructions it has that decide how fast it trains."""
+    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    name = platform.processor() or str(has.get("cpu_name", "unknown"))
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    found: dict[str, Any] = {"CPU": f"{name} ({platform.machine()}), {os.cpu_count()} logical cores"}
+    if not has:
+        return {**found, "CPU's bf16": "unknown: torch does not say"}
+    vectors = [label for flag, label in _VECTORS.items() if has.get(flag)]
+    bf16 = [label for flag, label in _BF16.items() if has.get(flag)]
+    return {
+        **found,
+        "CPU's vectors": ", ".join(vectors) or "none that torch names",
+        "CPU's bf16": f"fast: {', '.join(bf16)}" if bf16 else "slow: no instructions for it",
+        "CPU's AMX": "yes" if has.get("amx_tile") else "no",
+    }
 
 
 def _driver_version() -> str | None:

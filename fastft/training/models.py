@@ -14,7 +14,7 @@ from fastft.common.keywords import hidden_path, is_keyword
 from fastft.data.chat_template import template_named
 from fastft.data.folder_tokenizer import with_special_tokens
 from fastft.data.tokenizer import Tokenizer, gpt2_tokenizer
-from fastft.model.gpt2 import GPT2, SIZES, config_for
+from fastft.model.gpt2 import GPT2, SIZES, GPT2Config, config_for
 from fastft.model.part import Part, saved, sha256_of
 from fastft.model.vocabulary import with_tokenizer
 from fastft.model.weights import config_of, load
@@ -115,15 +115,27 @@ def _base(options: TrainOptions) -> GPT2:
         return GPT2(config_for(options.model, tie_head=options.tie_head))
     if both := hidden_path("weights", source):
         say(both)
+    _check_shape(options, source)
     model = load(source, tie_head=options.tie_head)
     model.config.tokenizer.check_fits(model.config.vocab_size, source)
-    if replace(model.config, tie_head=True) != SIZES[options.model]:
-        config = model.config
-        say(
-            f"the weights give the model's shape, not --model {options.model}: "
-            f"{config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, context {config.n_ctx}"
-        )
     return model
+
+
+def _check_shape(options: TrainOptions, source: str) -> None:
+    """Refuses weights of another shape than `--model` says. Where that is at its default, they say it alone."""
+    if options.model == TrainOptions.model:
+        return
+    with silenced(True):  # what is odd about the weights is said where they are loaded
+        given = SIZES[source] if is_keyword("weights", source) else config_of(source)
+    if (got := _shape(given)) != (expected := _shape(config_for(options.model, tie_head=True))):
+        raise UserError(
+            f"got --model {options.model} ({expected}) and --weights {source}, which are of another shape ({got}); "
+            "leave --model out: the weights say what they are"
+        )
+
+
+def _shape(config: GPT2Config) -> str:
+    return f"{config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, context {config.n_ctx}"
 
 
 def _with_rows(model: GPT2, options: TrainOptions) -> GPT2:

@@ -11,6 +11,7 @@ import torch
 from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
 from fastft.common.keywords import is_keyword
+from fastft.common.nearest import did_you_mean_path
 from fastft.model.weights import files_of
 from fastft.ranks.world import World
 from fastft.run.config import TrainOptions, changed_settings, defaults_of
@@ -36,6 +37,12 @@ def check_folder(run: Run, options: TrainOptions) -> None:
     zero = [] if options.deepspeed_config is None else [("deepspeed_config", options.deepspeed_config)]
     run.refuse_files_of_others([*files, *zero])
     if options.resume:
+        if not run.holds_something():
+            near = "" if run.folder.exists() else did_you_mean_path(run.folder)
+            raise UserError(
+                f"got --resume, and there is no run in {run.folder}{near}; name the folder of one with --out, or begin "
+                "one without --resume"
+            )
         if run.config.is_file() and (changed := changed_settings(run.options(), options)):
             raise UserError(
                 f"--resume would compute something else than {run.folder} did: {'; '.join(changed)}; "

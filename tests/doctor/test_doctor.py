@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -75,14 +77,43 @@ def test_the_command_without_a_gpu(
     out = tmp_path / "found.json"
     assert main(["doctor", "--json", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "All kernels compute what they should here." in printed
-    assert "there is none here" in printed
+    assert "The torch implementations compute what they should here." in printed
+    did_not = printed.partition("\ndid not run\n")[2]
+    assert "the Triton kernels: " in did_not
+    assert "speeds: they are measured on a GPU alone" in did_not
+    ran = printed.partition("\nran\n")[2].partition("\ndid not run\n")[0]
     found = json.loads(out.read_text())
     assert found["choice"]["impl"] == "cpu"
     assert "not triton" in found["choice"]["why"]
     assert found["environment"]["torch"] == torch.__version__.split("+")[0] or found["environment"]["torch"]
     assert all(check["ok"] for check in found["checks"])
     assert all(found["proofs"].values())
+    assert f"{len(found['checks'])} comparisons with float64" in ran
+    assert f"{len(found['proofs'])} proofs" in ran
+
+
+@pytest.mark.parametrize(
+    ("has", "bf16", "amx"),
+    [
+        ({"avx2": True, "avx512_f": True, "avx512_bf16": True, "amx_bf16": True, "amx_tile": True},
+         "fast: AVX-512 BF16, AMX", "yes"),
+        ({"avx2": True, "avx512_bf16": False, "amx_tile": False}, "slow: no instructions for it", "no"),
+    ],
+)  # fmt: skip
+def test_the_processor_is_named_with_what_it_is_fast_at(
+    has: dict[str, bool], bf16: str, amx: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": "Some CPU", **has}, raising=False)
+    found = doctor.environment(CPU)
+    assert (found["CPU's bf16"], found["CPU's AMX"]) == (bf16, amx)
+    assert found["CPU"].endswith(f"({platform.machine()}), {os.cpu_count()} logical cores")
+    monkeypatch.setattr(Path, "read_text", no_such_file)
+    monkeypatch.setattr(platform, "processor", lambda: "")
+    assert doctor.environment(CPU)["CPU"].startswith("Some CPU (")
+
+
+def no_such_file(*_: Any, **__: Any) -> str:
+    raise FileNotFoundError
 
 
 def run_with_last_case(

@@ -395,7 +395,7 @@ class TestOneData:
         fastft.model.weights.save_hf(start, fastft.common.files.make_folder(tmp_path / "start"))
         old = tmp_path / "old.json"
         old.write_bytes(data_file.read_bytes())
-        train(replace(options, data=str(old), steps=1, eval_every=0, weights=str(tmp_path / "start"), model="nano"))
+        train(replace(options, data=str(old), steps=1, eval_every=0, weights=str(tmp_path / "start")))
         moved = options.out.rename(tmp_path / "moved")
         data = old.rename(tmp_path / "new.json")
         (tmp_path / "start").rename(tmp_path / "gone")
