@@ -22,6 +22,7 @@ def value_of(source: str, scope: dict[str, Any]) -> Any:
     return None if last is None else eval(compile(ast.Expression(last.value), str(NOTEBOOK), "eval"), scope)
 
 
+@pytest.mark.long
 def test_the_notebook_runs_and_shows_every_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     scope: dict[str, Any] = {}
