@@ -155,14 +155,7 @@ def compare(options: CompareOptions) -> dict[str, Any]:
 def _compare(options: CompareOptions) -> dict[str, Any]:
     # Made first: a mistyped address is to be heard of at once, not after the figures.
     server = options.server() if options.pairwise else None
-    for run in (options.run_a, options.run_b):
-        if not run.is_dir():
-            near = did_you_mean_path(run)
-            raise UserError(f"no such run: {run} is not a folder{near}; compare takes the folders of two runs")
-    names = options.names()
-    sides = [*zip((options.run_a, options.run_b), names, strict=True)]
-    if _same_file(*sides):
-        say("A and B are the same responses")
+    sides = _sides_of(options)
     a, b = (read_responses(*side) for side in sides)
     order = matched(a, b, options.run_a, options.run_b)
     b = [b[index] for index in order]
@@ -178,17 +171,11 @@ def _compare(options: CompareOptions) -> dict[str, Any]:
     path = options.path()
     _check_ours(path, options)
     talks, no_talks = compare_conversations(sides)
-    decodings = [decoding_of(Run(run).responses_of("test", name)) for run, name in sides]
     result = {
-        "run_a": str(options.run_a),
-        "run_b": str(options.run_b),
-        "names": list(names),
-        "decodings": decodings,
-        "differing_decoding": differing(*decodings),
+        **_what_is_compared(sides),
         "differing_judge": judges_differ(*judges) if all(judges) else {},
         "n": len(a),
         "left_out_rows": rows,
-        "responses_sha256": [responses_sha256(*side) for side in sides],
         "note": _NOTE,
         **figures(a, b, scores),
         "no_judge": why_not,
@@ -211,6 +198,35 @@ def _compare(options: CompareOptions) -> dict[str, Any]:
         if problem is not None:
             say(f"no pairwise judge, everything else is kept: {problem}")
     return result
+
+
+def _sides_of(options: CompareOptions) -> list[Side]:
+    """Both runs, each with the name of its responses.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    sides = [*zip((options.run_a, options.run_b), options.names(), strict=True)]
+    for run, _ in sides:
+        if not run.is_dir():
+            near = did_you_mean_path(run)
+            raise UserError(f"no such run: {run} is not a folder{near}; compare takes the folders of two runs")
+    if _same_file(*sides):
+        say("A and B are the same responses")
+    return sides
+
+
+def _what_is_compared(sides: Sequence[Side]) -> dict[str, Any]:
+    """The runs, their responses, and what these were decoded with."""
+    decodings = [decoding_of(Run(run).responses_of("test", name)) for run, name in sides]
+    return {
+        "run_a": str(sides[0][0]),
+        "run_b": str(sides[1][0]),
+        "names": [name for _, name in sides],
+        "decodings": decodings,
+        "differing_decoding": differing(*decodings),
+        "responses_sha256": [responses_sha256(*side) for side in sides],
+    }
 
 
 def figures(
