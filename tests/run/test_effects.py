@@ -153,6 +153,8 @@ WITHOUT: dict[str, dict[str, list[tuple[dict[str, Any], Facts, dict[str, Any]]]]
         "seed": [({"seed": 4, "import_": [Path("a.json")]}, NOTHING_KNOWN, {"seed": 123})],
         "limit": [({"limit": 4, "import_": [Path("a.json")]}, NOTHING_KNOWN, {"limit": None})],
         "reference": [({"reference": False, "import_": [Path("a.json")]}, NOTHING_KNOWN, {"reference": True})],
+        "scale": [({"scale": True, "import_": [Path("a.json")]}, NOTHING_KNOWN, {"scale": False})],
+        "reason": [({"reason": True, "import_": [Path("a.json")]}, NOTHING_KNOWN, {"reason": False})],
     },
     "doctor": {"speed": [({"speed": False}, Facts(device="cpu"), {"speed": True})]},
     "export": {
