@@ -697,7 +697,7 @@ RUNS = [
     ),
     Case(
         "resume where no run is",
-        lambda p: (p.run(), p.train("--resume", "--out", p.tmp / "oot"))[1],
+        lambda p: (p.run(), p.train("--resume", "--out", p.tmp / "outt"))[1],
         ("got --resume, and there is no run in", "/out?)"),
     ),
     Case("resume at another rate", lambda p: p.resume("--lr", "0.5"), ("lr: 5e-05 then, 0.5 now", "--out")),

@@ -14,7 +14,8 @@ To be read in this order:
     console.py   what a person sees while something runs: `say`, `warn`, `show`, `meter`, `Meter`, `silenced`,
                  `console`, `SafeConsole`, `printable`, `discard`
     options.py   a dataclass of options as a table, and what is made of it: `option`, `Condition`, `Facts`, `table`,
-                 `check_values`, `check_config`, `options_parser`, `spelt_out`, `help_of`, `plain_error`
+                 `check_values`, `check_config`, `names_checked`, `options_parser`, `spelt_out`, `help_of`,
+                 `plain_error`
     effects.py   options that can have no effect: `check_effects`
     keywords.py  words that an option takes as themselves: `is_keyword`, `hidden_path`, `Option`
     optional.py  what is installed beside fastft, or a line that says how: `need`

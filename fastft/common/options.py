@@ -9,6 +9,7 @@ resumed run may change it. `option` says what a field's annotation and default d
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import itertools
 import numbers
@@ -17,10 +18,10 @@ import textwrap
 import types
 import typing
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fastft.common.errors import UserError
 from fastft.common.nearest import did_you_mean, did_you_mean_path
@@ -255,16 +256,26 @@ def _settle_number(options: Any, one: Option, value: Any) -> None:
     raise UserError(f"got {one.flag} {value!r}, expected {one.type_in_words}")
 
 
-def check_names(options: type[Any], given: Iterable[str]) -> None:
-    """Refuses names that are no option's.
+Options = TypeVar("Options")
 
-    Raises:
-        UserError: one is none; the nearest one is named.
+
+def names_checked(options: type[Options]) -> type[Options]:
+    """A class of options that refuses names of none in Python as a command line does: a `UserError` names the nearest.
+
+    Its `__init__` keeps the signature that the parser reads.
     """
-    names = [one.name for one in table(options)]
-    for name in given:
-        if name not in names:
-            raise UserError(f"got {name}, which is no option of {options.__name__}{did_you_mean(name, names)}")
+    init = options.__init__
+
+    @functools.wraps(init)
+    def checked(self: Options, **given: Any) -> None:
+        names = [one.name for one in table(type(self))]
+        for name in given:
+            if name not in names:
+                raise UserError(f"got {name}, which is no option of {type(self).__name__}{did_you_mean(name, names)}")
+        init(self, **given)
+
+    options.__init__ = checked  # type: ignore[assignment] # a dataclass makes its own
+    return options
 
 
 def _settle_lists(options: Any) -> None:

@@ -9,14 +9,14 @@ import importlib.metadata
 import platform
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import yaml
 
 from fastft.common.errors import UserError
 from fastft.common.keywords import Option, is_keyword
 from fastft.common.nearest import did_you_mean
-from fastft.common.options import check_names, check_values, option, options_parser, plain_error, table
+from fastft.common.options import check_values, names_checked, option, options_parser, plain_error, table
 from fastft.common.version import __version__
 from fastft.data.chat_template import template_named
 from fastft.data.encode import TooLong
@@ -362,6 +362,7 @@ class CallOptions:
             raise UserError(f"got --track {self.track}, expected each tracker once")
 
 
+@names_checked
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(
     CallOptions,
@@ -377,11 +378,6 @@ class TrainOptions(
     DataOptions,
 ):
     """Everything that determines a training run."""
-
-    def __new__(cls, **given: Any) -> Self:
-        """Refuses names of no option, as a command line does."""
-        check_names(cls, given)
-        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         check_values(self)
