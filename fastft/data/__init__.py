@@ -3,7 +3,7 @@
 To be read in this order:
 
     records.py           what an example is, and how many are split: `Record`, `Turn`, `Tokens`, `ReadingRules`,
-                         `EndOfTextInData`, `END_OF_TEXT_MARK`, `Format`, `Role`, `ROLES`, `digest_of`, `Split`, `split`; what an entry
+                         `EndOfTextInData`, `Format`, `Role`, `ROLES`, `digest_of`, `Split`, `split`; what an entry
                          holds: `category_of`, `fault_of_category`, `choices_of`, `fault_of_choices`, `right_choice`,
                          `answers_of`, `left_out`, `END_OF_TEXT_MARK`
     json_rows.py         rows of JSON text: `BadRecord`
