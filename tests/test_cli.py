@@ -200,7 +200,7 @@ def test_what_python_alone_can_get_wrong(given: dict[str, object], said: str) ->
     with pytest.raises(UserError, match=re.escape(said)):
         TrainOptions(**given)  # type: ignore[arg-type] # the mistake
     with pytest.raises(UserError, match=re.escape(said)):
-        replace(TrainOptions(), **given)  # type: ignore[arg-type]
+        replace(TrainOptions(), **given)  # type: ignore[arg-type] # the mistake
 
 
 def test_numbers_of_another_kind_are_taken_as_their_own() -> None:
@@ -339,8 +339,8 @@ def test_paths_may_be_given_as_text_in_python(tmp_path: Path) -> None:
     from fastft import CompareOptions, ReportOptions, ScoreOptions, UserError
 
     assert ScoreOptions(run="a", judge="none").run == Path("a")  # type: ignore[arg-type] # as people write it
-    assert CompareOptions("a", "b").path() == Path("a/compare-b.json")  # type: ignore[arg-type]
-    assert ReportOptions(run="a", against=["b"]).against == [Path("b")]  # type: ignore[arg-type, list-item]
+    assert CompareOptions("a", "b").path() == Path("a/compare-b.json")  # type: ignore[arg-type] # as above
+    assert ReportOptions(run="a", against=["b"]).against == [Path("b")]  # type: ignore[arg-type, list-item] # as above
     for wrong in ({"run": 3}, {"run": "a", "against": [3]}):
         with pytest.raises(UserError, match=r"expected (a path|paths)"):
-            ReportOptions(**wrong)  # type: ignore[arg-type]
+            ReportOptions(**wrong)  # type: ignore[arg-type] # the mistake

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -131,15 +132,15 @@ def abandoned_on_error(engine: AnyEngine) -> Iterator[None]:
         raise
 
 
-class WholeModel:
+class WholeModel(ABC):
     """What engines have in common whose ranks have the whole model each."""
 
     model: GPT2
     world: World
 
+    @abstractmethod
     def computing(self) -> GPT2:
         """The model that steps compute with: `model`, or one with narrow copies of its weights."""
-        raise NotImplementedError
 
     def answering(self) -> AbstractContextManager[GPT2]:
         """See `AnyEngine`: the model is as it is. Of a part in a narrow dtype the one that computes, as a matrix that

@@ -499,7 +499,7 @@ def _opened_book(path: Path, config: GPT2Config | None) -> Iterator[_Checkpoint]
     own = replace(config, tie_head=False) if config is not None else _book_config(path, tensors)
     own = replace(own, tokenizer=_tokenizer_beside(path, own))
     stored = {
-        name: Stored(tuple(t.shape), DTYPE_NAMES.get(t.dtype, str(t.dtype)), lambda t=t: t)  # type: ignore[misc]
+        name: Stored(tuple(t.shape), DTYPE_NAMES.get(t.dtype, str(t.dtype)), lambda t=t: t)  # type: ignore[misc] # a default binds it
         for name, t in tensors.items()
     }
     yield _Checkpoint(path, own, stored, _book_recipe)

@@ -98,7 +98,7 @@ def packed() -> Batch:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("impl", ["cpu", "reference"])
 def test_gradients_are_pefts(kind: dict[str, object], impl: str) -> None:
-    lora = LoRA(**{"r": 3, "alpha": 7.0, **kind})  # type: ignore[arg-type]
+    lora = LoRA(**{"r": 3, "alpha": 7.0, **kind})  # type: ignore[arg-type] # any field
     model = adapted(lora)
     loss, _ = model(packed(), impl=impl)
     loss.backward()
@@ -121,7 +121,7 @@ def test_gradients_are_pefts(kind: dict[str, object], impl: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_merged_weights_are_pefts(kind: dict[str, object]) -> None:
-    lora = LoRA(**{"r": 3, "alpha": 7.0, **kind})  # type: ignore[arg-type]
+    lora = LoRA(**{"r": 3, "alpha": 7.0, **kind})  # type: ignore[arg-type] # any field
     model = adapted(lora)
     before = model(packed())[0]
     twin = peft_twin(model, lora).merge_and_unload()
