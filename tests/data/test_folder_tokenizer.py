@@ -424,7 +424,7 @@ def test_a_download_brings_the_tokenizer(tmp_path: Path, monkeypatch: pytest.Mon
 
 def argv(data: Path, folder: Path, out: Path, *more: str) -> list[str]:
     return [
-        "train", "--data", str(data), "--model", "pico", "--weights", str(folder), "--out", str(out), "--steps", "4",
+        "train", "--data", str(data), "--weights", str(folder), "--out", str(out), "--steps", "4",
         "--save_every", "2", "--eval_every", "2", "--samples", "2", "--device", "cpu", "--dtype", "fp32", *more,
     ]  # fmt: skip
 
@@ -494,7 +494,7 @@ def test_a_resumed_run_goes_on_with_the_same_ids(tmp_path: Path) -> None:
     from fastft.training.train import train
 
     options = TrainOptions(
-        data=str(data), model="pico", weights=str(folder), out=tmp_path / "parts", steps=4, save_every=2, device="cpu",
+        data=str(data), weights=str(folder), out=tmp_path / "parts", steps=4, save_every=2, device="cpu",
         dtype="fp32", samples=0, token_cache=str(tmp_path / "cache"),
     )  # fmt: skip
     train(options, stop_after=2)
@@ -622,7 +622,7 @@ def test_the_models_own_end_of_text_is_looked_for_in_data(tmp_path: Path, capsys
     records[0]["output"] += "</s>"
     data.write_text(json.dumps(records))
     options = TrainOptions(
-        data=str(data), model="pico", weights=str(folder), out=tmp_path / "run", steps=2, device="cpu", dtype="fp32",
+        data=str(data), weights=str(folder), out=tmp_path / "run", steps=2, device="cpu", dtype="fp32",
         samples=0,
     )  # fmt: skip
     train(options)

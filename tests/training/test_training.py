@@ -529,7 +529,8 @@ class TestOptimizer:
             seen: list[float] = []
             engine.optimizer.register_step_pre_hook(
                 lambda optimizer, *_, seen=seen: seen.append(
-                    math.sqrt(sum(float(p.grad.square().sum()) for g in optimizer.param_groups for p in g["params"]))
+                    optimizer.scale  # which the update multiplies gradients by
+                    * math.sqrt(sum(float(p.grad.square().sum()) for g in optimizer.param_groups for p in g["params"]))
                 )
             )
             trainer = Trainer(Run(options.out), options, data, engine)

@@ -201,7 +201,7 @@ class TestComparing:
     def test_the_report_has_their_figures(self, runs: tuple[Path, Path]) -> None:
         a, b = runs
         page = report(ReportOptions(run=a, against=[b])).read_text(encoding="utf-8")
-        assert "Conversations, judge&#39;s mean" in page
+        assert "Conversations, judge’s mean" in page
         held = json.loads((a / "report.json").read_text())["runs"]
         assert [one["conversations"]["judge_mean"] for one in held] == [37.5, 22.5]
         make_run(b, [TALKS[0]])
