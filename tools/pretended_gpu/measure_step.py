@@ -16,12 +16,16 @@ import numpy as np
 from fastft.engines.choose import make_engine
 from fastft.model import ops
 from fastft.model.gpt2 import GPT2, config_for
+from fastft.model.lora_spec import LoRA
+from fastft.model.part import Part
 from fastft.ranks.world import ALONE
 from fastft.run.config import TrainOptions
 from fastft.scaling.predict import training_set
 from tools.pretended_gpu import measuring
 from tools.pretended_gpu.measuring import Parts
 
+NEW_ROWS = 4
+"""Of a vocabulary, that are trained beside adapters."""
 ROUNDS_BEFORE = 2
 """A graph is captured when its sizes come for the second time."""
 
@@ -29,7 +33,12 @@ ROUNDS_BEFORE = 2
 def measure(options: argparse.Namespace, examples: int) -> dict[str, Any]:
     """Steps of that many examples: the parts of one, and the shapes of the batches."""
     asked = TrainOptions(dtype=options.dtype, device="cuda", compile=options.compile, cuda_graphs=options.cuda_graphs)
-    engine = make_engine(GPT2(config_for(options.size)), asked, ALONE)
+    model = GPT2(config_for(options.size))
+    if options.lora_r is not None:
+        lora = LoRA(r=options.lora_r, alpha=2.0 * options.lora_r, dora=True)
+        rows = (model.config.vocab_size - NEW_ROWS, NEW_ROWS)
+        Part(lora=lora, train_only=None, new_rows=rows, base_sha256="").take(model)
+    engine = make_engine(model, asked, ALONE)
     batcher = ops.batcher(engine.impl, engine.device)
     encoded = training_set(options.data)
     order = np.random.default_rng(0).permutation(len(encoded))
@@ -57,6 +66,9 @@ def main() -> None:
     parser.add_argument("--examples", type=int, nargs="+", default=[8, 64], help="of a step")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--dtype", default="bf16")
+    parser.add_argument(
+        "--lora_r", type=int, help="adapters of this rank, DoRA's, and some rows, in place of all weights"
+    )
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--cuda_graphs", action=argparse.BooleanOptionalAction, default=None)
     options = parser.parse_args()
