@@ -132,3 +132,9 @@ def test_few_files_of_fastft_know_kernels() -> None:
         if any(name.split(".")[0] == "fastft_kernels" for name in imported(file))
     }
     assert users == {"ops.py", "loss.py", "batch.py", "kernel_checks.py", "kernel_speeds.py", "predict.py"}
+
+
+def test_files_of_tests_have_names_of_their_own() -> None:
+    """pytest imports them by these names: of two alike, the second one is not collected."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
