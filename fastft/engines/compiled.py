@@ -136,9 +136,11 @@ def _in_parts(call: Callable[[Any, int, int], None]) -> None:
     lets go of Python's lock."""
     library, parts = _built()[0], torch.get_num_threads()
     others = [_threads(os.getpid(), parts).submit(call, library, part, parts) for part in range(1, parts)]
-    call(library, 0, parts)
-    for other in others:
-        other.result()
+    try:
+        call(library, 0, parts)
+    finally:  # also where Ctrl-C breaks in: nobody may see weights that threads still write to
+        for other in others:
+            other.result()
 
 
 @functools.lru_cache(maxsize=1)

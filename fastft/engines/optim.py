@@ -135,7 +135,8 @@ class CpuAdamW(torch.optim.AdamW):
 
     def _pieces(self, weight: Tensor, gradient: Tensor, copy: Tensor | None) -> Iterator[_Piece]:
         state = self.state[weight]
-        flat = [x.reshape(-1).split(_BLOCK) for x in (weight, gradient, state[MEAN], state[SQUARE])]
+        # A gradient may be copied; of what is written to, a copy would take the update and be gone.
+        flat = [x.view(-1).split(_BLOCK) for x in (weight, gradient.contiguous(), state[MEAN], state[SQUARE])]
         copies = [None] * len(flat[0]) if copy is None else copy.view(-1).split(_BLOCK)
         for w, g, m, v, c in zip(*flat, copies, strict=True):
             yield _Piece(w, g, m, v, c, state[STEP])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastft.engines import compiled
-from fastft.engines.optim import BETAS, EPSILON
+from fastft.engines.optim import BETAS, EPSILON, CpuAdamW
 
 needs_it = pytest.mark.skipif(compiled.why_not() is not None, reason=f"no compiled code: {compiled.why_not()}")
 SIZES = (1, 15, 64, 4096 + 48, 3 * (1 << 16) + 16)
@@ -158,6 +158,18 @@ def test_what_there_is_no_code_for_is_refused() -> None:
         with pytest.raises(ValueError, match="expected"):
             updated([piece])
         setattr(piece, name, right)
+
+
+@pytest.mark.parametrize("by", ["torch", pytest.param("compiled", marks=needs_it)])
+def test_weights_that_are_no_piece_of_memory_are_refused(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not updated in a copy that nobody sees."""
+    if by == "torch":
+        monkeypatch.setattr(compiled, "why_not", lambda: "it is switched off")
+    weight = torch.nn.Parameter(torch.ones(4, 6).t())
+    weight.grad = torch.ones(6, 4)
+    optimizer = CpuAdamW([{"params": [weight], "weight_decay": 0.0}], None, lr=1e-2)
+    with pytest.raises((RuntimeError, ValueError), match=r"view|contiguous"):
+        optimizer.step()
 
 
 REPORTS = "from fastft.engines import compiled; print(compiled.why_not())"
