@@ -83,7 +83,7 @@ def doctor(options: DoctorOptions) -> int:
     report.add({"environment": environment(device), "choice": choice(device)})
     for title in ("environment", "choice"):
         _print_values(title, report.found[title])
-    examination = Examination(device, ops.kernel_impl(report.found["choice"]["impl"]))
+    examination = Examination(device, ops.kernel_impl(report.found["choice"]["impl"], device))
     report.add({"sizes": asdict(examination.sizes)})
     for task, found in _results(examination, speeds=device.type == "cuda" and options.speed):
         report.take(task, found)

@@ -3,7 +3,6 @@
 To be read in this order:
 
     engine.py       what training asks of an engine, and the plain one: `AnyEngine`, `Engine`, `Update`
-    compiled.py     an update of weights on a CPU in one pass over memory, by C: `one_pass.c`, `why_not`
     optim.py        AdamW, its groups, and which learning rate a step has: `adamw`, `parameter_groups`,
                     `learning_rate`
     moments.py      AdamW's moments: names, sizes, how checkpoints lay them out: `MOMENTS`, `BYTES_OF_A_WEIGHT`,

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from fastft_kernels.cpu import library, update
 from torch import Tensor, nn
 
-from fastft.engines import compiled
 from fastft.engines.moments import MEAN, SQUARE, STEP, begun
 from fastft.model.part import trained
 from fastft.model.precision import BF16Copies, total_norm
@@ -69,15 +69,15 @@ def gradient_norm(gradients: Sequence[Tensor]) -> float:
     has_code = all(
         g.device.type == "cpu" and g.is_contiguous() and g.dtype in (torch.float32, torch.bfloat16) for g in gradients
     )
-    if has_code and compiled.why_not() is None:
-        return compiled.norm(gradients)
+    if has_code and library.why_not() is None:
+        return update.norm(gradients)
     return total_norm(gradients).item()
 
 
 class CpuAdamW(torch.optim.AdamW):
     """AdamW of float32 weights, from their gradients, or from those of their bf16 copies, which it refreshes.
 
-    An update is bound by memory: by compiled code it is one pass over it (`fastft.engines.compiled`). Where there is
+    An update is bound by memory: by compiled code it is one pass over it (`fastft_kernels.cpu.update`). Where there is
     none, what belongs together is done block by block through torch, while it is in the cache. State as in torch's own
     AdamW.
     """
@@ -87,7 +87,7 @@ class CpuAdamW(torch.optim.AdamW):
         self.copies = copies
         self.scale = 1.0
         """Factor of the gradients in the next step, such as clipping gives."""
-        self.is_compiled = groups[0]["params"][0].device.type == "cpu" and compiled.why_not() is None
+        self.is_compiled = groups[0]["params"][0].device.type == "cpu" and library.why_not() is None
         self._scratch = torch.empty(0 if self.is_compiled else _BLOCK, device=groups[0]["params"][0].device)
 
     @torch.no_grad()
@@ -130,8 +130,8 @@ class CpuAdamW(torch.optim.AdamW):
             mean, square = state[MEAN], state[SQUARE]
             gradient = gradient.contiguous()
             step, decay = int(state[STEP]), group["weight_decay"]
-            pieces.append(compiled.Piece(weight, gradient, mean, square, copy, step, decay))
-        compiled.adamw(pieces, lr=group["lr"], betas=group["betas"], epsilon=group["eps"], scale=self.scale)
+            pieces.append(update.Piece(weight, gradient, mean, square, copy, step, decay))
+        update.adamw(pieces, lr=group["lr"], betas=group["betas"], epsilon=group["eps"], scale=self.scale)
 
     def _pieces(self, weight: Tensor, gradient: Tensor, copy: Tensor | None) -> Iterator[_Piece]:
         state = self.state[weight]

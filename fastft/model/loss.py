@@ -73,7 +73,7 @@ def linear_cross_entropy(
     shape = targets.shape
     hidden, targets = hidden.flatten(0, -2), targets.flatten()
     row_weights = None if row_weights is None else row_weights.detach().flatten()
-    kernel = ops.kernel_impl(ops.resolve(impl, hidden.device))
+    kernel = ops.kernel_impl(ops.resolve(impl, hidden.device), hidden.device)
     if not label_smoothing and not z_loss:
         loss = fastft_kernels.linear_cross_entropy(
             hidden,

@@ -15,6 +15,7 @@ from typing import Any, cast
 import fastft_kernels
 import torch
 from fastft_kernels import AttentionPlan, RowPlan, plan_rows, registry
+from fastft_kernels.cpu import library
 from fastft_kernels.support import Impl as KernelImpl
 from fastft_kernels.support import why_not_triton
 from torch import Tensor, nn
@@ -22,13 +23,14 @@ from torch.nn import functional as F
 
 from fastft.batches.batch import Batch, Batcher, Planner
 from fastft.common.errors import UserError
+from fastft.common.files import cache_folder
 from fastft.model.lora import LoRALinear
 from fastft.model.packed_linear import PackedLinear
 
 AnyLinear = nn.Linear | LoRALinear | PackedLinear
 """A linear layer that is trained, one with an adapter, or one that only answers."""
 IMPLS = ("auto", "triton", "cpu", "reference")
-_KERNEL_IMPL: dict[str, KernelImpl] = {"auto": "auto", "triton": "triton", "cpu": "torch", "reference": "reference"}
+library.keep_in(cache_folder() / "compiled")
 
 
 def resolve(impl: str, device: torch.device) -> str:
@@ -54,9 +56,16 @@ def why_no_triton(device: torch.device) -> str | None:
     return why_not_triton(torch.empty(0, device=device))
 
 
-def kernel_impl(impl: str) -> KernelImpl:
-    """What `--impl` is called in `fastft_kernels`."""
-    return _KERNEL_IMPL[impl]
+def why_no_compiled() -> str | None:
+    """Why there is no compiled code for CPUs here; None where there is."""
+    return library.why_not()
+
+
+def kernel_impl(impl: str, device: torch.device) -> KernelImpl:
+    """What `--impl` is called in `fastft_kernels`: there `auto` takes C on a CPU, and torch where there is none."""
+    if impl == "cpu":
+        return "auto" if device.type == "cpu" else "torch"
+    return cast(KernelImpl, impl)
 
 
 def planner(impl: str, *, round_sizes: bool = False) -> Planner:
@@ -117,7 +126,7 @@ def _attention(
         row_length=row_length,
         tiles=tiles if isinstance(tiles, tuple) else None,
         plan=tiles if isinstance(tiles, AttentionPlan) else None,
-        impl=kernel_impl(impl),
+        impl=kernel_impl(impl, q.device),
     )
     return cast(Tensor, out)
 
@@ -139,7 +148,7 @@ def attention_decode(
         prefix_k=prefix_k,
         prefix_v=prefix_v,
         unused_is_finite=True,
-        impl=kernel_impl(impl),
+        impl=kernel_impl(impl, q.device),
     )
 
 
@@ -157,7 +166,7 @@ def linear_cross_entropy(
         rows=None if rows_only else batch.rows,
         rows_plan=batch.row_plan,
         row_weights=row_weights,
-        impl=kernel_impl(impl),
+        impl=kernel_impl(impl, hidden.device),
     )
 
 

@@ -34,11 +34,11 @@ from torch import Tensor
 from fastft.common import files
 from fastft.common.console import warn
 from fastft.common.errors import UserError
-from fastft.engines import compiled
 from fastft.engines.engine import AnyEngine
 from fastft.engines.zero import ZeroEngine
 from fastft.model.gpt2 import GPT2Config
 from fastft.model.names import STATE, WEIGHTS
+from fastft.model.ops import why_no_compiled
 from fastft.model.part import Part
 from fastft.model.weights import save_weights
 from fastft.ranks.world import World
@@ -315,7 +315,7 @@ def _described(engine: AnyEngine, progress: Progress) -> dict[str, Any]:
 def _say_whose_code(path: Path, before: str, now: str) -> None:
     """Says where a run goes on by other code than wrote the checkpoint: what follows is the same up to rounding."""
     if before != now:
-        reason = f" ({compiled.why_not()})" if now == "torch" and compiled.why_not() else ""
+        reason = f" ({why_no_compiled()})" if now == "torch" and why_no_compiled() else ""
         warn(
             f"{path} was updated by {before}, and here it goes on by {now}{reason}: the same but for the rounding of a "
             "few weights, so that bits may differ"

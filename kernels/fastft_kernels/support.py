@@ -14,6 +14,8 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
+from fastft_kernels.cpu import library
+
 try:
     import triton
     import triton.language as tl
@@ -33,8 +35,8 @@ except ImportError:
     triton = tl = _Missing()
     HAS_TRITON = False
 
-Impl = Literal["auto", "triton", "torch", "reference"]
-IMPLS = ("auto", "triton", "torch", "reference")
+Impl = Literal["auto", "triton", "compiled", "torch", "reference"]
+IMPLS = ("auto", "triton", "compiled", "torch", "reference")
 
 INTERPRETED = HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1"
 """Whether the kernels run in Triton's interpreter, on CPU tensors: fixed when they are decorated."""
@@ -46,6 +48,7 @@ INTERPRETED_ARCH = "sm_80"
 """The architecture whose tiles the interpreter uses."""
 
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+COMPILED_DTYPES = (torch.float32, torch.bfloat16)
 
 _offline_arch: str | None = None
 
@@ -97,22 +100,41 @@ def _say_once(message: str) -> None:
     warnings.warn(message, stacklevel=4)
 
 
-def choose(impl: str, x: Tensor) -> Impl:
-    """The implementation that runs on `x`: `auto` is `triton` on a supported GPU and `torch` elsewhere.
+def why_not_compiled(x: Tensor) -> str | None:
+    """Why compiled code cannot run on `x`; None where it can."""
+    if x.device.type != "cpu":
+        return f"the tensors are on {x.device}, and compiled code is for CPUs"
+    if x.dtype not in COMPILED_DTYPES:
+        return f"the tensors are {x.dtype}, and compiled code takes float32 and bfloat16"
+    if torch.compiler.is_compiling():
+        return "torch.compile is at work, which cannot look into it"
+    return library.why_not()
+
+
+def choose(impl: str, x: Tensor, *, has_compiled: bool = False) -> Impl:
+    """The implementation that runs on `x`: `auto` is `triton` on a supported GPU, `compiled` on a CPU where there is
+    compiled code, and `torch` elsewhere.
+
+    Args:
+        impl: what was asked for.
+        x: a tensor of the operation.
+        has_compiled: whether the operation is there in C.
 
     Raises:
-        ValueError: no such implementation, or `triton` where it cannot run.
+        ValueError: no such implementation, or one where it cannot run.
     """
     if impl == "auto":
         if x.device.type != "cuda" or x.dtype not in TRITON_DTYPES:
-            return "torch"
+            return "compiled" if has_compiled and why_not_compiled(x) is None else "torch"
         if (why := why_not_triton(x)) is not None:
             _say_once(f"fastft_kernels runs its torch implementations: {why}")
             return "torch"
         return "triton"
     if impl == "triton" and (why := why_not_triton(x)) is not None:
         raise ValueError(f'got impl="triton", which cannot run here: {why}; expected impl="auto" or "torch"')
-    if impl in ("triton", "torch", "reference"):
+    if impl == "compiled" and (why := why_not_compiled(x) if has_compiled else "this operation is not there in C"):
+        raise ValueError(f'got impl="compiled", which cannot run here: {why}; expected impl="auto" or "torch"')
+    if impl in IMPLS:
         return cast(Impl, impl)
     raise ValueError(f"got impl={impl!r}, expected one of {', '.join(IMPLS)}")
 

@@ -25,10 +25,10 @@ from typing import Any
 import rank_faults
 import torch
 import torch._dynamo  # the first optimizer imports it, which takes longer than everything else
+from fastft_kernels.cpu import library
 
 from fastft.cli import main, parse
 from fastft.data.tokenizer import gpt2_tokenizer
-from fastft.engines import compiled
 from fastft.engines.zero_setup import deepspeed_for
 
 GRACE_S = 30.0
@@ -126,7 +126,7 @@ def import_deepspeed() -> None:
 
 def serve() -> None:
     importlib.import_module("fastft.training.train")  # as the command does when it is run: in each fork
-    compiled.why_not()  # asks the compiler
+    library.why_not()  # asks the compiler
     _ = gpt2_tokenizer().encoding  # reads its files
     parse("train", ["--data", "sample"])  # imports the parser and reads the options' texts
     for line in sys.stdin:

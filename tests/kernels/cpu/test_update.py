@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import os
@@ -12,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from fastft_kernels.cpu import library, update
 from torch import Tensor
 
-from fastft.engines import compiled
 from fastft.engines.optim import BETAS, EPSILON, CpuAdamW
 
-needs_it = pytest.mark.skipif(compiled.why_not() is not None, reason=f"no compiled code: {compiled.why_not()}")
+needs_it = pytest.mark.skipif(library.why_not() is not None, reason=f"no compiled code: {library.why_not()}")
 SIZES = (1, 15, 64, 4096 + 48, 3 * (1 << 16) + 16)
 
 
@@ -30,11 +31,11 @@ def threads() -> Iterator[None]:
 
 def pieces_of(
     gradient_dtype: torch.dtype, *, has_copy: bool, seed: int = 0, sizes: tuple[int, ...] = SIZES
-) -> list[compiled.Piece]:
+) -> list[update.Piece]:
     generator = torch.Generator().manual_seed(seed)
     random = functools.partial(torch.randn, generator=generator)
     return [
-        compiled.Piece(
+        update.Piece(
             weight=random(n),
             gradient=(0.01 * random(n)).to(gradient_dtype),
             mean=0.01 * random(n),
@@ -47,12 +48,12 @@ def pieces_of(
     ]
 
 
-def updated(pieces: list[compiled.Piece], scale: float = 1.0) -> list[compiled.Piece]:
-    compiled.adamw(pieces, lr=1e-2, betas=BETAS, epsilon=EPSILON, scale=scale)
+def updated(pieces: list[update.Piece], scale: float = 1.0) -> list[update.Piece]:
+    update.adamw(pieces, lr=1e-2, betas=BETAS, epsilon=EPSILON, scale=scale)
     return pieces
 
 
-def by_torch(pieces: list[compiled.Piece], scale: float, dtype: torch.dtype) -> list[tuple[Tensor, Tensor, Tensor]]:
+def by_torch(pieces: list[update.Piece], scale: float, dtype: torch.dtype) -> list[tuple[Tensor, Tensor, Tensor]]:
     results = []
     for piece in pieces:
         w, m, v = (t.to(dtype, copy=True) for t in (piece.weight, piece.mean, piece.square))
@@ -105,7 +106,7 @@ def test_any_number_of_threads_gives_the_same_bits(threads: None) -> None:
     for n in (1, 2, 3, 7):
         torch.set_num_threads(n)
         given = pieces_of(torch.bfloat16, has_copy=True)
-        norms.add(compiled.norm([piece.gradient for piece in given]))
+        norms.add(update.norm([piece.gradient for piece in given]))
         found.append(updated(given))
     assert len(norms) == 1
     for others in found[1:]:
@@ -122,7 +123,7 @@ def test_copies_are_rounded_as_torch_rounds() -> None:
     ties = torch.tensor([0x3F808000, 0x3F818000, 0x7F7FFFFF, 0x7F800000, 0x7FC00001, 1, -(1 << 31)], dtype=torch.int32)
     weight = torch.cat([bits, ties]).view(torch.float32)
     zeros = [torch.zeros_like(weight) for _ in range(3)]
-    piece = compiled.Piece(weight.clone(), *zeros, torch.zeros_like(weight, dtype=torch.bfloat16), 1, 0.0)
+    piece = update.Piece(weight.clone(), *zeros, torch.zeros_like(weight, dtype=torch.bfloat16), 1, 0.0)
     updated([piece])
     assert piece.copy is not None
     numbers = ~weight.isnan()
@@ -137,10 +138,10 @@ def test_the_norm_is_that_of_float64(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     gradients = [(1e-3 * torch.randn(n, generator=generator)).to(dtype) for n in (5_000_001, 7, 65_536)]
     exact = math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
-    assert compiled.norm(gradients) == pytest.approx(exact, rel=1e-7)
-    assert compiled.norm([]) == 0
-    assert math.isnan(compiled.norm([torch.tensor([1.0, math.nan])]))
-    assert math.isinf(compiled.norm([torch.tensor([1.0, math.inf])]))
+    assert update.norm(gradients) == pytest.approx(exact, rel=1e-7)
+    assert update.norm([]) == 0
+    assert math.isnan(update.norm([torch.tensor([1.0, math.nan])]))
+    assert math.isinf(update.norm([torch.tensor([1.0, math.inf])]))
 
 
 @needs_it
@@ -164,7 +165,7 @@ def test_what_there_is_no_code_for_is_refused() -> None:
 def test_weights_that_are_no_piece_of_memory_are_refused(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And not updated in a copy that nobody sees."""
     if by == "torch":
-        monkeypatch.setattr(compiled, "why_not", lambda: "it is switched off")
+        monkeypatch.setattr(library, "why_not", lambda: "it is switched off")
     weight = torch.nn.Parameter(torch.ones(4, 6).t())
     weight.grad = torch.ones(6, 4)
     optimizer = CpuAdamW([{"params": [weight], "weight_decay": 0.0}], None, lr=1e-2)
@@ -172,7 +173,7 @@ def test_weights_that_are_no_piece_of_memory_are_refused(by: str, monkeypatch: p
         optimizer.step()
 
 
-REPORTS = "from fastft.engines import compiled; print(compiled.why_not())"
+REPORTS = "from fastft_kernels.cpu import library; print(library.why_not())"
 
 
 def reported(script: str = REPORTS, **environment: str) -> str:
@@ -186,15 +187,15 @@ def test_without_a_compiler_it_says_why(tmp_path: Path) -> None:
     broken.chmod(0o755)
     script = """
 import os
-from fastft.engines import compiled
+from fastft_kernels.cpu import library, update
 for change in ({"FASTFT_COMPILED": "0"}, {"CC": "no-such-compiler"}, {"CC": os.environ["BROKEN"]}):
-    compiled._built.cache_clear()
+    library._built.cache_clear()
     os.environ.pop("FASTFT_COMPILED", None)
     os.environ.update(change)
-    print(compiled.why_not())
+    print(library.why_not())
 """
     switched_off, absent, failed = reported(
-        script, BROKEN=str(broken), FASTFT_CACHE=str(tmp_path / "cache")
+        script, BROKEN=str(broken), XDG_CACHE_HOME=str(tmp_path / "cache")
     ).splitlines()
     assert "FASTFT_COMPILED is 0" in switched_off
     assert "no C compiler" in absent
@@ -204,24 +205,18 @@ for change in ({"FASTFT_COMPILED": "0"}, {"CC": "no-such-compiler"}, {"CC": os.e
 @needs_it
 def test_a_cache_that_cannot_be_written_is_no_hindrance(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    assert reported(FASTFT_CACHE=str(tmp_path / "file")) == "None\n"
-    assert reported(FASTFT_CACHE=str(tmp_path / "cache")) == "None\n"
-    (made,) = (tmp_path / "cache/compiled").iterdir()
+    assert reported(XDG_CACHE_HOME=str(tmp_path / "file")) == "None\n"
+    assert reported(XDG_CACHE_HOME=str(tmp_path / "cache")) == "None\n"
+    (made,) = (tmp_path / "cache/fastft_kernels").iterdir()
     assert made.suffix == ".so"
 
 
 @needs_it
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
-def test_a_fork_has_threads_of_its_own(threads: None) -> None:
-    """Its parent's are not there: waiting for one of them would never end."""
-    torch.set_num_threads(2)
-    gradients = [torch.ones(1 << 18)]  # here: what OpenMP does in a fork does not end either
-    compiled.norm(gradients)
-    pid = os.fork()
-    if not pid:
-        status = 1
-        try:
-            status = int(compiled.norm(gradients) != 512)
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+def test_without_openmp_threads_of_our_own_do_it(threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where torch's OpenMP library lacks GNU's names."""
+    torch.set_num_threads(3)
+    gradients = [torch.ones(1 << 18)]
+    without = dataclasses.replace(library._built()[0], openmp=None)
+    monkeypatch.setattr(library, "_built", lambda: (without, None))
+    assert update.norm(gradients) == 512
+    assert library._threads.cache_info().currsize == 1

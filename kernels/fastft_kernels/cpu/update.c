@@ -5,9 +5,7 @@
    order (aten/src/ATen/native/cpu/FusedAdamKernel.cpp), so that the results are its bits, but for the last few elements
    of a tensor, which it rounds otherwise: to be compiled without contraction of products and sums. */
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "common.h"
 
 /* A tensor's parts, each of `size` elements: the gradient float32 or bf16, the copy bf16 or none. */
 typedef struct {
@@ -27,22 +25,12 @@ typedef struct {
     float scale; /* of the gradients */
 } Common;
 
-static inline float widened(uint16_t narrow) {
-    uint32_t bits = (uint32_t)narrow << 16;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-static inline float same(float value) { return value; }
-
-/* To nearest, ties to even, as torch does. */
-static inline uint16_t narrowed(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : (uint16_t)rounded;
-}
+typedef struct {
+    const Piece *pieces;
+    int64_t count;
+    Common common;
+    double *sums; /* of `fastft_squares` */
+} Update;
 
 /* Elements `begin` to `end` of a piece. One function for each dtype of the gradient, with and without a copy. */
 #define UPDATE(NAME, TYPE, READ, WRITE)                                                                                \
@@ -70,11 +58,15 @@ UPDATE(update_wide_copied, float, same, copy[i] = narrowed(weight))
 UPDATE(update_narrow, uint16_t, widened, (void)0)
 UPDATE(update_narrow_copied, uint16_t, widened, copy[i] = narrowed(weight))
 
-/* The `part`th of `parts` equal parts of all pieces laid end to end: for one thread. */
-void fastft_adamw(const Piece *pieces, int64_t count, const Common *common, int64_t part, int64_t parts) {
+/* AdamW's update: a part of all pieces laid end to end. */
+void fastft_adamw(const void *arguments, int64_t part, int64_t parts) {
+    const Update *update = arguments;
+    const Piece *pieces = update->pieces;
+    const Common *common = &update->common;
+    const int64_t count = update->count;
     int64_t total = 0;
     for (int64_t i = 0; i < count; i++) total += pieces[i].size;
-    const int64_t from = total / parts * part, to = part + 1 == parts ? total : total / parts * (part + 1);
+    const int64_t from = beginning(total, part, parts), to = beginning(total, part + 1, parts);
     for (int64_t i = 0, at = 0; i < count && at < to; at += pieces[i].size, i++) {
         const Piece *piece = &pieces[i];
         const int64_t begin = from > at ? from - at : 0;
@@ -109,7 +101,11 @@ SQUARES(squares_narrow, uint16_t, widened)
 
 /* Into `sums`, the sums of squares of all pieces' gradients by blocks: those whose number is `part` modulo `parts`. Which
    thread sums a block changes nothing of it. */
-void fastft_squares(const Piece *pieces, int64_t count, double *sums, int64_t part, int64_t parts) {
+void fastft_squares(const void *arguments, int64_t part, int64_t parts) {
+    const Update *update = arguments;
+    const Piece *pieces = update->pieces;
+    const int64_t count = update->count;
+    double *sums = update->sums;
     int64_t block = 0;
     for (int64_t i = 0; i < count; i++)
         for (int64_t begin = 0; begin < pieces[i].size; begin += BLOCK, block++) {
