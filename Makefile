@@ -60,7 +60,8 @@ docs: $(VENV)/.installed-docs
 bench: $(BENCH_VENV)/.installed
 	mkdir -p $(BENCH_RESULTS)
 	$(BENCH) -m benchmarks.peers.compare $(BENCH_SHARED) --steps $(BENCH_STEPS) --rounds $(BENCH_ROUNDS)
-	$(BENCH) -m benchmarks.bare $(BENCH_SHARED) --steps $(BENCH_STEPS)
+	$(BENCH) -m benchmarks.peers.by_batch $(BENCH_SHARED) --rounds $(BENCH_ROUNDS)
+	$(BENCH) -m benchmarks.bare $(BENCH_SHARED) --steps $(BENCH_STEPS) --rounds $(BENCH_ROUNDS)
 	$(BENCH) -m benchmarks.ablation $(BENCH_SHARED) --steps $(BENCH_STEPS) --rounds $(BENCH_ROUNDS)
 	$(BENCH) -m benchmarks.sharing $(BENCH_SHARED)
 	$(BENCH) -m benchmarks.generation $(BENCH_SHARED)

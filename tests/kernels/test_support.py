@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from fastft_kernels import support, tables
+from fastft_kernels.cpu import library
 
 CUDA = SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.bfloat16)
 """What the choice looks at of a tensor on a GPU."""
@@ -55,11 +56,26 @@ def test_on_a_cpu() -> None:
     assert support.choose("auto", x) == "torch"
     with pytest.raises(ValueError, match="Triton needs a GPU"):
         support.choose("triton", x)
-    with pytest.raises(ValueError, match="expected one of auto, triton, torch, reference"):
+    with pytest.raises(ValueError, match="expected one of auto, triton, compiled, torch, reference"):
         support.choose("cuda", x)
     with support.offline("sm_86"):  # launches are compiled there, not run
         assert support.choose("triton", x) == "triton"
         assert support.arch_of(x) == "sm_86"
+
+
+def test_compiled_code_is_for_what_it_is_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "why_not", lambda: None)
+    x = torch.zeros(1)
+    assert support.choose("auto", x, has_compiled=True) == "compiled"
+    assert support.choose("auto", x.double(), has_compiled=True) == "torch"
+    with pytest.raises(ValueError, match=r"takes float32 and bfloat16"):
+        support.choose("compiled", x.double(), has_compiled=True)
+    with pytest.raises(ValueError, match="not there in C"):
+        support.choose("compiled", x)
+    monkeypatch.setattr(library, "why_not", lambda: "there is no C compiler")
+    assert support.choose("auto", x, has_compiled=True) == "torch"
+    with pytest.raises(ValueError, match="no C compiler"):
+        support.choose("compiled", x, has_compiled=True)
 
 
 def test_tiles_are_those_of_the_architecture_then_of_its_family_then_the_default() -> None:

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import ablation, bare, common, scaling, sharing
 from benchmarks.engines import AllLogits, AllTokens, gradients, largest_difference, new_engine
-from benchmarks.peers import compare, shared
+from benchmarks.peers import by_batch, compare, shared
 from fastft.batches.batch import Batcher, pack
 from fastft.model.gpt2 import config_for
 
@@ -64,10 +64,14 @@ class TestRunners:
         assert (tmp_path / "ablation.png").stat().st_size > 1000
 
     def test_bare(self, tmp_path: Path) -> None:
-        bare.main([*SMALL, "--steps", "1", "--dtypes", "fp32", "--results", str(tmp_path)])
-        each = result_of(tmp_path, "bare")["dtypes"]["fp32"]
-        assert set(each["step_to_bare"]) == {"median", "least", "most"}
+        bare.main([*SMALL, "--steps", "1", "--dtypes", "fp32", "--batch_size", "2", "--results", str(tmp_path)])
+        result = result_of(tmp_path, "bare")
+        each = result["dtypes"]["fp32"]
+        assert result["batch_size"] == 2
         assert each["bare_seconds"] > 0
+        floor = each["bare_seconds"] + each["pass_seconds"]
+        assert each["step_to_floor"]["median"] == pytest.approx(each["step_seconds"] / floor)
+        assert each["step_to_bare"]["median"] > each["step_to_floor"]["median"]
 
     def test_sharing(self, tmp_path: Path) -> None:
         pack_of_two = ["--examples", "4", "--prompt", "40", "--answer", "8", "--pack_tokens", "100"]
@@ -98,6 +102,12 @@ class TestRunners:
         # Clipping, weight decay and the untied head make later steps differ; the first one is the same arithmetic.
         assert losses["fastft-fp32"][0] == pytest.approx(losses["book"][0], rel=1e-6)
         assert (tmp_path / "peers.png").is_file()
+
+    def test_by_batch(self, tmp_path: Path) -> None:
+        by_batch.main([*SMALL, "--rounds", "1", "--steps", "1", "--cases", "pico:2", "--results", str(tmp_path)])
+        (case,) = result_of(tmp_path, "by_batch")["cases"]
+        speeds = {name: each["median"] for name, each in case["examples_per_second"].items()}
+        assert case["speed_to_the_fastest"]["median"] == speeds.pop("fastft") / max(speeds.values())
 
 
 def test_a_worker_in_a_process_of_its_own() -> None:
@@ -143,6 +153,16 @@ def test_visible_pairs() -> None:
     ids = [np.array([*range(10), 20 + i, 30, 50256], dtype=np.int32) for i in range(2)]
     # One beginning of 10 that all 14 tokens see from where they stand, and two ends of two tokens.
     assert scaling.visible_pairs(pack(ids, [10, 10])) == 10 * 11 // 2 + 4 * 10 + 2 * 3
+
+
+def test_a_pass_moves_the_bytes_of_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a model's are more than the memory that is passed over."""
+    monkeypatch.setattr(bare.OnePass, "_LARGEST", 100)
+    n = 1000
+    one_pass = bare.OnePass(n)
+    assert 2 * 4 * sum(one_pass._passes) == n * bare.OnePass.BYTES
+    assert one_pass._memory.numel() == 100
+    one_pass()
 
 
 def test_bare_products_count_as_the_step_does() -> None:
