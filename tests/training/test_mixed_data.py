@@ -8,7 +8,6 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,13 +58,6 @@ def unbroken(folder: Path) -> Path:
     run = folder / "unbroken"
     train(TrainOptions(**settings(folder, run)))
     return run
-
-
-@pytest.fixture(scope="module")
-def launcher(folder: Path) -> Iterator[Launcher]:
-    launcher = Launcher(folder)
-    yield launcher
-    launcher.close()
 
 
 def ledger(run: Path) -> list[str]:

@@ -13,7 +13,7 @@ import random
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +58,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     write_records(folder / "records.json")
     return folder
-
-
-@pytest.fixture(scope="module")
-def launcher(folder: Path) -> Iterator[Launcher]:
-    launcher = Launcher(folder)
-    yield launcher
-    launcher.close()
 
 
 Command = Callable[..., list[str]]

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,13 +54,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     (folder / "records.json").write_text(json.dumps(records))
     return folder
-
-
-@pytest.fixture(scope="module")
-def launcher(folder: Path) -> Iterator[Launcher]:
-    launcher = Launcher(folder)
-    yield launcher
-    launcher.close()
 
 
 @pytest.fixture(scope="module")
