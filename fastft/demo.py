@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastft.answers.generation import GenerateOptions, generate
+from fastft.answers.generation import generate
+from fastft.answers.options import GenerateOptions
 from fastft.common import files
 from fastft.common.console import printable, say
 from fastft.common.errors import UserError

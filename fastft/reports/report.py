@@ -16,7 +16,7 @@ from markupsafe import Markup
 from fastft.common.errors import UserError
 from fastft.common.files import write_json
 from fastft.common.lock import writing
-from fastft.common.options import check_values, option
+from fastft.common.options import check_values, names_checked, option
 from fastft.pages.charts import Curve, chart
 from fastft.pages.render import write_page
 from fastft.reports.answer_data import answer_data
@@ -87,6 +87,7 @@ _BY_CATEGORY = (
 )  # fmt: skip
 
 
+@names_checked
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
     """The runs that are shown."""

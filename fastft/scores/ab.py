@@ -22,7 +22,7 @@ from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
 from fastft.common.lock import writing
 from fastft.common.nearest import did_you_mean_path
-from fastft.common.options import Condition, check_values, option
+from fastft.common.options import Condition, check_values, names_checked, option
 from fastft.data.records import left_out
 from fastft.pages.render import write_page
 from fastft.run.folder import AB_PAGE, RESPONSES
@@ -37,6 +37,7 @@ SCALE = (1, 2, 3, 4, 5)
 _A_PAGE = Condition(lambda o, _: not o.import_, "a page to make: ratings that are imported say it themselves")
 
 
+@names_checked
 @dataclass(frozen=True)
 class AbOptions:
     """The runs, and how they are shown."""

@@ -25,6 +25,7 @@ from fastft.common.console import SafeConsole, meter, say
 from fastft.common.errors import JudgeUnavailable, UserError
 from fastft.common.lock import writing
 from fastft.common.nearest import did_you_mean_path
+from fastft.common.options import names_checked
 from fastft.data.records import category_of, choices_of
 from fastft.judging import pairwise
 from fastft.judging.journal import Journal
@@ -104,6 +105,7 @@ class _PairOptions:
     """Ask a judge which of the two responses is better, in both orders."""
 
 
+@names_checked
 @dataclass(frozen=True)
 class CompareOptions(JudgeOptions, _PairOptions):
     """The options of `fastft compare`."""

@@ -23,6 +23,7 @@ from fastft.common.files import object_or_empty, read_json, write_json
 from fastft.common.kinds import kind_of
 from fastft.common.lock import writing
 from fastft.common.nearest import did_you_mean_path
+from fastft.common.options import names_checked
 from fastft.data.records import category_of, choices_of, fault_of_category, fault_of_choices, left_out
 from fastft.judging.journal import Journal
 from fastft.judging.judge import Judge
@@ -68,6 +69,7 @@ class _RunOptions:
     after them. Without it, responses.json alone is read."""
 
 
+@names_checked
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions(JudgeOptions, _RunOptions):
     """The questions."""

@@ -105,7 +105,7 @@ ALWAYS = {
     },
     "ab": {"run_a", "run_b", "import_"},
     "doctor": {"device", "json"},
-    "demo": {"out", "judge"},
+    "demo": {"out", "judge", "seed", "dtype", "steps"},
     "export": {"run", "to", "out", "overwrite"},
 }  # fmt: skip
 """By command, options that need nothing else; what is impossible (`--cuda_graphs true` on a CPU) is refused by the
