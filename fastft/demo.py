@@ -59,7 +59,7 @@ def demo_run(options: DemoOptions) -> TrainOptions:
 
     Chosen by validation loss alone, on other seeds than those that docs/demo.md measures it with (tools/demo_seeds.py).
     """
-    whole: dict[str, Any] = {"epochs": 8, "warmup": 40}
+    whole: dict[str, Any] = {"epochs": 12, "warmup": 40}
     cut = {"steps": options.steps, "warmup": min(40, (options.steps or 1) - 1)}
     return TrainOptions(
         data="sample",
