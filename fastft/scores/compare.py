@@ -54,13 +54,15 @@ from fastft.metrics.text_metrics import NAMES, Measure, bounds, measures, multip
 from fastft.pages.render import chance
 from fastft.run.decodings import SPLIT_NAMES, check_name, decoding_of, differing
 from fastft.run.folder import COMPARISON, COMPARISON_ELSEWHERE, JUDGE_REPLIES, Run
-from fastft.scores.compare_conversations import Side, compare_conversations, conversation_lines
+from fastft.scores.compare_conversations import Side, compare_conversations, conversation_lines, rows_of
+from fastft.scores.conversations import read_talks
 from fastft.scores.score import (
     judge_identity,
     judges_differ,
     left_out_rows,
     other_judges,
     read_responses,
+    responses_of,
     responses_sha256,
 )
 
@@ -82,7 +84,8 @@ _UNDEFINED: dict[str, Any] = dict.fromkeys(("a", "b", "difference", "interval", 
 """The row of a metric that the references leave undefined for every entry."""
 _NOTE = (
     f"A less B, by entry; {LEVEL:.0%} intervals: BCa bootstrap over entries ({RESAMPLES:,} resamples, seed {SEED}); "
-    "p by the paired permutation test, two-sided, of one row alone; p of all: raised for the number of rows (Holm)"
+    "p by the paired permutation test, two-sided, of one row alone; p of all: raised for the number of rows, those of "
+    "conversations among them (Holm)"
 )
 
 
@@ -158,6 +161,8 @@ def _compare(options: CompareOptions) -> dict[str, Any]:
     # Made first: a mistyped address is to be heard of at once, not after the figures.
     server = options.server() if options.pairwise else None
     sides = _sides_of(options)
+    if _have_only_talked(sides):
+        return _compare_talks(options, sides)
     a, b = (read_responses(*side) for side in sides)
     order = matched(a, b, options.run_a, options.run_b)
     b = [b[index] for index in order]
@@ -173,13 +178,15 @@ def _compare(options: CompareOptions) -> dict[str, Any]:
     path = options.path()
     _check_ours(path, options)
     talks, no_talks = compare_conversations(sides)
+    found = figures(a, b, scores)
+    raise_for_all([found["judge"], *found["metrics"].values(), *rows_of(talks)])
     result = {
         **_what_is_compared(sides),
         "differing_judge": judges_differ(*judges) if all(judges) else {},
         "n": len(a),
         "left_out_rows": rows,
         "note": _NOTE,
-        **figures(a, b, scores),
+        **found,
         "no_judge": why_not,
         "conversations": talks,
         "no_conversations": no_talks,
@@ -202,6 +209,42 @@ def _compare(options: CompareOptions) -> dict[str, Any]:
     return result
 
 
+def _have_only_talked(sides: Sequence[Side]) -> bool:
+    """Whether both runs have had conversations, and neither has responses."""
+    return all(not responses_of(*side).is_file() and read_talks(*side) is not None for side in sides)
+
+
+def _compare_talks(options: CompareOptions, sides: Sequence[Side]) -> dict[str, Any]:
+    """The comparison of two runs without responses: of their conversations alone.
+
+    Raises:
+        UserError: they do not compare, or responses are to be compared in pairs.
+    """
+    if options.pairwise:
+        raise UserError("got --pairwise, and neither run has responses; make them with `fastft generate`")
+    path = options.path()
+    _check_ours(path, options)
+    talks, why_not = compare_conversations(sides)
+    if talks is None:
+        raise UserError(f"nothing to compare: neither run has responses, and of their conversations {why_not}")
+    raise_for_all(rows_of(talks))
+    result = {
+        **_what_is_compared(sides),
+        "differing_judge": {},
+        "n": 0,
+        "left_out_rows": {"a": [], "b": []},
+        "note": _NOTE,
+        "judge": None,
+        "metrics": {},
+        "no_judge": None,
+        "conversations": talks,
+        "no_conversations": None,
+        "pairwise": None,
+    }
+    files.write_json(path, result)
+    return result
+
+
 def _sides_of(options: CompareOptions) -> list[Side]:
     """Both runs, each with the name of its responses.
 
@@ -219,8 +262,9 @@ def _sides_of(options: CompareOptions) -> list[Side]:
 
 
 def _what_is_compared(sides: Sequence[Side]) -> dict[str, Any]:
-    """The runs, their responses, and what these were decoded with."""
-    decodings = [decoding_of(Run(run).responses_of("test", name)) for run, name in sides]
+    """The runs, their responses (or, without, their conversations), and what these were decoded with."""
+    held = [(responses_of(*side), Run(side[0]).conversations(side[1])) for side in sides]
+    decodings = [decoding_of(responses if responses.is_file() else talks) for responses, talks in held]
     return {
         "run_a": str(sides[0][0]),
         "run_b": str(sides[1][0]),
@@ -241,7 +285,7 @@ def figures(
         scores: the judge's of both, `[N]` each, NaN where there is none; None leaves the judge out.
 
     Returns:
-        `judge` (`judge_figures`) and `metrics` (`metric_figures`), each row also with `p_of_all`.
+        `judge` (`judge_figures`) and `metrics` (`metric_figures`).
     """
     texts_a, texts_b = ([entry["model_response"] for entry in entries] for entries in (a, b))
     outputs = [entry["output"] for entry in a]
@@ -254,12 +298,16 @@ def figures(
     choices_a, choices_b = (multiple_choice_measure([pair[side] for pair in same]) for side in (0, 1))
     if choices_a is not None and choices_b is not None:
         found |= metric_figures({"multiple_choice": choices_a}, {"multiple_choice": choices_b})
-    for row in found.values():
-        row["p_of_all"] = None
-    rows = [*([judged] if judged else []), *(row for row in found.values() if row["p"] is not None)]
-    for row, raised in zip(rows, holm([row["p"] for row in rows]), strict=True):
-        row["p_of_all"] = raised
     return {"judge": judged, "metrics": found}
+
+
+def raise_for_all(rows: Sequence[dict[str, Any] | None]) -> None:
+    """Gives each row of a comparison `p_of_all`: its `p` raised for the number of rows that have one (Holm)."""
+    tested = [row for row in rows if row is not None and row["p"] is not None]
+    for row in filter(None, rows):
+        row["p_of_all"] = None
+    for row, raised in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row["p_of_all"] = raised
 
 
 def metric_figures(a: Mapping[str, Measure], b: Mapping[str, Measure]) -> dict[str, dict[str, Any]]:
@@ -364,7 +412,7 @@ def matched(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], run_
 def show(result: Mapping[str, Any], path: Path) -> None:
     """Prints the comparison for people."""
     out = SafeConsole(highlight=False, soft_wrap=True)
-    out.print(_table(result))
+    out.print(_table(result) if result["n"] else "   ".join(_sides(result)), markup=result["n"] > 0)
     lines = [*_decoding_lines(result), *_left_out_lines(result), *_judge_lines(result["judge"])]
     lines += conversation_lines(result["conversations"], result["no_conversations"])
     for line in [*lines, *_pairwise_lines(result["pairwise"])]:
