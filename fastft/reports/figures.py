@@ -20,18 +20,19 @@ from fastft.common.nearest import did_you_mean_path
 from fastft.metrics.statistics import bootstrap_mean, sign_flip, wilson
 from fastft.reports.answers import MOST_ANSWERS, Answer, answers_of, are_short, by_question
 from fastft.reports.numbers import finite, sum_of, values_of
+from fastft.reports.talks import Talk, talks_of
 from fastft.run.decodings import decoding_of, made_from
-from fastft.run.folder import AB_NUMBERS, CONFIG, DEMO, METRICS, RESPONSES, SCORES, Run
+from fastft.run.folder import AB_NUMBERS, CONFIG, CONVERSATIONS, DEMO, METRICS, RESPONSES, SCORES, Run
 from fastft.run.ledger import read_ledger
 from fastft.run.metrics_file import read_metrics
-from fastft.scores.conversations import read_talks
+from fastft.scores.conversations import Talks, read_talks
 from fastft.scores.score import judge_identity, other_judges, read_responses, responses_sha256
 
 TOKEN_KINDS = ("padded", "real", "computed", "supervised")
 CURVES = ("loss", "val_loss", "lr", "grad_norm")
 
 _BINS = 10
-_NAMED_FILES = (CONFIG, METRICS, RESPONSES, SCORES)
+_NAMED_FILES = (CONFIG, METRICS, RESPONSES, SCORES, CONVERSATIONS)
 _OF_PEOPLE = {"names", "raters", "n_items", "n_rated", "responses_sha256", "verdicts", "win_rate", "scale", "agreement"}
 _OF_THE_PLACE = {"out", "overwrite", "resume", "config"}  # settings that two runs of one kind may differ in
 
@@ -97,6 +98,8 @@ class RunFigures:
     """What they were decoded with; None where nothing says it."""
     conversations: dict[str, Any] | None = None
     """The figures of the run's conversations in scores.json; None where they are not of those that are there."""
+    talks: Sequence[Talk] = ()
+    """The conversations themselves, with what the judge said of them where these are the ones."""
 
     @property
     def name(self) -> str:
@@ -178,6 +181,7 @@ class RunFigures:
             "responses_name": self.responses_name,
             "decoding": self.decoding,
             "conversations": self.conversations,
+            "talks": [talk.as_json() for talk in self.talks],
         }
 
 
@@ -207,6 +211,8 @@ def read_run(folder: Path, name: str | None = None) -> RunFigures:
     settings, made_with = _read_config(run.config)
     tokens = _tokens(steps)
     ledger = read_ledger(read_metrics(run.ledger))
+    talks = read_talks(folder, name)
+    of_talks = _conversations(talks, scores)
     return RunFigures(
         folder=folder,
         settings=settings,
@@ -226,7 +232,8 @@ def read_run(folder: Path, name: str | None = None) -> RunFigures:
         people=_people(folder) if name is None else None,  # what people rated are the responses without a name
         responses_name=name,
         decoding=decoding_of(run.responses_of("test", name)),
-        conversations=_conversations(run, name, scores),
+        conversations=of_talks,
+        talks=talks_of(talks, None if of_talks is None else (scores or {}).get("conversations")),
     )
 
 
@@ -284,7 +291,7 @@ def headlines(run: RunFigures) -> list[Headline]:
     """The figures to look at first. A figure that says nothing about such references is not among them: of answers of
     one word, neither BLEU nor chrF nor ROUGE says more than how many are right."""
     summary = run.summary
-    if summary is None:
+    if summary is None or not summary.get("n"):
         return []
     bounds = {} if run.scores_problem else {**(summary.get("intervals") or {}), **run.intervals}
     before = "" if run.before is None else f"before training {run.before:.2f}"
@@ -361,6 +368,8 @@ def _read_scores(run: Run, name: str | None) -> tuple[dict[str, Any] | None, str
     parts = (scores.get("summary"), scores.get("judgements")) if isinstance(scores, dict) else (None, None)
     if not isinstance(parts[0], dict) or not isinstance(parts[1], list):
         raise UserError(f"{path} is not a file that fastft score wrote; move it away and score again")
+    if not responses.is_file() and parts[0].get("responses_sha256") is None:
+        return scores, None  # conversations alone were scored
     if not responses.is_file():
         return scores, f"{responses.name}, which was scored, is gone"
     if parts[0].get("responses_sha256") != responses_sha256(run.folder, name):
@@ -376,8 +385,8 @@ def _judgements(scores: Mapping[str, Any]) -> list[Any]:
     return held if scored or scores["summary"].get("judge") else []
 
 
-def _conversations(run: Run, name: str | None, scores: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    held, talks = (scores or {}).get("summary", {}).get("conversations"), read_talks(run.folder, name)
+def _conversations(talks: Talks | None, scores: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    held = (scores or {}).get("summary", {}).get("conversations")
     return held if held and talks and held.get("conversations_sha256") == talks.sha256 else None
 
 
