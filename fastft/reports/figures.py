@@ -21,7 +21,7 @@ from fastft.metrics.statistics import bootstrap_mean, sign_flip, wilson
 from fastft.reports.answers import MOST_ANSWERS, Answer, answers_of, are_short, by_question
 from fastft.reports.numbers import finite, sum_of, values_of
 from fastft.reports.talks import Talk, talks_of
-from fastft.run.decodings import decoding_of, made_from
+from fastft.run.decodings import decoding_of, made_from, page_called
 from fastft.run.folder import AB_NUMBERS, CONFIG, CONVERSATIONS, DEMO, METRICS, RESPONSES, SCORES, Run
 from fastft.run.ledger import read_ledger
 from fastft.run.metrics_file import read_metrics
@@ -229,7 +229,7 @@ def read_run(folder: Path, name: str | None = None) -> RunFigures:
         answers=answers,
         before=finite(object_or_empty(folder / DEMO).get("exact_match_before")),
         ledger=None if ledger is None else asdict(ledger),
-        people=_people(folder) if name is None else None,  # what people rated are the responses without a name
+        people=_people(folder, name),
         responses_name=name,
         decoding=decoding_of(run.responses_of("test", name)),
         conversations=of_talks,
@@ -390,16 +390,15 @@ def _conversations(talks: Talks | None, scores: Mapping[str, Any] | None) -> dic
     return held if held and talks and held.get("conversations_sha256") == talks.sha256 else None
 
 
-def _people(run: Path) -> dict[str, Any] | None:
-    people = object_or_empty(run / AB_NUMBERS)
+def _people(run: Path, name: str | None) -> dict[str, Any] | None:
+    """What people said of the responses of a name, beside another run's of the same name."""
+    path = run / page_called(AB_NUMBERS, (name, name))
+    people = object_or_empty(path)
     if not people:
         return None
     if not people.keys() >= _OF_PEOPLE:
-        raise UserError(
-            f"{run / AB_NUMBERS} is not a file that fastft ab wrote; move it away and import the ratings again"
-        )
-    rated = people["responses_sha256"][0]
-    return {**people, "stale": not (run / RESPONSES).is_file() or rated != responses_sha256(run)}
+        raise UserError(f"{path} is not a file that fastft ab wrote; move it away and import the ratings again")
+    return {**people, "stale": people["responses_sha256"][0] != responses_sha256(run, name)}
 
 
 # --- The figures ---

@@ -214,7 +214,9 @@ def _facts(run: RunFigures) -> str:
 
 def _compared(runs: Sequence[RunFigures]) -> list[dict[str, Any]]:
     """The table of all runs' figures in groups, with the best; a dash where one is undefined or not there."""
-    held = [{**run.as_json(), **({"scores": None} if run.scores_problem else {})} for run in runs]
+    none = {"scores": None}  # of other responses, or of conversations alone
+    held = [{**run.as_json(), **(none if run.scores_problem or not (run.summary or {}).get("n") else {})}
+            for run in runs]  # fmt: skip
     judges = [run.judge for run in runs if run.judge is not None]
     same_judge = all(judge == judges[0] for judge in judges)
     groups = []

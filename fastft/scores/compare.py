@@ -52,7 +52,7 @@ from fastft.metrics.statistics import (
 )
 from fastft.metrics.text_metrics import NAMES, Measure, bounds, measures, multiple_choice_measure, words_of
 from fastft.pages.render import chance
-from fastft.run.decodings import SPLIT_NAMES, check_name, decoding_of, differing
+from fastft.run.decodings import UNNAMED, Names, decoding_of, differing, names_joined, names_of_two
 from fastft.run.folder import COMPARISON, COMPARISON_ELSEWHERE, JUDGE_REPLIES, Run
 from fastft.scores.compare_conversations import Side, compare_conversations, conversation_lines, rows_of
 from fastft.scores.conversations import read_talks
@@ -78,8 +78,6 @@ _TITLES = {
     "words": "words of a response",
     "looping": "responses that loop, %",
 }
-_UNNAMED = SPLIT_NAMES[-1]
-"""Stands for the responses without a name, where others have one."""
 _UNDEFINED: dict[str, Any] = dict.fromkeys(("a", "b", "difference", "interval", "p", "exact")) | {"n": 0}
 """The row of a metric that the references leave undefined for every entry."""
 _NOTE = (
@@ -119,25 +117,20 @@ class CompareOptions(JudgeOptions, _PairOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for one in self.names():
-            check_name(one)
+        self.names()
 
-    def names(self) -> tuple[str | None, str | None]:
+    def names(self) -> Names:
         """What the responses of A and of B are called; None of those without a name.
 
         Raises:
-            UserError: there are more than two.
+            UserError: there are more than two, or one is no name.
         """
-        given = self.name if isinstance(self.name, list) else [self.name or _UNNAMED]
-        if len(given) > 2:
-            raise UserError(f"got --name {' '.join(given)}, expected one name, or two: of A's responses and of B's")
-        a, b = (None if one == _UNNAMED else one for one in (given[0], given[-1]))
-        return a, b
+        return names_of_two(self.name)
 
     def path(self) -> Path:
         """Where the figures go."""
         if self.out is None:
-            named = "-".join(dict.fromkeys(one or _UNNAMED for one in self.names())) if any(self.names()) else ""
+            named = names_joined(self.names()) if any(self.names()) else ""
             return self.run_a / COMPARISON.format(f"{self.run_b.resolve().name}{named and '.'}{named}")
         return self.out / COMPARISON_ELSEWHERE if self.out.is_dir() else self.out
 
@@ -522,7 +515,7 @@ def _check_ours(path: Path, options: CompareOptions) -> None:
         raise UserError(f"{path} compares with another run, {other}; choose another file with --out")
     names = earlier.get("names", [None, None])
     if names != list(options.names()):
-        said = " and ".join(str(one or _UNNAMED) for one in names)
+        said = " and ".join(str(one or UNNAMED) for one in names)
         raise UserError(f"{path} compares the responses {said}; choose another file with --out")
 
 
