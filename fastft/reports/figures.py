@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from fastft.common.errors import UserError
-from fastft.common.files import object_or_empty, read_json
+from fastft.common.files import object_or_empty
 from fastft.common.nearest import did_you_mean_path
 from fastft.metrics.statistics import bootstrap_mean, sign_flip, wilson
 from fastft.reports.answers import MOST_ANSWERS, Answer, answers_of, are_short, by_question
@@ -27,6 +27,7 @@ from fastft.run.ledger import read_ledger
 from fastft.run.metrics_file import read_metrics
 from fastft.scores.conversations import Talks, read_talks
 from fastft.scores.score import judge_identity, other_judges, read_responses, responses_sha256
+from fastft.scores.scores_file import read_scores
 
 TOKEN_KINDS = ("padded", "real", "computed", "supervised")
 CURVES = ("loss", "val_loss", "lr", "grad_norm")
@@ -364,15 +365,13 @@ def _read_scores(run: Run, name: str | None) -> tuple[dict[str, Any] | None, str
     path, responses = run.scores(name), run.responses_of("test", name)
     if not path.is_file():
         return None, None
-    scores = read_json(path, what="the scores")
-    parts = (scores.get("summary"), scores.get("judgements")) if isinstance(scores, dict) else (None, None)
-    if not isinstance(parts[0], dict) or not isinstance(parts[1], list):
-        raise UserError(f"{path} is not a file that fastft score wrote; move it away and score again")
-    if not responses.is_file() and parts[0].get("responses_sha256") is None:
+    scores = read_scores(path)
+    scored = scores["summary"].get("responses_sha256")
+    if not responses.is_file() and scored is None:
         return scores, None  # conversations alone were scored
     if not responses.is_file():
         return scores, f"{responses.name}, which was scored, is gone"
-    if parts[0].get("responses_sha256") != responses_sha256(run.folder, name):
+    if scored != responses_sha256(run.folder, name):
         again = f"fastft score --run {run.folder}{'' if name is None else f' --name {name}'}"
         return scores, f"{responses.name} has changed since it was scored: run {again} again"
     return scores, None

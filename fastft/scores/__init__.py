@@ -4,6 +4,7 @@ To be read in this order:
 
     conversations.py          conversations as a judge takes them, and their figures: `read_talks`, `Talks`,
                               `talk_notes`, `talks_in_words`
+    scores_file.py            a scores.json that can be relied on: `read_scores`
     score.py                  text metrics of every response, and a judge's score of each: `score`, `ScoreOptions`,
                               `summary_line`, `read_responses`, `responses_of`, `responses_sha256`, `judge_identity`,
                               `judges_differ`, `other_judges`, `rungs_in_words`, `OTHER_JUDGES`

@@ -65,6 +65,7 @@ from fastft.scores.score import (
     responses_of,
     responses_sha256,
 )
+from fastft.scores.scores_file import read_scores
 
 _TITLES = {
     "judge": "judge's mean",
@@ -457,7 +458,7 @@ def _scores_of(side: Side, n: int) -> tuple[Floats | None, Any, str | None]:
     remedy = f"`fastft score --run {run}{'' if name is None else f' --name {name}'}` makes them"
     if not path.is_file():
         return None, None, f"{_said(side)} has no scores; {remedy}"
-    saved = files.read_json(path, what="the scores")
+    saved = read_scores(path)
     try:
         summary = saved["summary"]
         scores = np.array([one["score"] for one in saved["judgements"]], dtype=np.float64)  # null becomes NaN

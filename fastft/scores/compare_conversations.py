@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from fastft.common import files
 from fastft.common.errors import UserError
 from fastft.metrics.statistics import LEVEL, bootstrap_mean, sign_flip
 from fastft.metrics.text_metrics import bounds
@@ -16,6 +15,7 @@ from fastft.pages.render import chance
 from fastft.run.folder import Run
 from fastft.scores.conversations import Talks, read_talks
 from fastft.scores.score import judge_identity, other_judges
+from fastft.scores.scores_file import read_scores
 
 Side = tuple[Path, str | None]
 """A run, and what its answers are called."""
@@ -87,7 +87,7 @@ def _scores_of(side: Side, talks: Talks) -> tuple[_Scores, Any, str | None]:
     path = Run(run).scores(name)
     said = str(run) if name is None else f"{run} ({name})"
     remedy = f"`fastft score --run {run}{'' if name is None else f' --name {name}'}`"
-    saved = files.object_or_empty(path)
+    saved = read_scores(path) if path.is_file() else {}
     summary = (saved.get("summary") or {}).get("conversations")
     if summary is None:
         return [], None, f"the conversations of {said} have no scores; {remedy} makes them"

@@ -44,6 +44,7 @@ from fastft.run.decodings import UNNAMED, Names, check_name, page_called
 from fastft.run.folder import AB_NUMBERS, Run, names_of
 from fastft.scores.ab import CHOICES, RATINGS_FORMAT, SCALE, AbOptions, Sheet, make_sheet
 from fastft.scores.score import OTHER_JUDGES, judge_identity, responses_of, responses_sha256
+from fastft.scores.scores_file import read_scores
 
 VERDICTS = ("first", "second", "tie", "both_bad")
 
@@ -408,7 +409,7 @@ def _judge_scores(run: Path, name: str | None) -> tuple[list[float | None], Any]
     remedy = f"fastft score --run {run}{'' if name is None else f' --name {name}'}"
     if not path.is_file():
         return f"{path} does not exist: {remedy}"
-    held = read_json(path, what="the scores")
+    held = read_scores(path)
     try:
         if held["summary"]["responses_sha256"] != responses_sha256(run, name):
             return f"{path} scores other responses: {remedy}"

@@ -36,6 +36,7 @@ from fastft.metrics import text_metrics as metrics
 from fastft.run.decodings import check_name, decoding_of, made_from
 from fastft.run.folder import JUDGE_REPLIES, Run
 from fastft.scores.conversations import Talks, read_talks, talk_notes, talks_in_words
+from fastft.scores.scores_file import read_scores
 
 _RUNGS = {
     "integer": "a bare integer",
@@ -515,10 +516,7 @@ def _check_ours(path: Path) -> None:
     """Refuses to write over a scores.json of something else."""
     if not path.is_file():
         return
-    scores = read_json(path, what="the scores of an earlier call")
-    parts = (scores.get("summary"), scores.get("judgements")) if isinstance(scores, dict) else (None, None)
-    if not (isinstance(parts[0], dict) and isinstance(parts[1], list)):
-        raise UserError(f"{path} is not a file that fastft score wrote; move it away")
+    read_scores(path)
 
 
 def _scores(judgements: Sequence[Judgement]) -> list[int]:
