@@ -152,9 +152,11 @@ def _base(base: Base, adapter: Adapter | None) -> str:
 
 def _data(run: Run, options: TrainOptions) -> str:
     said = files.object_or_empty(run.data)
+    held = said.get("files")
     rows = [
         [_source(str(one.get("source"))), *(one.get(name) for name in ("records", "train", "val", "test"))]
-        for one in said.get("files", [])
+        for one in (held if isinstance(held, list) else [])
+        if isinstance(one, dict)
     ]
     parts = [_table(("file", "records", "training", "validation", "test"), rows)] if rows else []
     hashes = dict(_hashes_of(options))

@@ -33,8 +33,16 @@ TOKEN_KINDS = ("padded", "real", "computed", "supervised")
 CURVES = ("loss", "val_loss", "lr", "grad_norm")
 
 _BINS = 10
+_NONE = type(None)
 _NAMED_FILES = (CONFIG, METRICS, RESPONSES, SCORES, CONVERSATIONS)
-_OF_PEOPLE = {"names", "raters", "n_items", "n_rated", "responses_sha256", "verdicts", "win_rate", "scale", "agreement"}
+_SHARE = {"n": int, "share": (int, float), "interval": list}
+_OF_PEOPLE: dict[str, Any] = {
+    "names": {"first": str, "second": str}, "raters": list, "n_items": int, "n_rated": int, "responses_sha256": list,
+    "verdicts": dict.fromkeys(("first", "second", "tie", "both_bad"), _SHARE),
+    "win_rate": {"rate": (int, float, _NONE)}, "scale": (dict, _NONE),
+    "agreement": {"raters": (dict, _NONE), "judge": dict},
+}  # fmt: skip
+"""Of ab.json what the page shows, by kinds."""
 _OF_THE_PLACE = {"out", "overwrite", "resume", "config"}  # settings that two runs of one kind may differ in
 
 
@@ -194,7 +202,8 @@ def read_run(folder: Path, name: str | None = None) -> RunFigures:
         name: of the responses, where they have one.
 
     Raises:
-        UserError: the folder does not exist, holds no file of a run, or holds one that cannot be read.
+        UserError: the folder does not exist, holds no file of a run, nothing of that name, or a file that cannot be
+            read.
     """
     if not folder.is_dir():
         near = did_you_mean_path(folder)
@@ -205,6 +214,13 @@ def read_run(folder: Path, name: str | None = None) -> RunFigures:
             f"make them with `fastft train --out {folder}`"
         )
     run = Run(folder)
+    if name is not None and not any(
+        path.is_file() for path in (run.responses_of("test", name), run.scores(name), run.conversations(name))
+    ):
+        raise UserError(
+            f"{folder} has neither responses nor conversations of the name {name}; make them with `fastft generate "
+            f"--run {folder} --name {name}`, or leave --name out"
+        )
     steps, validation = _read_metrics(run.metrics)
     scores, problem = _read_scores(run, name)
     entries = read_responses(folder, name) if run.responses_of("test", name).is_file() else []
@@ -395,9 +411,16 @@ def _people(run: Path, name: str | None) -> dict[str, Any] | None:
     people = object_or_empty(path)
     if not people:
         return None
-    if not people.keys() >= _OF_PEOPLE:
+    if not _is_of(people, _OF_PEOPLE):
         raise UserError(f"{path} is not a file that fastft ab wrote; move it away and import the ratings again")
     return {**people, "stale": people["responses_sha256"][0] != responses_sha256(run, name)}
+
+
+def _is_of(value: Any, form: Any) -> bool:
+    """Whether a value is of a kind, or an object of values that are."""
+    if not isinstance(form, dict):
+        return isinstance(value, form) and not isinstance(value, bool)
+    return isinstance(value, dict) and all(name in value and _is_of(value[name], one) for name, one in form.items())
 
 
 # --- The figures ---
@@ -410,9 +433,10 @@ def _training(steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[s
     val_losses = values_of(validation, "val_loss")
     seconds = sum_of(steps, "seconds")
     peak = max(values_of(steps, "memory_bytes"), default=None)
+    epoch = steps[-1].get("epoch") if steps else None
     return {
         "steps": len(steps),
-        "epochs": steps[-1].get("epoch") if steps else None,
+        "epochs": epoch if isinstance(epoch, int) else None,
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
         "last_val_loss": val_losses[-1] if val_losses else None,
@@ -445,7 +469,8 @@ def _steps_of_a_pass(
         return None
     if passes[-1] != passes[0]:
         return passes.count(passes[0])
-    files, dropped = data.get("files"), (data.get("train") or {}).get("dropped")
+    files, train = data.get("files"), data.get("train")
+    dropped = train.get("dropped") if isinstance(train, dict) else None
     batch = settings.get("batch_size", "")
     if not isinstance(files, list) or not isinstance(dropped, list) or not batch.isdecimal() or settings.get("mix"):
         return None

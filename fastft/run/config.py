@@ -371,6 +371,8 @@ def _named(option: str, value: str, such_as: str) -> list[str]:
         UserError: there is none before, between or behind the commas.
     """
     names = value.replace(" ", "").split(",")
+    if not value.strip():
+        raise UserError(f"got --{option} {value!r}, expected names, such as {such_as}")
     if not all(names):
         raise UserError(f"got --{option} {value!r}, with a comma and no name beside it; expected such as {such_as}")
     return names
