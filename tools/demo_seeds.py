@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     keep_freed_memory()
     rows = finished_rows(given.what, files.make_folder(given.out), given.examples, given.only)
-    table = TABLES[given.what](rows)
+    table = TABLES[given.what](rows) if rows else "Nothing is measured yet."
     print(table)
     if given.page is not None:
         files.write_text(given.page, between_marks(given.page.read_text(encoding="utf-8"), given.what, table))
@@ -225,8 +225,6 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 def _said_of(rows: Sequence[Row], of: int) -> str:
     """Where and with what the rows came about."""
-    if not rows:
-        return f"None of the {of} runs is there yet."
     unfinished = "" if len(rows) == of else f"{len(rows)} of {of} runs so far. "
     short = "" if rows[0]["examples"] is None else f"**Of about {rows[0]['examples']} training examples only.** "
     one = rows[0]
