@@ -12,7 +12,8 @@ from fastft.common.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from fastft.answers.asking import answer
-    from fastft.answers.generation import GenerateOptions, generate
+    from fastft.answers.generation import generate
+    from fastft.answers.options import GenerateOptions
     from fastft.batches.batch import Batch, pack
     from fastft.common.errors import FastftError, UserError
     from fastft.model.gpt2 import GPT2, GPT2Config
@@ -32,7 +33,7 @@ _HOMES = {
     "CompareOptions": "scores.compare",
     "FastftError": "common.errors",
     "GPT2Config": "model.gpt2",
-    "GenerateOptions": "answers.generation",
+    "GenerateOptions": "answers.options",
     "ReportOptions": "reports.report",
     "ScoreOptions": "scores.score",
     "TrainOptions": "run.config",

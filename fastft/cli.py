@@ -27,7 +27,7 @@ from fastft.common.version import __version__
 if TYPE_CHECKING:
     import jsonargparse
 
-    from fastft.answers.generation import GenerateOptions
+    from fastft.answers.options import GenerateOptions
     from fastft.demo import DemoOptions
     from fastft.export.export import ExportOptions
     from fastft.reports.report import ReportOptions
@@ -190,11 +190,11 @@ COMMANDS = {
         "train a model", "run.config:TrainOptions", _train, "training: loading torch, the data and the model"
     ),
     "generate": Command(
-        "answer the test prompts with a run's model", "answers.generation:GenerateOptions", _generate,
+        "answer the test prompts with a run's model", "answers.options:GenerateOptions", _generate,
         "answering: loading torch, the prompts and the model",
     ),
     "chat": Command(
-        "ask a run's model in the terminal", "answers.chat:ChatOptions", "answers.chat:chat",
+        "ask a run's model in the terminal", "answers.options:ChatOptions", "answers.chat:chat",
         "a chat: loading torch and the model",
     ),
     "score": Command(
@@ -332,7 +332,7 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
         check_config(of, _read_config(path), prog=prog, path=path)
     parser = options_parser(of, prog=prog)
     if "resume" in of.__dataclass_fields__:
-        arguments = _with_saved_config(parser, arguments)
+        arguments = _with_saved_config(parser, of, arguments)
     try:
         values = parser.parse_args(arguments)
     except jsonargparse.ArgumentError as error:
@@ -343,8 +343,13 @@ def parse(name: str, arguments: Sequence[str]) -> Any:
     return of(**{one.name: given[one.name] for one in fields(of)})
 
 
-def _with_saved_config(parser: jsonargparse.ArgumentParser, arguments: list[str]) -> list[str]:
-    """Puts the defaults of a recipe and the saved options of a resumed run in front of the options given."""
+def _with_saved_config(parser: jsonargparse.ArgumentParser, of: type[Any], arguments: list[str]) -> list[str]:
+    """Puts the defaults of a recipe and the saved options of a resumed run in front of the options given.
+
+    Raises:
+        UserError: the saved ones are not such as this version has.
+    """
+    from fastft.common.options import check_config
     from fastft.run.config import RECIPES, TrainOptions
     from fastft.run.folder import CONFIG
 
@@ -362,7 +367,10 @@ def _with_saved_config(parser: jsonargparse.ArgumentParser, arguments: list[str]
     if not _means_true(given("resume")):
         return arguments
     saved = Path(given("out") or TrainOptions().out) / CONFIG
-    return ["--config", str(saved), *_length_anew(given), *arguments] if saved.is_file() else arguments
+    if not saved.is_file():
+        return arguments
+    check_config(of, _read_config(str(saved)), prog=parser.prog, path=str(saved))
+    return ["--config", str(saved), *_length_anew(given), *arguments]
 
 
 def _length_anew(given: Callable[[str], str | None]) -> list[str]:

@@ -15,7 +15,7 @@ from fastft.common.console import SafeConsole
 from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
 from fastft.common.keywords import hidden_path, is_keyword
-from fastft.common.options import Condition, check_values, option
+from fastft.common.options import Condition, check_values, names_checked, option
 from fastft.data.audit import Findings
 from fastft.data.chat_template import template_named
 from fastft.data.encode import EncodedSet, EncodingRules, TooLong
@@ -36,6 +36,7 @@ _STYLES = {"prompt": "dim", "supervised": "bold green", "padding": "red"}
 _NO_WEIGHTS = Condition(lambda o, _: o.weights in (None, "none"), "no --weights, which have a size of their own")
 
 
+@names_checked
 @dataclass(frozen=True, kw_only=True)
 class InspectOptions(LearningOptions, DataOptions):
     """What is looked at; options that `fastft train` has too mean the same."""

@@ -8,8 +8,9 @@ import pickle
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import MISSING, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from fastft.common.errors import UserError
 from fastft.common.options import Option, check_config, table
 from fastft.common.version import __version__
 from fastft.run.config import BOOK_RECIPE, TrainOptions, to_yaml
+from fastft.run.folder import Run
 from fastft.scores.compare import CompareOptions
 
 
@@ -203,6 +205,35 @@ def test_what_python_alone_can_get_wrong(given: dict[str, object], said: str) ->
         replace(TrainOptions(), **given)  # type: ignore[arg-type] # the mistake
 
 
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "train"])
+def test_no_class_of_options_takes_a_name_of_none(name: str) -> None:
+    options = COMMANDS[name].options
+    with pytest.raises(UserError, match=f"got weightz, which is no option of {options.__name__}"):
+        options(**{one.name: Path("run") for one in table(options) if one.default is MISSING}, weightz=1)
+
+
+@pytest.mark.parametrize(("value", "remedy"), [("true", "put `track: tensorboard` there"), ("false", "take its line")])
+def test_an_option_of_an_earlier_version_in_a_runs_file(tmp_path: Path, value: str, remedy: str) -> None:
+    """What reads the run says what to do, and in which file."""
+    (tmp_path / "config.yaml").write_text(f"data: sample\nout: {tmp_path}\ntensorboard: {value}\n")
+    for ask in (
+        lambda: parse("train", ["--resume", "--out", str(tmp_path)]),
+        lambda: parse("train", ["--config", str(tmp_path / "config.yaml")]),
+        lambda: Run(tmp_path).options(),
+    ):
+        with pytest.raises(UserError, match=f"{tmp_path}/config.yaml: got tensorboard, .*{remedy}"):
+            ask()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"lora_r": 2, "lora_targets": "c_attn,"}, {"train_only": "wte,"}, {"track": "tensorboard,"}, {"train_roles": ","}],
+)
+def test_a_comma_without_a_name(given: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="with a comma and no name beside it; expected such as "):
+        TrainOptions(**given)
+
+
 def test_numbers_of_another_kind_are_taken_as_their_own() -> None:
     options = TrainOptions(lr=1, batch_size=np.int64(4), weight_decay=np.float32(0.5))
     assert [(type(x), x) for x in (options.lr, options.batch_size, options.weight_decay)] == [
@@ -286,6 +317,8 @@ HEAVY = ("torch", "transformers", "scipy", "nltk", "rouge_score", "sacrebleu", "
         (["--help"], (*HEAVY, "numpy", "jsonargparse", "rich", "yaml")),
         (["--version"], (*HEAVY, "numpy", "jsonargparse", "rich", "yaml")),
         (["train", "--help"], HEAVY),
+        (["generate", "--help"], HEAVY),
+        (["chat", "--help"], HEAVY),
         (["score", "--help"], HEAVY),
         (["report", "--help"], ("torch", "nltk", "rouge_score")),
     ],

@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastft.answers.generation import GenerateOptions
+from fastft.answers.generation import model_to_answer
+from fastft.answers.options import GenerateOptions
 from fastft.common import files
 from fastft.common.console import warn
 from fastft.common.effects import check_effects
@@ -102,7 +103,7 @@ def _run_of(options: GenerateOptions) -> Run | None:
 
 def _answers(options: GenerateOptions, questions: Sequence[Record]) -> Iterator[dict[str, Any]]:
     template = options.asked_by()
-    model = options.answering(template, rows=min(options.batch_size, len(questions)))
+    model = model_to_answer(options, template, rows=min(options.batch_size, len(questions)))
     prompts = prompts_of(questions, template, model.config.tokenizer)
     left_out = _without_room(prompts, questions, model.config.n_ctx, options)
     yield from _answered(model, template, options, questions, prompts, left_out)

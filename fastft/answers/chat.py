@@ -12,7 +12,8 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from fastft.answers.generation import AnswerOptions
+from fastft.answers.generation import model_to_answer
+from fastft.answers.options import ChatOptions
 from fastft.common.console import printable, say
 from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
@@ -28,15 +29,6 @@ HELP = (
     "/input TEXT gives the next instruction an input, /system TEXT is the system's text from now on, /new forgets what "
     "was said, /quit or Ctrl-D ends, Ctrl-C stops a response"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChatOptions(AnswerOptions):
-    """The options of `fastft chat`: those of answering."""
-
-    remember: bool | None = None
-    """Whether earlier questions and answers go along with each; not given: under templates of conversations (chatml,
-    llama3, vicuna, Jinja programs). What the context has no room for is forgotten, the oldest first."""
 
 
 @dataclass(slots=True)
@@ -92,7 +84,7 @@ def chat(options: ChatOptions) -> None:
     if sys.stdin is None or sys.stdin.closed:
         raise UserError("standard input is closed; expected instructions on it, one a line")
     template = options.asked_by()
-    model = options.answering(template, rows=1)
+    model = model_to_answer(options, template, rows=1)
     talk = Talk(template.as_transformers if options.remember is None else options.remember)
     given = ""
     if sys.stdin.isatty():

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastft.answers.benchmark import Conversation, read_conversations
-from fastft.answers.generation import GenerateOptions, as_a_run, made_of
+from fastft.answers.generation import as_a_run, made_of, model_to_answer
+from fastft.answers.options import GenerateOptions
 from fastft.answers.responses import Line, Responses
 from fastft.common.console import Meter, meter, say, warn
 from fastft.common.effects import check_effects
@@ -124,7 +125,7 @@ def _converse(run: Run, options: GenerateOptions, conversations: Sequence[Conver
     if len(missing) < asked:
         say(f"{asked - len(missing)} of {asked} turns are answered already")
     if missing:
-        model = options.answering(template, rows=options.batch_size)
+        model = model_to_answer(options, template, rows=options.batch_size)
         responses.begin()
         with meter("turns", asked, done=asked - len(missing)) as progress:
             for turn in range(talks.longest):

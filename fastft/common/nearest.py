@@ -26,6 +26,8 @@ def did_you_mean(got: str, names: Iterable[str]) -> str:
 def did_you_mean_path(path: Path) -> str:
     """The same of a file or folder that is not there, beside which others are."""
     names: list[str] = []
+    if path.exists():  # it is there, and is not what was wanted
+        return ""
     with contextlib.suppress(OSError):
         names = [one.name for one in path.parent.iterdir() if not one.name.startswith(".")]
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=_NEAR)

@@ -43,6 +43,7 @@ _SEVERAL = {Path: "paths", str: "several of them", float: "numbers with commas b
 _PLACES = {int: "INTEGER", float: "NUMBER", bool: "true|false", str: "TEXT", Path: "PATH"}
 _WRONG_VALUE = re.compile(r'Parser key "(?P<key>\w+)":.*(?:Got|Given) value: ?(?P<value>.*)', re.DOTALL)
 _NO_CONFIG = re.compile(r"File does not exist: '(?P<path>[^']*)'")
+_UNKNOWN = re.compile(r"Option '(?P<name>\w+)' is not accepted")
 _WIDTH = 80
 _NAMES_WIDTH = 26
 
@@ -90,6 +91,7 @@ class Option:
         may_change: whether a resumed run may change it: how far and how it runs, never what it computes; or when, in
             words.
         is_place: whether it is given by its place, and not by its name.
+        was: the name of an earlier version's option whose place it has taken.
     """
 
     name: str
@@ -102,6 +104,7 @@ class Option:
     needs: tuple[Condition, ...]
     may_change: bool | str
     is_place: bool
+    was: str | None
 
     @property
     def flag(self) -> str:
@@ -146,13 +149,15 @@ def option(
     at_most: float | None = None,
     needs: Condition | tuple[Condition, ...] = (),
     may_change: bool | str = False,
+    was: str | None = None,
 ) -> Any:
     """A field of a class of options, with what its annotation does not say: see `Option`.
 
     A class that gives a field another default keeps what the class before said of it.
     """
     needs = (needs,) if isinstance(needs, Condition) else needs
-    given = {"at_least": at_least, "at_most": at_most, "needs": needs or None, "may_change": may_change or None}
+    given = {"at_least": at_least, "at_most": at_most, "needs": needs or None, "may_change": may_change or None,
+             "was": was}  # fmt: skip
     more = {name: value for name, value in given.items() if value is not None}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=more)
@@ -196,6 +201,7 @@ def _read_table(options: type[Any]) -> tuple[Option, ...]:
             needs=more[one.name].get("needs", ()),
             may_change=more[one.name].get("may_change", False),
             is_place=not one.kw_only,
+            was=more[one.name].get("was"),
         )
         for one in fields(options)
     )
@@ -267,12 +273,12 @@ def names_checked(options: type[Options]) -> type[Options]:
     init = options.__init__
 
     @functools.wraps(init)
-    def checked(self: Options, **given: Any) -> None:
+    def checked(self: Options, *places: Any, **given: Any) -> None:
         names = [one.name for one in table(type(self))]
         for name in given:
             if name not in names:
                 raise UserError(f"got {name}, which is no option of {type(self).__name__}{did_you_mean(name, names)}")
-        init(self, **given)
+        init(self, *places, **given)
 
     options.__init__ = checked  # type: ignore[assignment] # a dataclass makes its own
     return options
@@ -345,12 +351,22 @@ def check_config(options: type[Any], values: Mapping[Any, Any], *, prog: str, pa
     rows = {one.name: one for one in table(options)}
     for name, value in values.items():
         if name not in rows:
-            near = did_you_mean(str(name).replace("-", "_"), list(rows))
-            raise UserError(f"{prog}: --config {path}: got {name}, which is no option of it{near}")
+            raise UserError(f"{prog}: --config {path}: {_no_option(options, str(name))}")
         try:
             check_given(rows[name], value)
         except UserError as error:
             raise UserError(f"{prog}: --config {path}: {error}") from None
+
+
+def _no_option(options: type[Any], name: str) -> str:
+    """What to do about a name in a file that is no option's: the nearest one, or the one that has taken its place."""
+    rows = {one.name: one for one in table(options)}
+    if now := next((one for one in rows.values() if one.was == name), None):
+        return (
+            f"got {name}, an option of an earlier version's; take its line out of the file, and put "
+            f"`{now.name}: {name}` there where it was true"
+        )
+    return f"got {name}, which is no option of it{did_you_mean(name.replace('-', '_'), list(rows))}"
 
 
 def without_effect(
@@ -541,6 +557,8 @@ def plain_error(error: Exception, options: type[Any]) -> str:
         return (
             f"--config: got {message.partition(':')[2].strip() or 'an empty file'}, expected options as `name: value`"
         )
+    if unknown := _UNKNOWN.search(message):
+        return _no_option(options, unknown["name"])
     message = re.sub(r'^Parser key "(\w+)"', r"--\1", message)
     if required := re.fullmatch(r"(.*arguments are required: )(.*)", message):
         named = [name.upper() if rows[name].is_place else rows[name].flag for name in required[2].split(", ")]

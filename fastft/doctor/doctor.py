@@ -27,7 +27,7 @@ from fastft.common import files
 from fastft.common.console import say
 from fastft.common.effects import check_effects
 from fastft.common.errors import EXIT_DONE, EXIT_FAILED
-from fastft.common.options import Condition, Facts, check_values, option
+from fastft.common.options import Condition, Facts, check_values, names_checked, option
 from fastft.common.version import __version__
 from fastft.doctor import child_tasks, kernel_checks, kernel_speeds
 from fastft.doctor.child_tasks import Found
@@ -56,6 +56,7 @@ _CUDA = Condition(
 )
 
 
+@names_checked
 @dataclass(frozen=True, kw_only=True)
 class DoctorOptions:
     """What is examined."""

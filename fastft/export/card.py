@@ -20,8 +20,9 @@ from fastft.export.base import Base, base_of
 from fastft.model.peft_reading import Adapter
 from fastft.reports.figures import RunFigures, read_run
 from fastft.run.config import TrainOptions
-from fastft.run.decodings import made_from
+from fastft.run.decodings import decoding_of, made_from
 from fastft.run.folder import Run
+from fastft.scores.conversations import talks_in_words
 
 _MOST_ROWS = 20
 _ALWAYS_TOLD = ("model", "template", "batch_size", "epochs", "steps", "lr", "schedule", "seed", "dtype")
@@ -59,7 +60,7 @@ def model_card(
         "## Base\n\n" + _base(base, adapter),
         "## Data\n\n" + _data(run, options),
         "## Training\n\n" + _training(figures, options),
-        "## Scores\n\n" + _scores(run, figures, weights_sha256),
+        "\n\n".join(["## Scores", _scores(run, figures, weights_sha256), *_named(run, weights_sha256)]),
         "## Limits\n\nNothing was measured but what stands above: not its truthfulness, not its safety, not what it "
         "does in other languages or on other tasks than its data's.",
     ]
@@ -151,9 +152,11 @@ def _base(base: Base, adapter: Adapter | None) -> str:
 
 def _data(run: Run, options: TrainOptions) -> str:
     said = files.object_or_empty(run.data)
+    held = said.get("files")
     rows = [
         [_source(str(one.get("source"))), *(one.get(name) for name in ("records", "train", "val", "test"))]
-        for one in said.get("files", [])
+        for one in (held if isinstance(held, list) else [])
+        if isinstance(one, dict)
     ]
     parts = [_table(("file", "records", "training", "validation", "test"), rows)] if rows else []
     hashes = dict(_hashes_of(options))
@@ -232,9 +235,29 @@ def _scores(run: Run, figures: RunFigures, weights_sha256: str) -> str:
         return "None were measured."
     if figures.scores_problem is not None:
         return "There are none of the model's present answers: they have changed since they were scored."
-    answered_by = files.object_or_empty(made_from(run.responses)).get("weights_sha256")
+    parts = [*_of_responses(run, figures, weights_sha256), *_of_talks(run, figures, weights_sha256)]
+    return "\n\n".join(parts)
+
+
+def _of_talks(run: Run, figures: RunFigures, weights_sha256: str) -> Iterator[str]:
+    """What is said of the conversations that these weights have had."""
+    talks = run.conversations(figures.responses_name)
+    had_by = files.object_or_empty(made_from(talks)).get("weights_sha256")
+    if figures.conversations is not None and had_by == weights_sha256:
+        judge = figures.conversations.get("judge") or {}
+        judged = f" The judge was `{judge.get('name')}`." if figures.conversations["judge_mean"] is not None else ""
+        yield f"Of conversations, turn by turn: {talks_in_words(figures.conversations)}.{judged}"
+
+
+def _of_responses(run: Run, figures: RunFigures, weights_sha256: str) -> Iterator[str]:
+    summary = figures.summary or {}
+    if not summary.get("n"):
+        return
+    answers = run.responses_of("test", figures.responses_name)
+    answered_by = files.object_or_empty(made_from(answers)).get("weights_sha256")
     if answered_by != weights_sha256:
-        return "There are none that are known to be these weights': the answers that were scored are of others."
+        yield "There are none that are known to be these weights': the answers that were scored are of others."
+        return
     rows = [
         [title, f"{value:.2f}", _interval(figures.intervals.get(name))]
         for title, name in _SCORES
@@ -242,7 +265,18 @@ def _scores(run: Run, figures: RunFigures, weights_sha256: str) -> str:
     ]
     judge = summary.get("judge") or {}
     judged = f" The judge was `{judge.get('name')}`." if summary.get("judge_mean") is not None else ""
-    return f"Over {summary.get('n')} test records.{judged}\n\n" + _table(("score", "value", "95% interval"), rows)
+    yield f"Over {summary.get('n')} test records.{judged}\n\n" + _table(("score", "value", "95% interval"), rows)
+
+
+def _named(run: Run, weights_sha256: str) -> Iterator[str]:
+    """The scores of responses that have a name, each with how they were decoded."""
+    for path in sorted(run.folder.glob("scores.*.json")):
+        name = path.name.removeprefix("scores.").removesuffix(".json")
+        if run.responses_of("test", name).is_file():
+            decoding = decoding_of(run.responses_of("test", name)) or {}
+            how = ", ".join(f"{key} {value}" for key, value in decoding.items()) or "nothing says how they were decoded"
+            said = _scores(run, read_run(run.folder, name), weights_sha256)
+            yield f"### Responses {name}\n\n{how[:1].upper()}{how[1:]}.\n\n{said}"
 
 
 def _interval(bounds: Sequence[float] | None) -> str:

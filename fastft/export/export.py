@@ -15,7 +15,7 @@ from fastft.common import files
 from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
 from fastft.common.optional import need
-from fastft.common.options import Condition, check_values, option
+from fastft.common.options import Condition, check_values, names_checked, option
 from fastft.data.chat_template import as_jinja
 from fastft.export.base import base_of
 from fastft.export.card import model_card
@@ -40,6 +40,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]i?B)", re.IGNORECASE)
 
 
+@names_checked
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
     """What is exported."""

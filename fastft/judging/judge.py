@@ -81,7 +81,7 @@ class Judge:
         self._reachable = self._problem is None
         if known is not None:
             self._settle(known)
-        if self._rows and not self._open_rows():
+        if not self._questions or (self._rows and not self._open_rows()):
             self._problem = None  # every answer is there already: no server is needed
 
     def ask(self) -> str | None:

@@ -47,6 +47,8 @@ def rows_of(
         server: who is asked.
         known: what is known of it.
     """
+    if not questions:
+        return []
     first_room = questions[0][0].room
 
     def asked(question: Question) -> Asked:

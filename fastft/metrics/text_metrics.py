@@ -286,7 +286,7 @@ def text_metrics(responses: Sequence[str], references: Sequence[str]) -> TextMet
 def summary(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The figures of answered entries (`output`, `model_response`), and under `by_category` those of each category.
 
-    Categories are in order of first appearance; an entry without one is in none.
+    Categories are in order of first appearance; an entry without one is in none. Of no entries no figure is defined.
     """
     parts: dict[str, list[Mapping[str, Any]]] = {}
     for entry in entries:
@@ -329,6 +329,9 @@ def accuracy(right: Sequence[bool]) -> dict[str, Any]:
 
 
 def _figures(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    if not entries:
+        undefined = dict.fromkeys((*NAMES, "distinct_1", "distinct_2", "multiple_choice"))
+        return {"n": 0, **undefined, "intervals": dict.fromkeys(NAMES), "left_out": {}, "empty_responses": 0}
     responses = [entry["model_response"] for entry in entries]
     return {
         **text_metrics(responses, [entry["output"] for entry in entries]),

@@ -15,24 +15,34 @@ from typing import Any
 import yaml
 
 from fastft.common.errors import UserError
-from fastft.common.files import object_or_empty, read_json
+from fastft.common.files import object_or_empty
 from fastft.common.nearest import did_you_mean_path
 from fastft.metrics.statistics import bootstrap_mean, sign_flip, wilson
 from fastft.reports.answers import MOST_ANSWERS, Answer, answers_of, are_short, by_question
 from fastft.reports.numbers import finite, sum_of, values_of
-from fastft.run.decodings import decoding_of, made_from
-from fastft.run.folder import AB_NUMBERS, CONFIG, DEMO, METRICS, RESPONSES, SCORES, Run
+from fastft.reports.talks import Talk, talks_of
+from fastft.run.decodings import decoding_of, made_from, page_called
+from fastft.run.folder import AB_NUMBERS, CONFIG, CONVERSATIONS, DEMO, METRICS, RESPONSES, SCORES, Run
 from fastft.run.ledger import read_ledger
 from fastft.run.metrics_file import read_metrics
-from fastft.scores.conversations import read_talks
+from fastft.scores.conversations import Talks, read_talks
 from fastft.scores.score import judge_identity, other_judges, read_responses, responses_sha256
+from fastft.scores.scores_file import read_scores
 
 TOKEN_KINDS = ("padded", "real", "computed", "supervised")
 CURVES = ("loss", "val_loss", "lr", "grad_norm")
 
 _BINS = 10
-_NAMED_FILES = (CONFIG, METRICS, RESPONSES, SCORES)
-_OF_PEOPLE = {"names", "raters", "n_items", "n_rated", "responses_sha256", "verdicts", "win_rate", "scale", "agreement"}
+_NONE = type(None)
+_NAMED_FILES = (CONFIG, METRICS, RESPONSES, SCORES, CONVERSATIONS)
+_SHARE = {"n": int, "share": (int, float), "interval": list}
+_OF_PEOPLE: dict[str, Any] = {
+    "names": {"first": str, "second": str}, "raters": list, "n_items": int, "n_rated": int, "responses_sha256": list,
+    "verdicts": dict.fromkeys(("first", "second", "tie", "both_bad"), _SHARE),
+    "win_rate": {"rate": (int, float, _NONE)}, "scale": (dict, _NONE),
+    "agreement": {"raters": (dict, _NONE), "judge": dict},
+}  # fmt: skip
+"""Of ab.json what the page shows, by kinds."""
 _OF_THE_PLACE = {"out", "overwrite", "resume", "config"}  # settings that two runs of one kind may differ in
 
 
@@ -97,6 +107,8 @@ class RunFigures:
     """What they were decoded with; None where nothing says it."""
     conversations: dict[str, Any] | None = None
     """The figures of the run's conversations in scores.json; None where they are not of those that are there."""
+    talks: Sequence[Talk] = ()
+    """The conversations themselves, with what the judge said of them where these are the ones."""
 
     @property
     def name(self) -> str:
@@ -178,6 +190,7 @@ class RunFigures:
             "responses_name": self.responses_name,
             "decoding": self.decoding,
             "conversations": self.conversations,
+            "talks": [talk.as_json() for talk in self.talks],
         }
 
 
@@ -189,7 +202,8 @@ def read_run(folder: Path, name: str | None = None) -> RunFigures:
         name: of the responses, where they have one.
 
     Raises:
-        UserError: the folder does not exist, holds no file of a run, or holds one that cannot be read.
+        UserError: the folder does not exist, holds no file of a run, nothing of that name, or a file that cannot be
+            read.
     """
     if not folder.is_dir():
         near = did_you_mean_path(folder)
@@ -200,6 +214,13 @@ def read_run(folder: Path, name: str | None = None) -> RunFigures:
             f"make them with `fastft train --out {folder}`"
         )
     run = Run(folder)
+    if name is not None and not any(
+        path.is_file() for path in (run.responses_of("test", name), run.scores(name), run.conversations(name))
+    ):
+        raise UserError(
+            f"{folder} has neither responses nor conversations of the name {name}; make them with `fastft generate "
+            f"--run {folder} --name {name}`, or leave --name out"
+        )
     steps, validation = _read_metrics(run.metrics)
     scores, problem = _read_scores(run, name)
     entries = read_responses(folder, name) if run.responses_of("test", name).is_file() else []
@@ -207,6 +228,8 @@ def read_run(folder: Path, name: str | None = None) -> RunFigures:
     settings, made_with = _read_config(run.config)
     tokens = _tokens(steps)
     ledger = read_ledger(read_metrics(run.ledger))
+    talks = read_talks(folder, name)
+    of_talks = _conversations(talks, scores)
     return RunFigures(
         folder=folder,
         settings=settings,
@@ -223,10 +246,11 @@ def read_run(folder: Path, name: str | None = None) -> RunFigures:
         answers=answers,
         before=finite(object_or_empty(folder / DEMO).get("exact_match_before")),
         ledger=None if ledger is None else asdict(ledger),
-        people=_people(folder) if name is None else None,  # what people rated are the responses without a name
+        people=_people(folder, name),
         responses_name=name,
         decoding=decoding_of(run.responses_of("test", name)),
-        conversations=_conversations(run, name, scores),
+        conversations=of_talks,
+        talks=talks_of(talks, None if of_talks is None else (scores or {}).get("conversations")),
     )
 
 
@@ -284,7 +308,7 @@ def headlines(run: RunFigures) -> list[Headline]:
     """The figures to look at first. A figure that says nothing about such references is not among them: of answers of
     one word, neither BLEU nor chrF nor ROUGE says more than how many are right."""
     summary = run.summary
-    if summary is None:
+    if summary is None or not summary.get("n"):
         return []
     bounds = {} if run.scores_problem else {**(summary.get("intervals") or {}), **run.intervals}
     before = "" if run.before is None else f"before training {run.before:.2f}"
@@ -357,13 +381,13 @@ def _read_scores(run: Run, name: str | None) -> tuple[dict[str, Any] | None, str
     path, responses = run.scores(name), run.responses_of("test", name)
     if not path.is_file():
         return None, None
-    scores = read_json(path, what="the scores")
-    parts = (scores.get("summary"), scores.get("judgements")) if isinstance(scores, dict) else (None, None)
-    if not isinstance(parts[0], dict) or not isinstance(parts[1], list):
-        raise UserError(f"{path} is not a file that fastft score wrote; move it away and score again")
+    scores = read_scores(path)
+    scored = scores["summary"].get("responses_sha256")
+    if not responses.is_file() and scored is None:
+        return scores, None  # conversations alone were scored
     if not responses.is_file():
         return scores, f"{responses.name}, which was scored, is gone"
-    if parts[0].get("responses_sha256") != responses_sha256(run.folder, name):
+    if scored != responses_sha256(run.folder, name):
         again = f"fastft score --run {run.folder}{'' if name is None else f' --name {name}'}"
         return scores, f"{responses.name} has changed since it was scored: run {again} again"
     return scores, None
@@ -376,21 +400,27 @@ def _judgements(scores: Mapping[str, Any]) -> list[Any]:
     return held if scored or scores["summary"].get("judge") else []
 
 
-def _conversations(run: Run, name: str | None, scores: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    held, talks = (scores or {}).get("summary", {}).get("conversations"), read_talks(run.folder, name)
+def _conversations(talks: Talks | None, scores: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    held = (scores or {}).get("summary", {}).get("conversations")
     return held if held and talks and held.get("conversations_sha256") == talks.sha256 else None
 
 
-def _people(run: Path) -> dict[str, Any] | None:
-    people = object_or_empty(run / AB_NUMBERS)
+def _people(run: Path, name: str | None) -> dict[str, Any] | None:
+    """What people said of the responses of a name, beside another run's of the same name."""
+    path = run / page_called(AB_NUMBERS, (name, name))
+    people = object_or_empty(path)
     if not people:
         return None
-    if not people.keys() >= _OF_PEOPLE:
-        raise UserError(
-            f"{run / AB_NUMBERS} is not a file that fastft ab wrote; move it away and import the ratings again"
-        )
-    rated = people["responses_sha256"][0]
-    return {**people, "stale": not (run / RESPONSES).is_file() or rated != responses_sha256(run)}
+    if not _is_of(people, _OF_PEOPLE):
+        raise UserError(f"{path} is not a file that fastft ab wrote; move it away and import the ratings again")
+    return {**people, "stale": people["responses_sha256"][0] != responses_sha256(run, name)}
+
+
+def _is_of(value: Any, form: Any) -> bool:
+    """Whether a value is of a kind, or an object of values that are."""
+    if not isinstance(form, dict):
+        return isinstance(value, form) and not isinstance(value, bool)
+    return isinstance(value, dict) and all(name in value and _is_of(value[name], one) for name, one in form.items())
 
 
 # --- The figures ---
@@ -403,9 +433,10 @@ def _training(steps: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[s
     val_losses = values_of(validation, "val_loss")
     seconds = sum_of(steps, "seconds")
     peak = max(values_of(steps, "memory_bytes"), default=None)
+    epoch = steps[-1].get("epoch") if steps else None
     return {
         "steps": len(steps),
-        "epochs": steps[-1].get("epoch") if steps else None,
+        "epochs": epoch if isinstance(epoch, int) else None,
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
         "last_val_loss": val_losses[-1] if val_losses else None,
@@ -438,7 +469,8 @@ def _steps_of_a_pass(
         return None
     if passes[-1] != passes[0]:
         return passes.count(passes[0])
-    files, dropped = data.get("files"), (data.get("train") or {}).get("dropped")
+    files, train = data.get("files"), data.get("train")
+    dropped = train.get("dropped") if isinstance(train, dict) else None
     batch = settings.get("batch_size", "")
     if not isinstance(files, list) or not isinstance(dropped, list) or not batch.isdecimal() or settings.get("mix"):
         return None

@@ -6,7 +6,7 @@ only the charts, drawn from numbers, go in as markup.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from markupsafe import Markup
 from fastft.common.errors import UserError
 from fastft.common.files import write_json
 from fastft.common.lock import writing
-from fastft.common.options import check_values, option
+from fastft.common.options import check_values, names_checked, option
 from fastft.pages.charts import Curve, chart
 from fastft.pages.render import write_page
 from fastft.reports.answer_data import answer_data
@@ -32,8 +32,10 @@ from fastft.reports.figures import (
     side_by_side,
 )
 from fastft.reports.plots import plots_of, write_plots
+from fastft.reports.talks import side_by_side as talks_side_by_side
 from fastft.run.decodings import check_name
 from fastft.run.folder import PLOTS, REPORT, REPORT_NUMBERS, names_of
+from fastft.scores.conversations import talk_notes
 from fastft.scores.score import rungs_in_words
 
 _TITLES = {"loss": "training loss", "val_loss": "validation loss", "lr": "learning rate", "grad_norm": "gradient norm"}
@@ -87,6 +89,7 @@ _BY_CATEGORY = (
 )  # fmt: skip
 
 
+@names_checked
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
     """The runs that are shown."""
@@ -168,7 +171,34 @@ def _context(runs: Sequence[RunFigures]) -> dict[str, Any]:
         "most_in_a_bar": max([1, *(count for _, counts in histograms for count in counts)]),
         "rungs": rungs_in_words,
         "answers": answer_data(runs, names),
+        "talks": talks_side_by_side([one.talks for one in runs]),
+        "talk_figures": _talk_figures(runs),
+        "talk_notes": [
+            (name, note) for name, one in named if one.conversations is not None for note in _notes(one.conversations)
+        ],
+        "talks_unscored": [name for name, one in named if one.talks and one.conversations is None],
     }
+
+
+def _notes(summary: Mapping[str, Any]) -> list[str]:
+    """What a reader of the figures of conversations has to know, and why no judge gave any."""
+    return [*talk_notes(summary), *([f"no judge: {why}"] if (why := summary.get("no_judge")) else [])]
+
+
+def _talk_figures(runs: Sequence[RunFigures]) -> list[tuple[str, list[tuple[Any, Any]]]]:
+    """What is known of conversations: a label, and each run's figure with its interval."""
+    held = [one.conversations or {} for one in runs]
+    turns = [one.get("turns", []) for one in held]
+    by_category = [one.get("by_category", {}) for one in held]
+    judged = [("Judge’s mean, all turns", held)]
+    for at in range(max(map(len, turns))):
+        judged.append((f"… turn {at + 1}", [own[at] if at < len(own) else {} for own in turns]))
+    for name in dict.fromkeys(name for own in by_category for name in own):
+        judged.append((f"… {name}", [own.get(name, {}) for own in by_category]))
+    rows = [(label, [(one.get("judge_mean"), one.get("judge_interval")) for one in of]) for label, of in judged]
+    named = [one.get("named") or {} for one in held]
+    rows.append(("Says the short right answer, %", [(one.get("accuracy"), one.get("interval")) for one in named]))
+    return [(label, values) for label, values in rows if any(value is not None for value, _ in values)]
 
 
 def _facts(run: RunFigures) -> str:
@@ -184,7 +214,9 @@ def _facts(run: RunFigures) -> str:
 
 def _compared(runs: Sequence[RunFigures]) -> list[dict[str, Any]]:
     """The table of all runs' figures in groups, with the best; a dash where one is undefined or not there."""
-    held = [{**run.as_json(), **({"scores": None} if run.scores_problem else {})} for run in runs]
+    none = {"scores": None}  # of other responses, or of conversations alone
+    held = [{**run.as_json(), **(none if run.scores_problem or not (run.summary or {}).get("n") else {})}
+            for run in runs]  # fmt: skip
     judges = [run.judge for run in runs if run.judge is not None]
     same_judge = all(judge == judges[0] for judge in judges)
     groups = []

@@ -114,7 +114,7 @@ class LearningOptions:
 
     def learn(self) -> Learn:
         """Which parts of an example are learned."""
-        roles = self.train_roles.replace(" ", "").split(",")
+        roles = _named("train_roles", self.train_roles, "assistant,user")
         return Learn(self.train_on or ("responses" if self.mask_prompt else "all"), tuple(cast(list[Role], roles)))
 
     def check_learning(self) -> None:
@@ -242,7 +242,7 @@ class PartOptions:
         return LoRA(
             r=self.lora_r,
             alpha=2.0 * self.lora_r if self.lora_alpha is None else self.lora_alpha,
-            targets=tuple(self.lora_targets.replace(" ", "").split(",")),
+            targets=tuple(_named("lora_targets", self.lora_targets, "c_attn,c_proj")),
             layers=layers_named(self.lora_layers),
             rslora=self.lora_rslora,
             dora=self.lora_dora,
@@ -263,6 +263,8 @@ class PartOptions:
             raise UserError("got --lora_r and --train_only, which both say what is trained; expected one of them")
         if self.train_only == "":
             raise UserError("got an empty --train_only, expected names of weights, such as h.20-23,ln_f")
+        if self.train_only is not None:
+            _named("train_only", self.train_only, "h.20-23,ln_f")
         self.lora()
 
 
@@ -340,13 +342,13 @@ class CallOptions:
     """Build everything, run the largest batch once, print the plan and stop."""
     ledger: bool = option(False, may_change=True)
     """Write each example's loss at each step to `ledger.jsonl`."""
-    track: str | None = option(None, may_change=True)
+    track: str | None = option(None, may_change=True, was="tensorboard")
     """Where the curves are to be seen too, by commas: tensorboard, wandb, mlflow, trackio, each an extra of fastft. A
     resumed run goes on with the same curves; a tracker that fails ends no training."""
 
     def trackers(self) -> list[Tracker]:
         """The trackers."""
-        return [] if self.track is None else cast(list[Tracker], self.track.replace(" ", "").split(","))
+        return [] if self.track is None else cast(list[Tracker], _named("track", self.track, "tensorboard,wandb"))
 
     def check_trackers(self) -> None:
         """Refuses names of no tracker.
@@ -360,6 +362,20 @@ class CallOptions:
             raise UserError(f"got --track {self.track} ({odd[0]!r}), expected some of {', '.join(known)}{near}")
         if len(set(self.trackers())) < len(self.trackers()):
             raise UserError(f"got --track {self.track}, expected each tracker once")
+
+
+def _named(option: str, value: str, such_as: str) -> list[str]:
+    """The names that an option gives by commas.
+
+    Raises:
+        UserError: there is none before, between or behind the commas.
+    """
+    names = value.replace(" ", "").split(",")
+    if not value.strip():
+        raise UserError(f"got --{option} {value!r}, expected names, such as {such_as}")
+    if not all(names):
+        raise UserError(f"got --{option} {value!r}, with a comma and no name beside it; expected such as {such_as}")
+    return names
 
 
 @names_checked

@@ -15,6 +15,11 @@ SETTINGS = ("max_new_tokens", "dtype", "temperature", "top_k", "top_p", "repetit
 SPLIT_NAMES = ("train", "val", "test")
 """Names of a run's splits, which no set of answers may have: `responses.val.json` is the validation split's."""
 
+Names = tuple[str | None, str | None]
+"""What the responses of one run are called, and those of another; None without a name."""
+
+UNNAMED = SPLIT_NAMES[-1]
+"""Stands for the responses without a name, where others have one."""
 _MADE_FROM = ".made-from.json"
 _NEUTRAL = {"top_k": 0, "top_p": 1.0}
 """What greedy answers leave unsaid, and means nothing where it is said."""
@@ -43,6 +48,33 @@ def check_name(name: str | None) -> None:
     if first in SPLIT_NAMES or name.lower().endswith("made-from"):
         meant = "a split" if first in SPLIT_NAMES else "what responses are made from"
         raise UserError(f"got --name {name}, which is reserved for {meant}; expected another one, such as greedy")
+
+
+def names_of_two(given: str | list[str] | None) -> Names:
+    """What the responses of one run and of another are called, by a `--name` that takes one name or two; None of those
+    without a name, which stand as `test` beside a name.
+
+    Raises:
+        UserError: there are more than two, or one is no name.
+    """
+    names = given if isinstance(given, list) else [given or UNNAMED]
+    if len(names) > 2:
+        raise UserError(f"got --name {' '.join(names)}, expected one name, or two: of A's responses and of B's")
+    a, b = (None if one == UNNAMED else one for one in (names[0], names[-1]))
+    check_name(a)
+    check_name(b)
+    return a, b
+
+
+def names_joined(names: Names) -> str:
+    """Two names as a part of a file's: `t1.0` where both are that, `greedy-t1.0`, `test-t1.0`."""
+    return "-".join(dict.fromkeys(one or UNNAMED for one in names))
+
+
+def page_called(file: str, names: Names) -> str:
+    """`ab.html`, of named responses `ab.t1.0.html`, of two names `ab.greedy-t1.0.html`."""
+    stem, _, kind = file.rpartition(".")
+    return f"{stem}.{names_joined(names)}.{kind}" if any(names) else file
 
 
 def called(stem: str, name: str | None) -> str:

@@ -19,7 +19,7 @@ from fastft.data.folder_tokenizer import tokenizer_of
 from fastft.data.tokenizer import Tokenizer, gpt2_tokenizer
 from fastft.model.names import ADAPTER, ADAPTER_CONFIG, WEIGHTS
 from fastft.run.config import CONFIG_BEGINS, TrainOptions, from_yaml
-from fastft.run.decodings import SPLIT_NAMES, called
+from fastft.run.decodings import SPLIT_NAMES, UNNAMED, called, page_called
 
 CONFIG, DATA, METRICS, LEDGER = "config.yaml", "data.json", "metrics.jsonl", "ledger.jsonl"
 TRACKERS = "trackers.json"
@@ -178,16 +178,21 @@ class Run:
         return [path for path in dict.fromkeys(found) if path.is_symlink() or path.exists()]
 
     def _answers(self) -> list[Path]:
-        """What lies beside answers, and the answers and scores of the names that are told by it: what somebody has
-        copied to `scores.old.json` is theirs."""
-        found = []
+        """What lies beside answers, and the answers, scores and ratings of the names that are told by it: what somebody
+        has copied to `scores.old.json` is theirs."""
+        found, names = [], [UNNAMED]
         for kind, end in itertools.product(_ANSWERS, _BESIDE_ANSWERS):
             for path in sorted(self.folder.glob(f"{kind}*{end}")):
                 name = path.name.removesuffix(end)
                 found += [path, self.folder / f"{name}.json"]
                 own = name.removeprefix(f"{kind}.")
-                found += [self.scores(own)] if own not in (kind, *SPLIT_NAMES) else []
-        return found
+                if own not in (kind, *SPLIT_NAMES):
+                    names.append(own)
+        found += [self.scores(own) for own in names[1:]]
+        pairs = {(one, one) for one in names[1:]} | {*itertools.permutations(dict.fromkeys(names), 2)}
+        return found + [
+            self.folder / page_called(file, pair) for pair in sorted(pairs) for file in (AB_PAGE, AB_NUMBERS)
+        ]
 
     def refuse_files_of_others(self, inputs: Iterable[tuple[str, Path]]) -> None:
         """Looks for files under the names that a run writes, or that `--overwrite` removes, which are not this run's.
@@ -247,7 +252,7 @@ class Run:
         if self.folder.resolve() not in path.resolve().parents:
             return False
         first = path.resolve().relative_to(self.folder.resolve()).parts[0]
-        return first in names or first.partition(".")[0] in (*_ANSWERS, "scores")
+        return first in names or first.partition(".")[0] in (*_ANSWERS, "scores", "ab")
 
     def holds_something(self) -> bool:
         """Whether a run has left something in the folder that another one would replace."""

@@ -22,9 +22,10 @@ from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
 from fastft.common.lock import writing
 from fastft.common.nearest import did_you_mean_path
-from fastft.common.options import Condition, check_values, option
+from fastft.common.options import Condition, check_values, names_checked, option
 from fastft.data.records import left_out
 from fastft.pages.render import write_page
+from fastft.run.decodings import Names, names_of_two, page_called
 from fastft.run.folder import AB_PAGE, RESPONSES
 from fastft.scores.compare import matched
 from fastft.scores.score import read_responses
@@ -37,6 +38,7 @@ SCALE = (1, 2, 3, 4, 5)
 _A_PAGE = Condition(lambda o, _: not o.import_, "a page to make: ratings that are imported say it themselves")
 
 
+@names_checked
 @dataclass(frozen=True)
 class AbOptions:
     """The runs, and how they are shown."""
@@ -46,6 +48,10 @@ class AbOptions:
     run_b: Path | None = None
     """The other run, which has answered the same questions."""
     _: KW_ONLY
+    name: str | list[str] | None = option(None, needs=_A_PAGE)
+    """What the responses are called, where they have a name, in both runs; or two names, of the first run's and of the
+    second's, by which two decodings of one run are rated. In place of a name, test means the responses without one.
+    The page is then ab.NAME.html."""
     import_: list[Path] = option([])
     """Files that the page has exported, one of each rater: sums them up instead of making a page."""
     seed: int = option(123, needs=_A_PAGE)
@@ -61,10 +67,19 @@ class AbOptions:
 
     def __post_init__(self) -> None:
         check_values(self)
+        self.names()
         if (self.run_a is None) != (self.run_b is None):
             raise UserError(f"got one run, {self.run_a or self.run_b}, expected two: fastft ab RUN_A RUN_B")
         if self.run_a is None and not self.import_:
             raise UserError("got no run, expected two: fastft ab RUN_A RUN_B, or fastft ab --import RATINGS.json ...")
+
+    def names(self) -> Names:
+        """What the responses of the first run and of the second are called; None of those without a name.
+
+        Raises:
+            UserError: there are more than two, or one is no name.
+        """
+        return names_of_two(self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +100,8 @@ class Sheet:
     """What a page shows, and what it does not: which run is behind which letter."""
 
     runs: tuple[Path, Path]
+    names: Names
+    """What the responses are called."""
     seed: int
     limit: int | None
     items: tuple[Item, ...]
@@ -103,7 +120,7 @@ class Sheet:
 
 
 def make_page(options: AbOptions) -> Path:
-    """Writes RUN_A/ab.html and returns its path.
+    """Writes RUN_A/ab.html, of named responses RUN_A/ab.NAME.html, and returns its path.
 
     Raises:
         UserError: a run has no responses, they answer other questions, all answers are the same, or another process
@@ -112,19 +129,19 @@ def make_page(options: AbOptions) -> Path:
     assert options.run_a is not None
     assert options.run_b is not None
     check_effects(options)
-    sheet = make_sheet((options.run_a, options.run_b), options.seed, options.limit)
-    path = options.run_a / AB_PAGE
+    sheet = make_sheet((options.run_a, options.run_b), options.seed, options.limit, options.names())
+    path = options.run_a / page_called(AB_PAGE, options.names())
     shown = _page_data(sheet, options)
     with writing(options.run_a):
         write_page(path, "ab.html.j2", styles=("base.css", "ab.css"), scripts=("ab.js",), data=shown)
     return path
 
 
-def make_sheet(runs: tuple[Path, Path], seed: int, limit: int | None) -> Sheet:
+def make_sheet(runs: tuple[Path, Path], seed: int, limit: int | None, names: Names = (None, None)) -> Sheet:
     """Draws what a page of two runs asks, and in which order. The same arguments give the same sheet."""
-    if runs[0].resolve() == runs[1].resolve():
-        raise UserError(f"got {runs[0]} twice, expected two runs")
-    first, second = map(_responses_of, runs)
+    if runs[0].resolve() == runs[1].resolve() and names[0] == names[1]:
+        raise UserError(f"got {runs[0]} twice, expected two runs, or two --name of one run's responses")
+    first, second = map(_responses_of, runs, names)
     order = matched(first, second, *runs)
     pairs = [(entry, second[place]) for entry, place in zip(first, order, strict=True)]
     answered = [row for row, pair in enumerate(pairs) if not any(map(left_out, pair))]
@@ -139,14 +156,16 @@ def make_sheet(runs: tuple[Path, Path], seed: int, limit: int | None) -> Sheet:
     first_is_a = [place % 2 == 0 for place in range(len(rows))]
     draw.shuffle(first_is_a)
     items = [_item(row, *pairs[row], swapped=not is_a) for row, is_a in zip(rows, first_is_a, strict=True)]
-    return Sheet(runs, seed, limit, tuple(items), tuple(first_is_a), tuple(order), len(answered) - len(differing))
+    return Sheet(
+        runs, names, seed, limit, tuple(items), tuple(first_is_a), tuple(order), len(answered) - len(differing)
+    )
 
 
-def _responses_of(run: Path) -> list[dict[str, Any]]:
+def _responses_of(run: Path, name: str | None) -> list[dict[str, Any]]:
     if not run.is_dir():
         near = did_you_mean_path(run)
         raise UserError(f"no such run: {run} is not a folder{near}; fastft ab takes two runs that have {RESPONSES}")
-    return read_responses(run)
+    return read_responses(run, name)
 
 
 def _answer(entry: Mapping[str, Any]) -> str:
@@ -166,6 +185,7 @@ def _page_data(sheet: Sheet, options: AbOptions) -> dict[str, Any]:
         "format": RATINGS_FORMAT,
         "page": sheet.page,
         "runs": [str(run) for run in sheet.runs],
+        "names": list(sheet.names),
         "seed": sheet.seed,
         "limit": sheet.limit,
         "scale": options.scale,

@@ -25,6 +25,7 @@ from fastft.common.console import SafeConsole, meter, say
 from fastft.common.errors import JudgeUnavailable, UserError
 from fastft.common.lock import writing
 from fastft.common.nearest import did_you_mean_path
+from fastft.common.options import names_checked
 from fastft.data.records import category_of, choices_of
 from fastft.judging import pairwise
 from fastft.judging.journal import Journal
@@ -51,17 +52,20 @@ from fastft.metrics.statistics import (
 )
 from fastft.metrics.text_metrics import NAMES, Measure, bounds, measures, multiple_choice_measure, words_of
 from fastft.pages.render import chance
-from fastft.run.decodings import SPLIT_NAMES, check_name, decoding_of, differing
+from fastft.run.decodings import UNNAMED, Names, decoding_of, differing, names_joined, names_of_two
 from fastft.run.folder import COMPARISON, COMPARISON_ELSEWHERE, JUDGE_REPLIES, Run
-from fastft.scores.compare_conversations import Side, compare_conversations, conversation_lines
+from fastft.scores.compare_conversations import Side, compare_conversations, conversation_lines, rows_of
+from fastft.scores.conversations import read_talks
 from fastft.scores.score import (
     judge_identity,
     judges_differ,
     left_out_rows,
     other_judges,
     read_responses,
+    responses_of,
     responses_sha256,
 )
+from fastft.scores.scores_file import read_scores
 
 _TITLES = {
     "judge": "judge's mean",
@@ -75,13 +79,12 @@ _TITLES = {
     "words": "words of a response",
     "looping": "responses that loop, %",
 }
-_UNNAMED = SPLIT_NAMES[-1]
-"""Stands for the responses without a name, where others have one."""
 _UNDEFINED: dict[str, Any] = dict.fromkeys(("a", "b", "difference", "interval", "p", "exact")) | {"n": 0}
 """The row of a metric that the references leave undefined for every entry."""
 _NOTE = (
     f"A less B, by entry; {LEVEL:.0%} intervals: BCa bootstrap over entries ({RESAMPLES:,} resamples, seed {SEED}); "
-    "p by the paired permutation test, two-sided, of one row alone; p of all: raised for the number of rows (Holm)"
+    "p by the paired permutation test, two-sided, of one row alone; p of all: raised for the number of rows, those of "
+    "conversations among them (Holm)"
 )
 
 
@@ -104,6 +107,7 @@ class _PairOptions:
     """Ask a judge which of the two responses is better, in both orders."""
 
 
+@names_checked
 @dataclass(frozen=True)
 class CompareOptions(JudgeOptions, _PairOptions):
     """The options of `fastft compare`."""
@@ -114,25 +118,20 @@ class CompareOptions(JudgeOptions, _PairOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for one in self.names():
-            check_name(one)
+        self.names()
 
-    def names(self) -> tuple[str | None, str | None]:
+    def names(self) -> Names:
         """What the responses of A and of B are called; None of those without a name.
 
         Raises:
-            UserError: there are more than two.
+            UserError: there are more than two, or one is no name.
         """
-        given = self.name if isinstance(self.name, list) else [self.name or _UNNAMED]
-        if len(given) > 2:
-            raise UserError(f"got --name {' '.join(given)}, expected one name, or two: of A's responses and of B's")
-        a, b = (None if one == _UNNAMED else one for one in (given[0], given[-1]))
-        return a, b
+        return names_of_two(self.name)
 
     def path(self) -> Path:
         """Where the figures go."""
         if self.out is None:
-            named = "-".join(dict.fromkeys(one or _UNNAMED for one in self.names())) if any(self.names()) else ""
+            named = names_joined(self.names()) if any(self.names()) else ""
             return self.run_a / COMPARISON.format(f"{self.run_b.resolve().name}{named and '.'}{named}")
         return self.out / COMPARISON_ELSEWHERE if self.out.is_dir() else self.out
 
@@ -156,6 +155,8 @@ def _compare(options: CompareOptions) -> dict[str, Any]:
     # Made first: a mistyped address is to be heard of at once, not after the figures.
     server = options.server() if options.pairwise else None
     sides = _sides_of(options)
+    if _have_only_talked(sides):
+        return _compare_talks(options, sides)
     a, b = (read_responses(*side) for side in sides)
     order = matched(a, b, options.run_a, options.run_b)
     b = [b[index] for index in order]
@@ -171,13 +172,15 @@ def _compare(options: CompareOptions) -> dict[str, Any]:
     path = options.path()
     _check_ours(path, options)
     talks, no_talks = compare_conversations(sides)
+    found = figures(a, b, scores)
+    raise_for_all([found["judge"], *found["metrics"].values(), *rows_of(talks)])
     result = {
         **_what_is_compared(sides),
         "differing_judge": judges_differ(*judges) if all(judges) else {},
         "n": len(a),
         "left_out_rows": rows,
         "note": _NOTE,
-        **figures(a, b, scores),
+        **found,
         "no_judge": why_not,
         "conversations": talks,
         "no_conversations": no_talks,
@@ -200,6 +203,42 @@ def _compare(options: CompareOptions) -> dict[str, Any]:
     return result
 
 
+def _have_only_talked(sides: Sequence[Side]) -> bool:
+    """Whether both runs have had conversations, and neither has responses."""
+    return all(not responses_of(*side).is_file() and read_talks(*side) is not None for side in sides)
+
+
+def _compare_talks(options: CompareOptions, sides: Sequence[Side]) -> dict[str, Any]:
+    """The comparison of two runs without responses: of their conversations alone.
+
+    Raises:
+        UserError: they do not compare, or responses are to be compared in pairs.
+    """
+    if options.pairwise:
+        raise UserError("got --pairwise, and neither run has responses; make them with `fastft generate`")
+    path = options.path()
+    _check_ours(path, options)
+    talks, why_not = compare_conversations(sides)
+    if talks is None:
+        raise UserError(f"nothing to compare: neither run has responses, and of their conversations {why_not}")
+    raise_for_all(rows_of(talks))
+    result = {
+        **_what_is_compared(sides),
+        "differing_judge": {},
+        "n": 0,
+        "left_out_rows": {"a": [], "b": []},
+        "note": _NOTE,
+        "judge": None,
+        "metrics": {},
+        "no_judge": None,
+        "conversations": talks,
+        "no_conversations": None,
+        "pairwise": None,
+    }
+    files.write_json(path, result)
+    return result
+
+
 def _sides_of(options: CompareOptions) -> list[Side]:
     """Both runs, each with the name of its responses.
 
@@ -217,8 +256,9 @@ def _sides_of(options: CompareOptions) -> list[Side]:
 
 
 def _what_is_compared(sides: Sequence[Side]) -> dict[str, Any]:
-    """The runs, their responses, and what these were decoded with."""
-    decodings = [decoding_of(Run(run).responses_of("test", name)) for run, name in sides]
+    """The runs, their responses (or, without, their conversations), and what these were decoded with."""
+    held = [(responses_of(*side), Run(side[0]).conversations(side[1])) for side in sides]
+    decodings = [decoding_of(responses if responses.is_file() else talks) for responses, talks in held]
     return {
         "run_a": str(sides[0][0]),
         "run_b": str(sides[1][0]),
@@ -239,7 +279,7 @@ def figures(
         scores: the judge's of both, `[N]` each, NaN where there is none; None leaves the judge out.
 
     Returns:
-        `judge` (`judge_figures`) and `metrics` (`metric_figures`), each row also with `p_of_all`.
+        `judge` (`judge_figures`) and `metrics` (`metric_figures`).
     """
     texts_a, texts_b = ([entry["model_response"] for entry in entries] for entries in (a, b))
     outputs = [entry["output"] for entry in a]
@@ -252,12 +292,16 @@ def figures(
     choices_a, choices_b = (multiple_choice_measure([pair[side] for pair in same]) for side in (0, 1))
     if choices_a is not None and choices_b is not None:
         found |= metric_figures({"multiple_choice": choices_a}, {"multiple_choice": choices_b})
-    for row in found.values():
-        row["p_of_all"] = None
-    rows = [*([judged] if judged else []), *(row for row in found.values() if row["p"] is not None)]
-    for row, raised in zip(rows, holm([row["p"] for row in rows]), strict=True):
-        row["p_of_all"] = raised
     return {"judge": judged, "metrics": found}
+
+
+def raise_for_all(rows: Sequence[dict[str, Any] | None]) -> None:
+    """Gives each row of a comparison `p_of_all`: its `p` raised for the number of rows that have one (Holm)."""
+    tested = [row for row in rows if row is not None and row["p"] is not None]
+    for row in filter(None, rows):
+        row["p_of_all"] = None
+    for row, raised in zip(tested, holm([row["p"] for row in tested]), strict=True):
+        row["p_of_all"] = raised
 
 
 def metric_figures(a: Mapping[str, Measure], b: Mapping[str, Measure]) -> dict[str, dict[str, Any]]:
@@ -362,7 +406,7 @@ def matched(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], run_
 def show(result: Mapping[str, Any], path: Path) -> None:
     """Prints the comparison for people."""
     out = SafeConsole(highlight=False, soft_wrap=True)
-    out.print(_table(result))
+    out.print(_table(result) if result["n"] else "   ".join(_sides(result)), markup=result["n"] > 0)
     lines = [*_decoding_lines(result), *_left_out_lines(result), *_judge_lines(result["judge"])]
     lines += conversation_lines(result["conversations"], result["no_conversations"])
     for line in [*lines, *_pairwise_lines(result["pairwise"])]:
@@ -414,7 +458,7 @@ def _scores_of(side: Side, n: int) -> tuple[Floats | None, Any, str | None]:
     remedy = f"`fastft score --run {run}{'' if name is None else f' --name {name}'}` makes them"
     if not path.is_file():
         return None, None, f"{_said(side)} has no scores; {remedy}"
-    saved = files.read_json(path, what="the scores")
+    saved = read_scores(path)
     try:
         summary = saved["summary"]
         scores = np.array([one["score"] for one in saved["judgements"]], dtype=np.float64)  # null becomes NaN
@@ -472,7 +516,7 @@ def _check_ours(path: Path, options: CompareOptions) -> None:
         raise UserError(f"{path} compares with another run, {other}; choose another file with --out")
     names = earlier.get("names", [None, None])
     if names != list(options.names()):
-        said = " and ".join(str(one or _UNNAMED) for one in names)
+        said = " and ".join(str(one or UNNAMED) for one in names)
         raise UserError(f"{path} compares the responses {said}; choose another file with --out")
 
 

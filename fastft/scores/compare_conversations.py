@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from fastft.common import files
 from fastft.common.errors import UserError
 from fastft.metrics.statistics import LEVEL, bootstrap_mean, sign_flip
 from fastft.metrics.text_metrics import bounds
+from fastft.pages.render import chance
 from fastft.run.folder import Run
 from fastft.scores.conversations import Talks, read_talks
 from fastft.scores.score import judge_identity, other_judges
+from fastft.scores.scores_file import read_scores
 
 Side = tuple[Path, str | None]
 """A run, and what its answers are called."""
@@ -45,6 +46,11 @@ def compare_conversations(sides: Sequence[Side]) -> tuple[dict[str, Any] | None,
     return _figures(scores_a, [scores_b[index] for index in order]), None
 
 
+def rows_of(found: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The rows of a comparison of conversations, each with a p of its own: all turns together, the first ones, ..."""
+    return [] if found is None else [found, *found["turns"]]
+
+
 def conversation_lines(found: dict[str, Any] | None, why_not: str | None) -> list[str]:
     """What a comparison of conversations says, for people."""
     if found is None:
@@ -57,7 +63,8 @@ def _row(row: dict[str, Any]) -> str:
     if row["difference"] is None:
         return "no conversation has scores of both"
     interval = "" if row["interval"] is None else f" {LEVEL:.0%} [{row['interval'][0]:+.2f}, {row['interval'][1]:+.2f}]"
-    return f"A {row['a']:.2f}, B {row['b']:.2f}, A - B {row['difference']:+.2f}{interval}, p {row['p']:.3g}"
+    tested = f"p {chance(row['p'])}, of all {chance(row['p_of_all'])}"
+    return f"A {row['a']:.2f}, B {row['b']:.2f}, A - B {row['difference']:+.2f}{interval}, {tested}"
 
 
 def _order(a: Talks, b: Talks) -> list[int] | None:
@@ -80,7 +87,7 @@ def _scores_of(side: Side, talks: Talks) -> tuple[_Scores, Any, str | None]:
     path = Run(run).scores(name)
     said = str(run) if name is None else f"{run} ({name})"
     remedy = f"`fastft score --run {run}{'' if name is None else f' --name {name}'}`"
-    saved = files.object_or_empty(path)
+    saved = read_scores(path) if path.is_file() else {}
     summary = (saved.get("summary") or {}).get("conversations")
     if summary is None:
         return [], None, f"the conversations of {said} have no scores; {remedy} makes them"

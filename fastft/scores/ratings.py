@@ -40,9 +40,11 @@ from fastft.metrics.statistics import (
     wilson,
 )
 from fastft.pages.render import chance
-from fastft.run.folder import AB_NUMBERS, RESPONSES, SCORES, names_of
+from fastft.run.decodings import UNNAMED, Names, check_name, page_called
+from fastft.run.folder import AB_NUMBERS, Run, names_of
 from fastft.scores.ab import CHOICES, RATINGS_FORMAT, SCALE, AbOptions, Sheet, make_sheet
-from fastft.scores.score import OTHER_JUDGES, judge_identity, responses_sha256
+from fastft.scores.score import OTHER_JUDGES, judge_identity, responses_of, responses_sha256
+from fastft.scores.scores_file import read_scores
 
 VERDICTS = ("first", "second", "tie", "both_bad")
 
@@ -75,6 +77,8 @@ class RatingsFile:
     rater: str
     page: str
     runs: tuple[Path, Path]
+    names: Names
+    """What the responses are called."""
     seed: int
     limit: int | None
     rows: list[dict[str, Any]]
@@ -93,7 +97,7 @@ class Verdict:
 
 
 def import_ratings(options: AbOptions) -> tuple[Path, dict[str, Any]]:
-    """Sums up ratings of one page, writes RUN_A/ab.json, and returns its path and what it holds.
+    """Sums up ratings of one page, writes RUN_A/ab.json (RUN_A/ab.NAME.json), and returns its path and what it holds.
 
     Raises:
         UserError: a file holds no ratings, or ratings of another page than the two runs give.
@@ -104,7 +108,7 @@ def import_ratings(options: AbOptions) -> tuple[Path, dict[str, Any]]:
     sheet = _sheet_of(files[0], options)
     by_rater = {file.rater: _unblinded(file, sheet) for file in files}
     result = summary(sheet, by_rater)
-    path = sheet.runs[0] / AB_NUMBERS
+    path = sheet.runs[0] / page_called(AB_NUMBERS, sheet.names)
     with writing(sheet.runs[0]):
         write_json(path, result)
     return path, result
@@ -119,9 +123,11 @@ def _read(path: Path) -> RatingsFile:
         raise UserError(f"{path} is no file of ratings: expected what the page of fastft ab exports")
     try:
         first, second = map(Path, value["runs"])
+        a, b = value.get("names", (None, None))
         file = RatingsFile(
-            path, str(value["rater"]), value["page"], (first, second), value["seed"], value["limit"], value["ratings"]
-        )
+            path, str(value["rater"]), value["page"], (first, second), (a, b), value["seed"], value["limit"],
+            value["ratings"],
+        )  # fmt: skip
         _check_draw(file)
         for row in file.rows:
             _check_row(row)
@@ -138,6 +144,10 @@ def _read(path: Path) -> RatingsFile:
 def _check_draw(file: RatingsFile) -> None:
     if not isinstance(file.seed, int) or not (file.limit is None or (isinstance(file.limit, int) and file.limit > 0)):
         raise ValueError(f"seed {file.seed!r} and limit {file.limit!r}, expected whole numbers")
+    if not all(name is None or isinstance(name, str) for name in file.names):
+        raise ValueError(f"names {file.names!r}, expected texts, or null")
+    for name in file.names:
+        check_name(name)
 
 
 def _check_row(row: Mapping[str, Any]) -> None:
@@ -169,12 +179,12 @@ def _sheet_of(file: RatingsFile, options: AbOptions) -> Sheet:
     runs = file.runs
     if options.run_a is not None and options.run_b is not None:
         runs = (options.run_a, options.run_b)
-    elif not all((run / RESPONSES).is_file() for run in runs):
+    elif not all(responses_of(*side).is_file() for side in zip(runs, file.names, strict=True)):
         raise UserError(
             f"{file.path} was made of {runs[0]} and {runs[1]}, which are not here; "
             f"say where they are: fastft ab RUN_A RUN_B --import {file.path}"
         )
-    sheet = make_sheet(runs, file.seed, file.limit)
+    sheet = make_sheet(runs, file.seed, file.limit, file.names)
     if sheet.page != file.page:
         raise UserError(
             f"{file.path} rates other answers than {runs[0]} and {runs[1]} give now: these are other runs, in another "
@@ -208,11 +218,12 @@ def summary(sheet: Sheet, by_rater: Mapping[str, Sequence[Rating]]) -> dict[str,
     verdicts = _verdicts(ratings)
     return {
         "runs": [str(run) for run in sheet.runs],
-        "names": dict(zip(("first", "second"), names_of(sheet.runs), strict=True)),
+        "names": dict(zip(("first", "second"), _called(sheet), strict=True)),
+        "responses_names": list(sheet.names),
         "page": sheet.page,
         "seed": sheet.seed,
         "limit": sheet.limit,
-        "responses_sha256": [responses_sha256(run) for run in sheet.runs],
+        "responses_sha256": [responses_sha256(*side) for side in _sides(sheet)],
         "n_items": len(sheet.items),
         "n_rated": len(verdicts),
         "n_same_text": sheet.n_same,
@@ -234,6 +245,19 @@ def summary(sheet: Sheet, by_rater: Mapping[str, Sequence[Rating]]) -> dict[str,
             for v in verdicts
         ],
     }
+
+
+def _sides(sheet: Sheet) -> list[tuple[Path, str | None]]:
+    return list(zip(sheet.runs, sheet.names, strict=True))
+
+
+def _called(sheet: Sheet) -> list[str]:
+    """What the two are called beside each other."""
+    one, other = sheet.runs
+    runs = [one.resolve().name] * 2 if one.resolve() == other.resolve() else names_of(sheet.runs)
+    if not any(sheet.names):
+        return runs
+    return [f"{run} ({name or UNNAMED})" for run, name in zip(runs, sheet.names, strict=True)]
 
 
 def _rater(name: str, rows: Sequence[Rating]) -> dict[str, Any]:
@@ -358,8 +382,8 @@ def _same_choice(mine: Sequence[int], yours: Sequence[int]) -> dict[str, Any]:
 def _judge_agreement(sheet: Sheet, verdicts: Sequence[Verdict]) -> dict[str, Any]:
     """How often the judge, scoring each run for itself, prefers what people prefer; or why that is not known."""
     scores = []
-    for run in sheet.runs:
-        found = _judge_scores(run)
+    for side in _sides(sheet):
+        found = _judge_scores(*side)
         if isinstance(found, str):
             return {"n": 0, "reason": found}
         scores.append(found)
@@ -379,15 +403,16 @@ def _judge_agreement(sheet: Sheet, verdicts: Sequence[Verdict]) -> dict[str, Any
     }
 
 
-def _judge_scores(run: Path) -> tuple[list[float | None], Any] | str:
+def _judge_scores(run: Path, name: str | None) -> tuple[list[float | None], Any] | str:
     """The judge's score of each response of a run, and who gave them; or why they cannot be used."""
-    path = run / SCORES
+    path = Run(run).scores(name)
+    remedy = f"fastft score --run {run}{'' if name is None else f' --name {name}'}"
     if not path.is_file():
-        return f"{path} does not exist: fastft score --run {run}"
-    held = read_json(path, what="the scores")
+        return f"{path} does not exist: {remedy}"
+    held = read_scores(path)
     try:
-        if held["summary"]["responses_sha256"] != responses_sha256(run):
-            return f"{path} scores other responses: fastft score --run {run}"
+        if held["summary"]["responses_sha256"] != responses_sha256(run, name):
+            return f"{path} scores other responses: {remedy}"
         scores = [judgement["score"] for judgement in held["judgements"]]
         judge = judge_identity(held["summary"].get("judge"))
     except (KeyError, TypeError) as error:

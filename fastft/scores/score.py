@@ -23,6 +23,7 @@ from fastft.common.files import object_or_empty, read_json, write_json
 from fastft.common.kinds import kind_of
 from fastft.common.lock import writing
 from fastft.common.nearest import did_you_mean_path
+from fastft.common.options import names_checked
 from fastft.data.records import category_of, choices_of, fault_of_category, fault_of_choices, left_out
 from fastft.judging.journal import Journal
 from fastft.judging.judge import Judge
@@ -35,6 +36,7 @@ from fastft.metrics import text_metrics as metrics
 from fastft.run.decodings import check_name, decoding_of, made_from
 from fastft.run.folder import JUDGE_REPLIES, Run
 from fastft.scores.conversations import Talks, read_talks, talk_notes, talks_in_words
+from fastft.scores.scores_file import read_scores
 
 _RUNGS = {
     "integer": "a bare integer",
@@ -68,6 +70,7 @@ class _RunOptions:
     after them. Without it, responses.json alone is read."""
 
 
+@names_checked
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions(JudgeOptions, _RunOptions):
     """The questions."""
@@ -89,7 +92,8 @@ def score(options: ScoreOptions) -> dict[str, Any]:
     and `reason` where there is something to explain (`fastft.judging.judge.Judgement`); `conversations`, where the run
     has had some, the same of each turn. `summary` holds the figures,
     metrics in percent, all of them over the `n` entries that were answered: those that `fastft generate` left out,
-    since their prompts fill the context, are listed under `left_out_rows`.
+    since their prompts fill the context, are listed under `left_out_rows`. A run that has had conversations and has no
+    responses is scored by them alone; `n` is then 0.
 
     Raises:
         UserError: responses.json is missing, malformed or not of `data`, or the judge's address is no address.
@@ -110,15 +114,18 @@ def _score(options: ScoreOptions) -> dict[str, Any]:
         options.judge_tokens,
     )
     paths = _Paths(options.run, options.name)
-    entries = read_responses(options.run, options.name)
+    talks = _talks(options)
+    has_only_talked = talks is not None and not paths.responses.is_file()
+    entries = [] if has_only_talked else read_responses(options.run, options.name)
+    if has_only_talked:
+        say(f"there is no {paths.responses}: the conversations alone are scored")
     if options.data is not None:
         _check_data(paths, options.data, entries)
-    answered = _answered(entries, paths.responses)
+    answered = [] if has_only_talked else _answered(entries, paths.responses)
     if are_stale(options.run, paths.responses):
         warn("the responses are not those of the run's model as it is now; `fastft generate` answers again")
     journal = Journal(options.run / JUDGE_REPLIES)
     _check_ours(paths.scores)
-    talks = _talks(options)
     earlier = _of_earlier(paths.scores, journal, asked)
     judge = _judge(options, journal, entries, earlier)
     of_talks = None if talks is None else _judge(options, journal, talks.entries, earlier, turn_prompt)
@@ -376,9 +383,16 @@ def _check_entry(entry: Any, where: str, remedy: str) -> None:
         raise UserError(f"{where}: {fault}")
 
 
-def responses_sha256(run: Path, name: str | None = None) -> str:
-    """SHA-256 (hex) of RUN/responses.json, or of the responses of a name, by which scores.json says what it scored."""
-    return hashlib.sha256(_Paths(run, name).responses.read_bytes()).hexdigest()
+def responses_of(run: Path, name: str | None = None) -> Path:
+    """The file of a run's responses, or of those of a name."""
+    return _Paths(run, name).responses
+
+
+def responses_sha256(run: Path, name: str | None = None) -> str | None:
+    """SHA-256 (hex) of RUN/responses.json, or of the responses of a name, by which scores.json says what it scored;
+    None where there are none."""
+    path = responses_of(run, name)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
 def judge_identity(judge: Any) -> Any:
@@ -412,6 +426,9 @@ def _of_judge(value: Any) -> str:
 
 def summary_line(summary: Mapping[str, Any]) -> str:
     """The figures of a summary in one line: a dash for an undefined text metric, nothing for what was not computed."""
+    held = summary.get("conversations")
+    if not summary["n"] and held is not None:
+        return f"{'' if summary.get('name') is None else summary['name'] + ', '}{talks_in_words(held)}"
     figures = [
         ("multiple choice", (summary.get("multiple_choice") or {}).get("accuracy"), "%"),
         ("perplexity of the references", summary["perplexity"], ""),
@@ -427,7 +444,7 @@ def summary_line(summary: Mapping[str, Any]) -> str:
     n_left_out = len(summary["left_out_rows"])
     without = f" ({n_left_out} more entries were left out by generate)" if n_left_out else ""
     named = "" if (name := summary.get("name")) is None else f"{name}, "
-    talks = "" if (held := summary.get("conversations")) is None else f"; {talks_in_words(held)}"
+    talks = "" if held is None else f"; {talks_in_words(held)}"
     return f"{named}{summary['n']} responses{without}: {', '.join(said)}{talks}"
 
 
@@ -499,10 +516,7 @@ def _check_ours(path: Path) -> None:
     """Refuses to write over a scores.json of something else."""
     if not path.is_file():
         return
-    scores = read_json(path, what="the scores of an earlier call")
-    parts = (scores.get("summary"), scores.get("judgements")) if isinstance(scores, dict) else (None, None)
-    if not (isinstance(parts[0], dict) and isinstance(parts[1], list)):
-        raise UserError(f"{path} is not a file that fastft score wrote; move it away")
+    read_scores(path)
 
 
 def _scores(judgements: Sequence[Judgement]) -> list[int]:
@@ -517,6 +531,8 @@ def _mean(scores: Sequence[int]) -> float | None:
 def _perplexity(run: Path, entries: list[dict[str, Any]]) -> dict[str, Any]:
     """Perplexity of RUN/model on the reference outputs, or null and a line that says why it is left out."""
     nothing: dict[str, Any] = {"perplexity": None, "perplexity_by_category": {}}
+    if not entries:
+        return nothing
     if not (run / "model").is_dir():
         say(f"perplexity is left out: there is no {run / 'model'}")
         return nothing

@@ -15,7 +15,7 @@ To be read in this order:
     callbacks.py   what a program of one's own hears: `Callbacks`
     trackers/      what TensorBoard, wandb, MLflow and Trackio hear
     job.py         the run, options, data and engine that all parts above look at
-    preparing.py   before anything is written: options settled, folder checked
+    preparing.py   before anything is written: options settled, folder checked: `settled`
     models.py      the model to begin with, to go on with, and that is left: `initial_model`
     given_records.py  records that are given as objects, in the run's folder
     prepared.py    the data as training reads them: examples, what makes batches, the plan, what is evaluated

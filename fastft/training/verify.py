@@ -16,7 +16,7 @@ import torch
 from fastft.common.console import say
 from fastft.common.effects import check_effects
 from fastft.common.errors import TrainingError, UserError
-from fastft.common.options import Condition, option
+from fastft.common.options import Condition, names_checked, option
 from fastft.model.precision import choose_device
 from fastft.ranks.world import joined, world_of
 from fastft.run.config import TrainOptions
@@ -29,6 +29,7 @@ _STEPS = 10
 _OF_THE_CLOCK = {"seconds", "eval_seconds", "memory_bytes"}
 
 
+@names_checked
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions(TrainOptions):
     """The options of `fastft verify-resume`: those of a training run, in the folder `--out` of which both runs lie."""

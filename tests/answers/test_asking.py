@@ -13,7 +13,8 @@ import torch
 
 import fastft
 from fastft.answers.asking import ask, write_answers
-from fastft.answers.generation import GenerateOptions, generate
+from fastft.answers.generation import generate
+from fastft.answers.options import GenerateOptions
 from fastft.cli import main
 from fastft.common.errors import UserError
 from fastft.data.chat_template import as_jinja

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from fastft.answers import chat as chat_module
-from fastft.answers.chat import ChatOptions, _printer, _settled, chat
+from fastft.answers.chat import _printer, _settled, chat
+from fastft.answers.options import ChatOptions
 from fastft.common.errors import UserError
 from fastft.data.prompts import ALPACA
 from fastft.data.records import Record

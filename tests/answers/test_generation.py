@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from fastft.answers import generation
-from fastft.answers.generation import GenerateOptions, generate
+from fastft.answers.generation import generate
+from fastft.answers.options import GenerateOptions
 from fastft.batches.batch import from_padded
 from fastft.common.errors import UserError
 from fastft.data.tokenizer import END_OF_TEXT, gpt2_tokenizer

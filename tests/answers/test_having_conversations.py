@@ -14,7 +14,7 @@ from fastft.answers import conversations
 from fastft.answers.benchmark import Conversation, read_conversations
 from fastft.answers.chat import Talk
 from fastft.answers.conversations import converse
-from fastft.answers.generation import GenerateOptions
+from fastft.answers.options import GenerateOptions
 from fastft.cli import main
 from fastft.common.errors import UserError
 from fastft.data.prompts import ALPACA, VICUNA, Template

@@ -18,7 +18,8 @@ from forks import in_fork, in_forks
 from rating_pages import exported, rated, says
 from runs import metrics, wait_for_lines, wait_until, write_records
 
-from fastft.answers.generation import GenerateOptions, generate
+from fastft.answers.generation import generate
+from fastft.answers.options import GenerateOptions
 from fastft.cli import main
 from fastft.common.errors import UserError
 from fastft.common.lock import LOCK_FILE, refuse_if_held, writing

@@ -612,7 +612,8 @@ def test_chat_answers_with_the_runs_tokenizer(
 
 def test_the_models_own_end_of_text_is_looked_for_in_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Behind an output it is the end; elsewhere the record is malformed, for every command that reads the data."""
-    from fastft.answers.generation import GenerateOptions, generate
+    from fastft.answers.generation import generate
+    from fastft.answers.options import GenerateOptions
     from fastft.inspect import InspectOptions, inspect
     from fastft.run.config import TrainOptions
     from fastft.training.train import train

@@ -11,7 +11,8 @@ import torch
 from exported import made_adapter_run, made_run
 from safetensors.torch import load_file
 
-from fastft.answers.generation import GenerateOptions, generate
+from fastft.answers.generation import generate
+from fastft.answers.options import GenerateOptions
 from fastft.cli import main
 from fastft.common.errors import UserError
 from fastft.export.export import ExportOptions, export

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from fastft.export.base import base_of
 from fastft.export.card import model_card
 from fastft.run.config import TrainOptions, to_yaml
 from fastft.run.folder import Run
-from fastft.scores.score import responses_sha256
+from fastft.scores.score import ScoreOptions, responses_sha256, score
 
 
 @pytest.fixture
@@ -115,6 +116,26 @@ def test_scores_are_told_of_these_weights_alone(run: Run) -> None:
     assert "50.00" not in card(run)
     run.responses.write_text(run.responses.read_text() + " ")
     assert "they have changed since they were scored" in card(run)
+
+
+def test_named_responses_and_conversations_are_told_too(run: Run) -> None:
+    scored(run, "c0ffee")
+    for path in (run.responses, run.scores(), run.folder / "responses.made-from.json"):
+        shutil.copy(path, path.with_name(path.name.replace("s.", "s.t1.0.", 1)))
+    made = run.folder / "responses.t1.0.made-from.json"
+    made.write_text(json.dumps({"weights_sha256": "c0ffee", "temperature": 1.0, "seed": 7}))
+    text = card(run)
+    assert "### Responses t1.0\n\nTemperature 1.0, seed 7.\n\nOver 2 test records." in text
+    made.write_text(json.dumps({"weights_sha256": "0ther"}))
+    assert "### Responses t1.0\n\nNothing says how they were decoded.\n\nThere are none that are known" in card(run)
+    turns = [{"question": "Twice five?", "answer": "Ten.", "reference": "ten"}]
+    run.conversations().write_text(json.dumps([{"id": 1, "turns": turns}]))
+    (run.folder / "conversations.made-from.json").write_text('{"weights_sha256": "c0ffee"}')
+    run.responses.unlink()
+    score(ScoreOptions(run=run.folder, judge="none"))
+    text = card(run)
+    assert "Of conversations, turn by turn: 1 conversations: 100.00% of 1 answers say the short right one." in text
+    assert "Over 0 test records" not in text
 
 
 def test_long_curves_are_told_in_twenty_rows(run: Run) -> None:

@@ -578,3 +578,35 @@ def test_the_report_prints(tab: Tab, report_page: Path) -> None:
     assert paper.startswith(b"%PDF")
     assert 3 <= pages <= 12
     assert tab.page.evaluate("document.querySelector('#configuration details').open")
+
+
+@pytest.mark.parametrize("window", [DESK, PHONE], ids=["desk", "phone"])
+def test_conversations_open_turn_by_turn(window: Any, tab: Tab, tmp_path: Path) -> None:
+    """Their lines say the scores of both runs; opened, one shows what was said, as text, and nothing is wider than the
+    window. Those behind the first 30 are behind one more click."""
+    said = "<b>no markup</b> " + "wide" * 80
+    talks = [
+        {"id": n, "category": "sums", "turns": [{"question": f"Twice {n}?", "answer": said}] * 2} for n in range(33)
+    ]
+    runs = [tmp_path / name for name in ("ada", "bob")]
+    for run in runs:
+        run.mkdir()
+        (run / "conversations.json").write_text(json.dumps(talks))
+        score(ScoreOptions(run=run, judge="none"))
+        scores = json.loads((run / "scores.json").read_text())
+        for talk in scores["conversations"]:
+            talk["turns"][0] |= {"score": 70, "raw": '{"reason": "It is <i>so</i>.", "score": 70}', "reason": None}
+        (run / "scores.json").write_text(json.dumps(scores))
+    page = tab.open(report(ReportOptions(run=runs[0], against=[runs[1]])))
+    page.set_viewport_size(window)
+    assert page.locator("details.talk").count() == 33
+    assert page.locator("details.talk").nth(32).is_hidden()
+    first = page.locator("details.talk").first
+    assert "ada 70 · –" in " ".join(first.inner_text().split())
+    first.locator("summary").click()
+    assert first.locator(".asked").count() == 2
+    assert "<b>no markup</b>" in first.inner_text()
+    assert first.inner_text().count("It is <i>so</i>.") == 2
+    page.locator("details.rest > summary").click()
+    assert page.locator("details.talk").nth(32).is_visible()
+    assert tab.overflow() <= 0

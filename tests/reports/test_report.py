@@ -10,6 +10,7 @@ import pytest
 
 from fastft.common.errors import UserError
 from fastft.metrics.text_metrics import accuracy
+from fastft.reports.figures import _OF_PEOPLE
 from fastft.reports.report import ReportOptions, report
 from fastft.scores.score import ScoreOptions, score
 
@@ -460,3 +461,30 @@ def test_a_failed_report_leaves_the_old_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="row 1"):
         report(ReportOptions(run=tmp_path))
     assert (tmp_path / "report.html").read_bytes() == before
+
+
+def test_a_name_that_no_run_has_is_refused(tmp_path: Path) -> None:
+    """A page without scores would else look like that of a run that has none."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    report(ReportOptions(run=tmp_path))
+    with pytest.raises(UserError, match="neither responses nor conversations of the name t2"):
+        report(ReportOptions(run=tmp_path, name="t2"))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("metrics.jsonl", '{"step": 1, "loss": 2.0, "epoch": "x", "seconds": "z"}', None),
+        ("data.json", '{"files": "x", "train": 3}', None),
+        ("ab.json", json.dumps(dict.fromkeys(_OF_PEOPLE, 1)), "ab.json is not a file that fastft ab wrote"),
+    ],
+)
+def test_files_of_another_form(tmp_path: Path, file: str, content: str, words: str | None) -> None:
+    """What they should say is not there, or a line says which file it is."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0, "epoch": 1}\n')
+    (tmp_path / file).write_text(content)
+    if words is None:
+        report(ReportOptions(run=tmp_path))
+    else:
+        with pytest.raises(UserError, match=words):
+            report(ReportOptions(run=tmp_path))

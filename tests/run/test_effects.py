@@ -105,7 +105,7 @@ ALWAYS = {
     },
     "ab": {"run_a", "run_b", "import_"},
     "doctor": {"device", "json"},
-    "demo": {"out", "judge"},
+    "demo": {"out", "judge", "seed", "dtype", "steps"},
     "export": {"run", "to", "out", "overwrite"},
 }  # fmt: skip
 """By command, options that need nothing else; what is impossible (`--cuda_graphs true` on a CPU) is refused by the
@@ -150,6 +150,7 @@ WITHOUT: dict[str, dict[str, list[tuple[dict[str, Any], Facts, dict[str, Any]]]]
         ],
     },
     "ab": {
+        "name": [({"name": "t1.0", "import_": [Path("a.json")]}, NOTHING_KNOWN, {"name": None})],
         "seed": [({"seed": 4, "import_": [Path("a.json")]}, NOTHING_KNOWN, {"seed": 123})],
         "limit": [({"limit": 4, "import_": [Path("a.json")]}, NOTHING_KNOWN, {"limit": None})],
         "reference": [({"reference": False, "import_": [Path("a.json")]}, NOTHING_KNOWN, {"reference": True})],

@@ -243,6 +243,32 @@ def test_the_command_line_and_the_report(tmp_path: Path, capsys: pytest.CaptureF
     assert "Eve, Max rated 5 of 5 questions" in text
 
 
+def test_two_decodings_of_one_run_are_rated_by_their_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the scores of these names beside, files of their own, and in the report of the name alone."""
+    run, other = two_runs(tmp_path)
+    (run / "responses.t1.0.json").write_text(json.dumps(entries("bob")))
+    (other / "responses.t1.0.json").write_text(json.dumps(entries("ada")))
+    page = make_page(AbOptions(run, run, name=["test", "t1.0"]))
+    assert page == run / "ab.test-t1.0.html"
+    path, result = import_ratings(AbOptions(import_=[exported(tmp_path, rated(page, "Eve", says("ada")))]))
+    assert path == run / "ab.test-t1.0.json"
+    assert list(result["names"].values()) == ["ada (test)", "ada (t1.0)"]
+    assert result["win_rate"]["rate"] == 1
+    assert result["agreement"]["judge"]["reason"].startswith(f"{run / 'scores.json'} does not exist")
+    page = make_page(AbOptions(run, other, name="t1.0"))
+    path, result = import_ratings(AbOptions(import_=[exported(tmp_path, rated(page, "Eve", says("ada")))]))
+    assert (path, result["win_rate"]["rate"]) == (run / "ab.t1.0.json", 0)
+    assert result["agreement"]["judge"]["reason"].endswith(f"fastft score --run {run} --name t1.0")
+    assert "Eve rated 9 of 9" in report(ReportOptions(run=run, name="t1.0")).read_text(encoding="utf-8")
+    assert "Eve rated" not in report(ReportOptions(run=run)).read_text(encoding="utf-8")
+    with pytest.raises(UserError, match="or two --name of one run's responses"):
+        make_page(AbOptions(run, run, name="t1.0"))
+    with pytest.raises(UserError, match="expected one name, or two"):
+        AbOptions(run, other, name=["a", "b", "c"])
+    assert main(["ab", str(run), str(run), "--name", "test", "greedy"]) == 2
+    assert "responses.greedy.json does not exist" in " ".join(capsys.readouterr().err.split())
+
+
 def test_runs_that_have_moved_are_named_again(tmp_path: Path) -> None:
     page = made_page(tmp_path)
     ratings = exported(tmp_path, rated(page, "Eve", says("ada")))

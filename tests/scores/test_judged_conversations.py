@@ -11,10 +11,11 @@ from ollama_stub import OllamaStub, says, unused_url
 
 from fastft.cli import main
 from fastft.common.errors import UserError
-from fastft.metrics.statistics import bootstrap_mean, sign_flip
+from fastft.metrics.statistics import bootstrap_mean, holm, sign_flip
 from fastft.metrics.text_metrics import names_it
 from fastft.reports.figures import read_run
 from fastft.reports.report import ReportOptions, report
+from fastft.reports.talks import side_by_side
 from fastft.scores.compare import CompareOptions, compare
 from fastft.scores.score import ScoreOptions, score, summary_line
 
@@ -126,6 +127,32 @@ def test_a_run_without_conversations_has_none_of_this(tmp_path: Path) -> None:
     assert read_run(run).conversations is None
 
 
+def test_a_run_that_has_only_talked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is scored, compared and reported by its conversations alone, and no server is asked what is known already."""
+    runs = [make_run(tmp_path / name) for name in "ab"]
+    for number, run in enumerate(runs):
+        (run / "responses.json").unlink()
+        with OllamaStub(*(says(str(one + number)) for one in (80, 10, 60))) as stub:
+            summary = score(ScoreOptions(run=run, judge_url=stub.url))["summary"]
+            assert len(stub.asked) == 3
+        assert (summary["n"], summary["exact_match"], summary["responses_sha256"]) == (0, None, None)
+        assert summary_line(summary).startswith("2 conversations: judge's mean ")
+        score(ScoreOptions(run=run, judge_url=unused_url(), require_judge=True))
+    assert main(["compare", *map(str, runs)]) == 0
+    said = capsys.readouterr().out
+    assert "2 conversations, judge's mean: A 37.50, B 38.25, A - B -0.75" in said
+    assert "exact match" not in said
+    assert main(["compare", *map(str, runs), "--pairwise"]) == 2
+    assert "got --pairwise, and neither run has responses" in " ".join(capsys.readouterr().err.split())
+    page = report(ReportOptions(run=runs[0])).read_text(encoding="utf-8")
+    assert "It is Five." in page
+    assert "There are no responses: make them with" in page
+    assert "Exact match" not in page
+    (runs[1] / "scores.json").unlink()
+    assert main(["compare", *map(str, runs)]) == 2
+    assert "of their conversations the conversations of" in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -197,6 +224,43 @@ class TestComparing:
         (b / "conversations.json").unlink()
         result = compare(CompareOptions(a, b))
         assert (result["conversations"], result["no_conversations"]) == (None, None)
+
+    def test_their_p_values_are_raised_with_all_others(
+        self, runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        result = compare(CompareOptions(*runs))
+        talks = result["conversations"]
+        rows = [result["judge"], *result["metrics"].values(), talks, *talks["turns"]]
+        tested = [row for row in rows if row["p"] is not None]
+        assert [row["p_of_all"] for row in tested] == holm([row["p"] for row in tested])
+        assert talks["p_of_all"] > talks["p"]
+        assert main(["compare", *map(str, runs)]) == 0
+        assert f"p {talks['p']:.3f}, of all {talks['p_of_all']:.3f}" in capsys.readouterr().out
+
+    def test_the_report_shows_what_was_said(self, runs: tuple[Path, Path]) -> None:
+        """Side by side by what was asked, whatever the order, with each turn's score and the judge's reason."""
+        a, b = runs
+        reasons = [json.dumps({"reason": f"Reason <{n}>.", "score": n}) for n in (100, 11, 12, 13)]
+        with OllamaStub(*map(says, reasons)) as stub:
+            score(ScoreOptions(run=b, judge_url=stub.url, judge_style="reason"))
+        rows = side_by_side([read_run(a).talks, read_run(b).talks])
+        assert [row["id"] for row in rows] == [1, "sea"]
+        (one, other) = rows[0]["turns"][0]["answers"]
+        assert (one.answer, one.score, one.reason) == ("It is Five.", 80, None)
+        assert (other.score, other.reason) == (12, "Reason <12>.")
+        assert [turn["reference"] for turn in rows[0]["turns"]] == ["five", "ten"]
+        page = report(ReportOptions(run=a, against=[b])).read_text(encoding="utf-8")
+        assert "Reason &lt;12&gt;." in page
+        assert page.index("What is 2 and 3?") < page.index("It is Five.") < page.index("Twice?")
+        assert "Be kind." in page
+        assert json.loads((a / "report.json").read_text())["runs"][0]["talks"][0]["scores"] == [80, 10]
+        make_run(b, [TALKS[0]])
+        (alone, beside) = (read_run(a).talks, read_run(b).talks)
+        assert [turn.score for talk in beside for turn in talk.turns] == [None, None]  # the scores are of others
+        assert side_by_side([alone, beside])[1]["turns"][0]["answers"][1] is None
+        page = report(ReportOptions(run=a, against=[b])).read_text(encoding="utf-8")
+        assert f"The conversations of b have no scores, or those of others: <code>fastft score --run {b}</code>" in page
+        assert "It has not had this conversation." in page
 
     def test_the_report_has_their_figures(self, runs: tuple[Path, Path]) -> None:
         a, b = runs

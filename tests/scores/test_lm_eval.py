@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from fastft.answers.generation import GenerateOptions, generate
+from fastft.answers.generation import generate
+from fastft.answers.options import GenerateOptions
 from fastft.run.config import TrainOptions
 from fastft.scores.score import ScoreOptions, score
 from fastft.training.train import train

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from fastft.answers.chat import ChatOptions, chat
-from fastft.answers.generation import GenerateOptions, generate
+from fastft.answers.chat import chat
+from fastft.answers.generation import generate
+from fastft.answers.options import ChatOptions, GenerateOptions
 from fastft.common.errors import UserError
 from fastft.data.folder_tokenizer import tokenizer_of
 from fastft.metrics.perplexity import response_perplexities

@@ -321,7 +321,7 @@ def test_what_was_told_is_kept_apart_for_steps_and_evaluations() -> None:
 
 @pytest.mark.parametrize(
     ("track", "says"),
-    [("wandbb", "'wandbb'"), ("tensorboard,", "''"), ("", "''"), ("mlflow,mlflow", "each tracker once")],
+    [("wandbb", "'wandbb'"), ("tensorboard,", "no name beside it"), ("", "''"), ("mlflow,mlflow", "each tracker once")],
 )
 def test_names_of_no_tracker_are_refused(track: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=says):

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 import fastft
-from fastft.answers.generation import GenerateOptions, generate
+from fastft.answers.generation import generate
+from fastft.answers.options import GenerateOptions
 from fastft.cli import parse
 from fastft.common.errors import TrainingError, UserError
 from fastft.engines.engine import Engine
