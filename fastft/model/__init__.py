@@ -5,7 +5,7 @@ To be read in this order:
     names.py          what devices, dtypes and the files of weights are called: `Device`, `DType`, `WEIGHTS`,
                       `STATE`, `ADAPTER`, `ADAPTER_CONFIG`
     gpt2.py           GPT-2 from scratch: `GPT2`, `GPT2Config`, `Block`, `SIZES`, `config_for`, `number_of_parameters`
-    ops.py            the choice of kernels, the one file that runs them
+    ops.py            the choice of kernels, the one file of a model that runs them: `why_no_compiled`
     lora_spec.py      which matrices have adapters: `LoRA`, `TARGETS`, `layers_named`
     lora.py           adapters, and their end: `LoRALinear`, `adapters`, `attach`, `settle`, `merge`
     new_rows.py       rows of new tokens, trained while the embedding stays: `NewRows`

@@ -1,7 +1,7 @@
-"""The one file of fastft that runs kernels, and chooses which implementation of them.
+"""The one file that runs a model's kernels, and chooses which implementation of them.
 
-`reference` has none of the savings: it is what everything else is held against. `cpu` is the torch path with them
-(it runs on every device). `triton` runs the Triton kernels, on a GPU. `auto` is the fastest that runs here.
+`reference` has none of the savings: it is what everything else is held against. `cpu` has them, in C on a CPU with a
+compiler and else by torch (it runs on every device). `triton` runs the Triton kernels, on a GPU. `auto` is the fastest that runs here.
 """
 
 from __future__ import annotations
