@@ -6,4 +6,7 @@ To be read in this order:
     common.h     what they share
     threads.c    a function's parts in torch's threads
     update.py    AdamW's update and the norm of gradients, with `update.c`
+    vector.h     sixteen floats at a time: conversions, the exponential
+    given.py     what is looked at before a tensor is given away
+    activations.py, norms.py, cross_entropy.py   passes over activations, each with its C file
 """
