@@ -260,7 +260,9 @@ def layer_norm(
     else:
         support.check_dtype(x, weight, bias, residual)
         y, s, _, _ = _forward(rows, residual_rows, weight, bias, eps, out_dtype or x.dtype)
-    return y.view(x.shape) if residual is None else (y.view(x.shape), s.view(x.shape))
+    if x.ndim != 2:
+        y, s = y.view(x.shape), s if residual is None else s.view(x.shape)
+    return y if residual is None else (y, s)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, out_dtype: torch.dtype | None) -> None:

@@ -265,7 +265,9 @@ def rms_norm(
     else:
         support.check_dtype(x, weight, residual)
         y, s, _ = _forward(rows, residual_rows, weight, eps, offset, out_dtype)
-    return y.view(x.shape) if residual is None else (y.view(x.shape), s.view(x.shape))
+    if x.ndim != 2:
+        y, s = y.view(x.shape), s if residual is None else s.view(x.shape)
+    return y if residual is None else (y, s)
 
 
 def _check(x: Tensor, weight: Tensor, residual: Tensor | None, out_dtype: torch.dtype | None) -> None:

@@ -28,25 +28,16 @@ INLINE Logistic logistic(Floats t) {
     return (Logistic){pick(t < 0.0f, less, more), pick(t < 0.0f, more, less)};
 }
 
-/* 2 u of GELU's equation, and its slope. Beyond 20 p and q are 0 and 1, and z^2 need not overflow. */
-INLINE Floats inner(Floats z, Floats *slope) {
-    Floats near = pick(z > 20.0f, all_of(20.0f), z);
-    near = pick(near < -20.0f, all_of(-20.0f), near);
-    const Floats square = near * near;
-    *slope = square * (2 * 0.79788456f * 3 * 0.044715f) + 2 * 0.79788456f;
-    return near * (square * (2 * 0.79788456f * 0.044715f) + 2 * 0.79788456f);
-}
+#define SLOPE (2 * 0.79788456f) /* 2 sqrt(2 / pi): of 2 u */
+#define CUBIC 0.044715f
 
-/* z q counts as 0 where q is: what torch's own gives for an infinite z is NaN, and so it is here. */
-INLINE Floats gelu_of(Floats z) {
-    Floats slope;
-    return z * logistic(inner(z, &slope)).p;
-}
+INLINE Floats gelu_of(Floats z) { return z * logistic(z * (z * z * (SLOPE * CUBIC) + SLOPE)).p; }
 
 INLINE Floats gelu_slope(Floats z) {
-    Floats slope;
-    const Logistic l = logistic(inner(z, &slope));
-    return z * slope * (l.p * l.q) + l.p;
+    Floats square = z * z;
+    square = pick(square > 400.0f, all_of(400.0f), square); /* p q is 0 there, which no infinity shall meet */
+    const Logistic l = logistic(z * (square * (SLOPE * CUBIC) + SLOPE));
+    return z * (square * (3 * SLOPE * CUBIC) + SLOPE) * (l.p * l.q) + l.p;
 }
 
 /* The biases of a tile; where there are none, what changes no number that it is added to. */

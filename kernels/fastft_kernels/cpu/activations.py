@@ -37,60 +37,65 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 class _Gelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None) -> Tensor:
+        N, F = x.shape
+        at = given.at
+        y = torch.empty(N, F, dtype=x.dtype)
+        arguments = _Activation(
+            at(x, N, F), at(bias, F), 0, at(y, N, F), 0, 0, N, F, x.stride(0), 0, 0,
+            given.is_narrow(x), given.is_narrow(bias),
+        )  # fmt: skip
+        run("fastft_gelu", arguments, threads=given.threads(N * F))
         ctx.save_for_backward(x, bias)
-        y = torch.empty(x.shape, dtype=x.dtype)
-        _run("fastft_gelu", x, bias, y)
         return y
 
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, bias = ctx.saved_tensors
-        dx = torch.empty(x.shape, dtype=x.dtype)
-        db = torch.empty(bias.shape) if ctx.needs_input_grad[1] else None
-        _run("fastft_gelu_backward", x, bias, dx, dy=_in_rows(grads[0]), sums=db)
+        N, F = x.shape
+        at, dy = given.at, _flowing(grads[0], x)
+        dx, db = torch.empty(N, F, dtype=x.dtype), torch.empty(F) if ctx.needs_input_grad[1] else None
+        arguments = _Activation(
+            at(x, N, F), at(bias, F), at(dy, N, F), at(dx, N, F), 0, at(db, F), N, F, x.stride(0), 0, dy.stride(0),
+            given.is_narrow(x), given.is_narrow(bias),
+        )  # fmt: skip
+        run("fastft_gelu_backward", arguments, threads=given.threads(N * F))
         return dx, None if db is None else db.to(bias.dtype)
 
 
 class _Swiglu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        N, F = gate.shape
+        at = given.at
+        if up.dtype != gate.dtype:
+            raise ValueError(f"got {gate.dtype} and {up.dtype}, expected one dtype")
+        y = torch.empty(N, F, dtype=gate.dtype)
+        arguments = _Activation(
+            at(gate, N, F), at(up, N, F), 0, at(y, N, F), 0, 0, N, F, gate.stride(0), up.stride(0), 0,
+            given.is_narrow(gate), False,
+        )  # fmt: skip
+        run("fastft_swiglu", arguments, threads=given.threads(N * F))
         ctx.save_for_backward(gate, up)
-        y = torch.empty(gate.shape, dtype=gate.dtype)
-        _run("fastft_swiglu", gate, up, y)
         return y
 
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        dgate, dup = torch.empty(gate.shape, dtype=gate.dtype), torch.empty(gate.shape, dtype=gate.dtype)
-        _run("fastft_swiglu_backward", gate, up, dgate, dy=_in_rows(grads[0]), out_other=dup)
+        N, F = gate.shape
+        at, dy = given.at, _flowing(grads[0], gate)
+        dgate, dup = (torch.empty(N, F, dtype=gate.dtype) for _ in range(2))
+        arguments = _Activation(
+            at(gate, N, F), at(up, N, F), at(dy, N, F), at(dgate, N, F), at(dup, N, F), 0, N, F,
+            gate.stride(0), up.stride(0), dy.stride(0), given.is_narrow(gate), False,
+        )  # fmt: skip
+        run("fastft_swiglu_backward", arguments, threads=given.threads(N * F))
         return dgate, dup
 
 
-def _in_rows(dy: Tensor) -> Tensor:
-    return dy if dy.stride(1) == 1 else dy.contiguous()
-
-
-def _run(
-    name: str,
-    x: Tensor,
-    other: Tensor | None,
-    out: Tensor,
-    *,
-    dy: Tensor | None = None,
-    out_other: Tensor | None = None,
-    sums: Tensor | None = None,
-) -> None:
-    N, F = x.shape
-    of_a_row = other is not None and other.ndim == 1
-    places = (
-        given.at(x, (N, F)), given.at(other, (F,) if of_a_row else (N, F)),
-        *(given.at(t, (N, F)) for t in (dy, out, out_other)), given.at(sums, (F,)),
-    )  # fmt: skip
-    if any(t is not None and t.dtype != x.dtype for t in (dy, out, out_other, None if of_a_row else other)):
-        raise ValueError("got several dtypes, expected one")
-    steps = x.stride(0), 0 if of_a_row else given.step(other), given.step(dy)
-    arguments = _Activation(*places, N, F, *steps, given.is_narrow(x), given.is_narrow(other))
-    run(name, arguments, threads=given.threads(N * F))
+def _flowing(dy: Tensor, x: Tensor) -> Tensor:
+    """What flows in, as the code takes it: rows in one piece, in the dtype of x (autograd sees to that)."""
+    if dy.dtype != x.dtype:
+        raise ValueError(f"got a gradient in {dy.dtype}, expected {x.dtype}")
+    return given.in_rows(dy)

@@ -23,7 +23,7 @@ class _CrossEntropy(ctypes.Structure):
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
-    """Losses `[N]` float32 of logits `[N, V]`, rows in one piece; 0 where ignored. Nothing is kept beside the logits."""
+    """Losses `[N]` float32 of logits `[N, V]`, rows in one piece; 0 where ignored. They alone are kept."""
     apply: Callable[..., Tensor] = _Losses.apply
     return apply(logits, targets, ignore_index)
 
@@ -83,8 +83,8 @@ def of_rows(
         )
     targets = targets.contiguous()
     arguments = _CrossEntropy(
-        given.at(logits, (N, V)), targets.data_ptr(), given.at(weights, (N,)), given.at(losses, (N,)),
-        given.at(out, (N, V)), N, V, logits.stride(0), given.step(out), ignore_index, 0, given.is_narrow(logits), False,
+        given.at(logits, N, V), targets.data_ptr(), given.at(weights, N), given.at(losses, N),
+        given.at(out, N, V), N, V, logits.stride(0), given.step(out), ignore_index, 0, given.is_narrow(logits), False,
     )  # fmt: skip
     run("fastft_cross_entropy", arguments, threads=given.threads(N * V))
     if arguments.has_wrong:

@@ -75,14 +75,18 @@ class _Normed(torch.autograd.Function):
         centres: bool,
         out_dtype: torch.dtype,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        y = torch.empty(x.shape, dtype=out_dtype)
-        s = None
+        N, C = _size(x)
+        y, stats, s = torch.empty(N, C, dtype=out_dtype), torch.empty(2 if centres else 1, N), None
         if residual is not None:
-            s = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, residual.dtype))
-        mean = torch.empty(len(x)) if centres else None
-        rstd = torch.empty(len(x))
-        _run("fastft_norm", x, weight, mean, rstd, residual=residual, bias=bias, y=y, s=s, eps=eps, offset=offset)
-        ctx.save_for_backward(x if s is None else s, weight, mean, rstd)
+            s = torch.empty(N, C, dtype=torch.promote_types(x.dtype, residual.dtype))
+        at, narrow = given.at, given.is_narrow
+        arguments = _Norm(
+            at(x, N, C), at(residual, N, C), at(weight, C), at(bias, C), 0, 0, at(y, N, C), at(s, N, C), 0,
+            *_places(stats), 0, N, C, 1, x.stride(0), given.step(residual), 0, 0, eps, offset,
+            narrow(x), narrow(residual), narrow(weight), narrow(bias), False, False, narrow(y), narrow(s), False,
+        )  # fmt: skip
+        run("fastft_norm", arguments, threads=given.threads(N * C))
+        ctx.save_for_backward(x if s is None else s, weight, stats)
         ctx.dtypes = (x.dtype, None if residual is None else residual.dtype, None if bias is None else bias.dtype)
         ctx.offset = offset
         ctx.set_materialize_grads(False)
@@ -91,55 +95,49 @@ class _Normed(torch.autograd.Function):
     @staticmethod
     @differentiable_once
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        s, weight, mean, rstd = ctx.saved_tensors
-        dy, ds = (*grads, None)[:2]
-        dy = torch.zeros_like(s) if dy is None else dy
-        needed = ctx.needs_input_grad
-        x_dtype, residual_dtype, bias_dtype = ctx.dtypes
-        dsum = torch.empty(s.shape, dtype=s.dtype)
-        dx = torch.empty(s.shape, dtype=x_dtype) if x_dtype != s.dtype and needed[0] else None
-        chunk = max(_LEAST, -(-len(s) // _CHUNKS))
-        partial = torch.empty(-(-len(s) // chunk), 2, s.shape[1]) if needed[2] or needed[3] else None
-        _run(
-            "fastft_norm_backward", s, weight, mean, rstd, dy=_in_rows(dy), ds=None if ds is None else _in_rows(ds),
-            s=dsum, dx=dx, partial=partial, chunk=chunk, offset=ctx.offset,
+        s, weight, stats = ctx.saved_tensors
+        needed, (x_dtype, residual_dtype, bias_dtype) = ctx.needs_input_grad, ctx.dtypes
+        N, C = s.shape
+        dy = torch.zeros(N, C, dtype=s.dtype) if grads[0] is None else given.in_rows(grads[0])
+        ds = None if len(grads) == 1 or grads[1] is None else given.in_rows(grads[1])
+        dsum = torch.empty(N, C, dtype=s.dtype)
+        dx = torch.empty(N, C, dtype=x_dtype) if x_dtype != s.dtype and needed[0] else None
+        chunk = max(_LEAST, -(-N // _CHUNKS))
+        partial = torch.empty(-(-N // chunk), 2, C) if needed[2] or needed[3] else None
+        at, narrow = given.at, given.is_narrow
+        arguments = _Norm(
+            at(s, N, C), 0, at(weight, C), 0, at(dy, N, C), at(ds, N, C), 0, at(dsum, N, C), at(dx, N, C),
+            *_places(stats), 0 if partial is None else partial.data_ptr(), N, C, chunk,
+            s.stride(0), 0, dy.stride(0), given.step(ds), 0.0, ctx.offset,
+            narrow(s), False, narrow(weight), False, narrow(dy), narrow(ds), False, narrow(dsum), narrow(dx),
         )  # fmt: skip
+        run("fastft_norm_backward", arguments, threads=given.threads(N * C))
         dw = db = None
         if partial is not None:
-            dw, db = _summed(partial, torch.promote_types(weight.dtype, bias_dtype or weight.dtype))
-            dw, db = dw.to(weight.dtype), None if bias_dtype is None else db.to(bias_dtype)
+            dw, db = _learnt(partial, weight.dtype, bias_dtype)
         d_residual = dsum.to(residual_dtype) if needed[1] else None
-        return (dsum if dx is None else dx) if needed[0] else None, d_residual, dw, db, None, None, None, None
+        return dsum if dx is None else dx, d_residual, dw, db, None, None, None, None
 
 
-def _in_rows(x: Tensor) -> Tensor:
-    return x if x.stride(1) == 1 else x.contiguous()
-
-
-def _run(
-    name: str, x: Tensor, weight: Tensor, mean: Tensor | None, rstd: Tensor, *, residual: Tensor | None = None,
-    bias: Tensor | None = None, dy: Tensor | None = None, ds: Tensor | None = None, y: Tensor | None = None,
-    s: Tensor | None = None, dx: Tensor | None = None, partial: Tensor | None = None, chunk: int = 1, eps: float = 0.0,
-    offset: float = 0.0,
-) -> None:  # fmt: skip
+def _size(x: Tensor) -> tuple[int, int]:
     N, C = x.shape
     if not 1 <= C <= WIDEST:
-        raise ValueError(f"got rows of {C}, expected at most {WIDEST}")
-    at = given.at
-    places = (
-        *(at(t, (N, C)) for t in (x, residual)), at(weight, (C,)), at(bias, (C,)),
-        *(at(t, (N, C)) for t in (dy, ds, y, s, dx)), at(mean, (N,)), at(rstd, (N,)),
-        at(partial, (-(-N // chunk), 2, C)),
-    )  # fmt: skip
-    narrow = (given.is_narrow(t) for t in (x, residual, weight, bias, dy, ds, y, s, dx))
-    steps = (given.step(t) for t in (x, residual, dy, ds))
-    run(name, _Norm(*places, N, C, chunk, *steps, eps, offset, *narrow), threads=given.threads(N * C))
+        raise ValueError(f"got rows of {C}, expected 1 to {WIDEST}")
+    return N, C
 
 
-def _summed(partial: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Partial sums `[P, 2, C]` float32 -> their sums over P, `[C]` each, in their order."""
+def _places(stats: Tensor) -> tuple[int, int]:
+    """Of the means, where there are any, and of 1 / sqrt(variance + eps)."""
+    begin = stats.data_ptr()
+    return (0, begin) if len(stats) == 1 else (begin, begin + stats.shape[1] * stats.element_size())
+
+
+def _learnt(partial: Tensor, weight_dtype: torch.dtype, bias_dtype: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
+    """Partial sums `[P, 2, C]` float32 -> their sums over P in their order, `[C]`: gradients of weight and bias."""
     P, _, C = partial.shape
+    dtype = weight_dtype if bias_dtype is None else torch.promote_types(weight_dtype, bias_dtype)
     out = torch.empty(2, C, dtype=dtype)
     arguments = _Columns(partial.data_ptr(), out.data_ptr(), P, 2 * C, dtype == torch.bfloat16)
     run("fastft_sum_rows", arguments, threads=given.threads(P * C))
-    return out[0], out[1]
+    dw, db = out.unbind()
+    return dw.to(weight_dtype), None if bias_dtype is None else db.to(bias_dtype)
