@@ -35,9 +35,9 @@ INLINE Floats gelu_of(Floats z) { return z * logistic(z * (z * z * (SLOPE * CUBI
 
 INLINE Floats gelu_slope(Floats z) {
     Floats square = z * z;
-    square = pick(square > 400.0f, all_of(400.0f), square); /* p q is 0 there, which no infinity shall meet */
+    square = pick(square > 400.0f, all_of(400.0f), square); /* p q is 0 there, which no infinite slope shall meet */
     const Logistic l = logistic(z * (square * (SLOPE * CUBIC) + SLOPE));
-    return z * (square * (3 * SLOPE * CUBIC) + SLOPE) * (l.p * l.q) + l.p;
+    return z * (l.p * l.q) * (square * (3 * SLOPE * CUBIC) + SLOPE) + l.p;
 }
 
 /* The biases of a tile; where there are none, what changes no number that it is added to. */
