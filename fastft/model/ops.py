@@ -30,6 +30,8 @@ from fastft.model.packed_linear import PackedLinear
 AnyLinear = nn.Linear | LoRALinear | PackedLinear
 """A linear layer that is trained, one with an adapter, or one that only answers."""
 IMPLS = ("auto", "triton", "cpu", "reference")
+FEW = 1 << 15
+"""Elements up to which torch's operators are faster on a CPU than one compiled pass: those of a few tokens' answers."""
 library.keep_in(cache_folder() / "compiled")
 
 
@@ -69,8 +71,8 @@ def kernel_impl(impl: str, device: torch.device) -> KernelImpl:
 
 
 def _is_compiled(impl: str, x: Tensor) -> bool:
-    """Whether operations on `x` run in compiled code for CPUs."""
-    return impl == "cpu" and why_not_compiled(x) is None
+    """Whether passes over `x` run in compiled code for CPUs, the calls of which cost more than torch's own."""
+    return impl == "cpu" and x.numel() > FEW and why_not_compiled(x) is None
 
 
 def planner(impl: str, *, round_sizes: bool = False) -> Planner:
