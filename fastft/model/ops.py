@@ -17,7 +17,7 @@ import torch
 from fastft_kernels import AttentionPlan, RowPlan, plan_rows, registry
 from fastft_kernels.cpu import library
 from fastft_kernels.support import Impl as KernelImpl
-from fastft_kernels.support import why_not_triton
+from fastft_kernels.support import why_not_compiled, why_not_triton
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,6 +30,8 @@ from fastft.model.packed_linear import PackedLinear
 AnyLinear = nn.Linear | LoRALinear | PackedLinear
 """A linear layer that is trained, one with an adapter, or one that only answers."""
 IMPLS = ("auto", "triton", "cpu", "reference")
+FEW = 1 << 15
+"""Elements up to which torch's operators are faster on a CPU than one compiled pass: those of a few tokens' answers."""
 library.keep_in(cache_folder() / "compiled")
 
 
@@ -66,6 +68,11 @@ def kernel_impl(impl: str, device: torch.device) -> KernelImpl:
     if impl == "cpu":
         return "auto" if device.type == "cpu" else "torch"
     return cast(KernelImpl, impl)
+
+
+def _is_compiled(impl: str, x: Tensor) -> bool:
+    """Whether passes over `x` run in compiled code for CPUs, the calls of which cost more than torch's own."""
+    return impl == "cpu" and x.numel() > FEW and why_not_compiled(x) is None
 
 
 def planner(impl: str, *, round_sizes: bool = False) -> Planner:
@@ -185,18 +192,20 @@ def add_layer_norm(
     Returns:
         The normalised rows in that dtype, and the sum.
     """
-    if impl == "triton":
+    if impl == "triton" or _is_compiled(impl, stream):
         if torch.is_autocast_enabled(stream.device.type):
             dtype = torch.get_autocast_dtype(stream.device.type)
-        if branch is None:
-            alone: Any = fastft_kernels.layer_norm(
-                stream, norm.weight, norm.bias, eps=norm.eps, out_dtype=dtype, impl="triton"
-            )
-            return cast(Tensor, alone), stream
-        both: Any = fastft_kernels.layer_norm(
-            branch, norm.weight, norm.bias, eps=norm.eps, residual=stream, out_dtype=dtype, impl="triton"
+        fused = functools.partial(
+            fastft_kernels.layer_norm,
+            weight=norm.weight,
+            bias=norm.bias,
+            eps=norm.eps,
+            out_dtype=dtype,
+            impl=kernel_impl(impl, stream.device),
         )
-        return cast(tuple[Tensor, Tensor], both)
+        if branch is None:
+            return cast(Tensor, fused(stream)), stream
+        return cast(tuple[Tensor, Tensor], fused(branch, residual=stream))
     if branch is not None:
         stream = stream + branch
     # The weights may be narrower than the stream, where DeepSpeed keeps the float32 ones to itself.
@@ -253,7 +262,7 @@ def linear_gelu(x: Tensor, layer: AnyLinear, impl: str) -> Tensor:
     """`gelu(layer(x))`, `[T, C]` -> `[T, 4C]`: GELU in its tanh form."""
     if isinstance(layer, PackedLinear):
         return layer.product(x, gelu=True)
-    if impl == "triton":
+    if impl == "triton" or _is_compiled(impl, x):
         product = layer.product(x, with_bias=False) if isinstance(layer, LoRALinear) else F.linear(x, layer.weight)
-        return fastft_kernels.gelu(product, layer.bias, impl="triton")
+        return fastft_kernels.gelu(product, layer.bias, impl=kernel_impl(impl, x.device))
     return F.gelu(layer(x), approximate="tanh")

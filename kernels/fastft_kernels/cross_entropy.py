@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastft_kernels import registry, support, tables
+from fastft_kernels.cpu import cross_entropy as rows_in_c
 from fastft_kernels.support import Impl, tl, triton
 
 Reduction = Literal["mean", "sum", "none"]
@@ -156,14 +157,15 @@ def cross_entropy(
         weight, size_average, reduce, label_smoothing: as in torch's signature; only their defaults are supported.
         ignore_index: target of a row that counts nothing.
         reduction: `mean` over the rows that are not ignored, `sum`, or `none`.
-        impl: `reference` computes the equation, `torch` calls torch's own, `triton` the kernels; `auto` is `triton` on
-            a supported GPU, else `torch`.
+        impl: `reference` computes the equation, `torch` calls torch's own, `triton` and `compiled` the kernels; `auto`
+            is `triton` on a supported GPU, `compiled` on a CPU, else `torch`.
 
     Returns:
         A scalar, or losses `[N]` with `none`; float32 (float64 where the logits are).
 
     Raises:
-        ValueError: shapes or options that do not fit, or `triton` where it cannot run.
+        ValueError: shapes or options that do not fit, or `triton` or `compiled` where it cannot run.
+        IndexError: on a CPU, a target that there are no logits for.
     """
     _check(input, target, reduction)
     if weight is not None or label_smoothing or size_average is not None or reduce is not None:
@@ -171,7 +173,7 @@ def cross_entropy(
             "got weight, label_smoothing, size_average or reduce, expected their defaults; "
             "torch.nn.functional.cross_entropy takes them"
         )
-    losses = _losses(input, target, ignore_index, support.choose(impl, input))
+    losses = _losses(input, target, ignore_index, support.choose(impl, input, has_compiled=True))
     if reduction == "none":
         return losses
     total = losses.sum()
@@ -187,6 +189,8 @@ def _losses(logits: Tensor, target: Tensor, ignore_index: int, impl: Impl) -> Te
         return F.cross_entropy(wide, target, ignore_index=ignore_index, reduction="none")
     support.check_dtype(logits)
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
+    if impl == "compiled":
+        return rows_in_c.cross_entropy(logits, target, ignore_index)
     losses: Tensor = _forward(logits, target.contiguous(), ignore_index)[0]
     return losses
 

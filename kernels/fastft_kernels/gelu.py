@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastft_kernels import registry, support, tables
+from fastft_kernels.cpu import activations
 from fastft_kernels.sums import rows_of_programs, summed
 from fastft_kernels.support import Impl, tl, triton
 
@@ -147,21 +148,23 @@ def gelu(x: Tensor, bias: Tensor | None = None, *, impl: Impl = "auto") -> Tenso
     Args:
         x: `[..., F]`, floating.
         bias: `[F]`, in the dtype of x or float32.
-        impl: `reference` computes the equation step by step, `torch` calls `F.gelu`, `triton` the kernels; `auto` is
-            `triton` on a supported GPU, else `torch`.
+        impl: `reference` computes the equation step by step, `torch` calls `F.gelu`, `triton` and `compiled` the
+            kernels; `auto` is `triton` on a supported GPU, `compiled` on a CPU, else `torch`.
 
     Returns:
         `[..., F]` in the dtype of x.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit, or `triton` where it cannot run.
+        ValueError: shapes, dtypes or devices that do not fit, or `triton` or `compiled` where it cannot run.
     """
     _check(x, bias)
-    impl = support.choose(impl, x)
+    impl = support.choose(impl, x, bias, has_compiled=True)
     if impl == "reference":
         return reference(x, bias)
     if impl == "torch":
         return functional.gelu(x if bias is None else x + bias, approximate="tanh").to(x.dtype)
+    if impl == "compiled":
+        return activations.gelu(support.in_rows(x), bias).view(x.shape)
     support.check_dtype(x, bias)
     y: Tensor = _forward(support.in_rows(x), bias)
     return y.view(x.shape)

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastft_kernels import registry, support, tables
+from fastft_kernels.cpu import norms
 from fastft_kernels.sums import rows_of_programs, summed
 from fastft_kernels.support import Impl, tl, triton
 
@@ -234,17 +235,17 @@ def layer_norm(
         eps: added to the variance.
         residual: `[..., C]`; it may be wider than x, as the stream is in mixed precision.
         out_dtype: of the result; the dtype of x where it is not given.
-        impl: `reference` computes the equation step by step, `torch` calls `F.layer_norm`, `triton` the kernels; `auto`
-            is `triton` on a supported GPU, else `torch`.
+        impl: `reference` computes the equation step by step, `torch` calls `F.layer_norm`, `triton` and `compiled` the
+            kernels; `auto` is `triton` on a supported GPU, `compiled` on a CPU, else `torch`.
 
     Returns:
         y `[..., C]`; with `residual`, y and the sum s, in the wider of the two dtypes.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit, or `triton` where it cannot run.
+        ValueError: shapes, dtypes or devices that do not fit, or `triton` or `compiled` where it cannot run.
     """
     _check(x, weight, bias, residual, out_dtype)
-    impl = support.choose(impl, x)
+    impl = support.choose(impl, x, residual, weight, bias, out_dtype, has_compiled=True)
     if impl == "reference":
         return reference(x, weight, bias, eps=eps, residual=residual, out_dtype=out_dtype)
     if impl == "torch":
@@ -253,16 +254,15 @@ def layer_norm(
         wide = torch.promote_types(s.dtype, torch.float32)
         y = F.layer_norm(s.to(wide), s.shape[-1:], weight.to(wide), bias.to(wide), eps).to(out_dtype or x.dtype)
         return y if residual is None else (y, s)
-    support.check_dtype(x, weight, bias, residual)
-    y, s, _, _ = _forward(
-        support.in_rows(x),
-        None if residual is None else support.in_rows(residual),
-        weight,
-        bias,
-        eps,
-        out_dtype or x.dtype,
-    )
-    return y.view(x.shape) if residual is None else (y.view(x.shape), s.view(x.shape))
+    rows, residual_rows = support.in_rows(x), None if residual is None else support.in_rows(residual)
+    if impl == "compiled":
+        y, s = norms.layer_norm(rows, weight, bias, eps=eps, residual=residual_rows, out_dtype=out_dtype or x.dtype)
+    else:
+        support.check_dtype(x, weight, bias, residual)
+        y, s, _, _ = _forward(rows, residual_rows, weight, bias, eps, out_dtype or x.dtype)
+    if x.ndim != 2:
+        y, s = y.view(x.shape), s if residual is None else s.view(x.shape)
+    return y if residual is None else (y, s)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, out_dtype: torch.dtype | None) -> None:

@@ -365,8 +365,8 @@ def linear_cross_entropy_with_losses(
         alone, to `hidden` and `weight`. With no row the sum is 0 and still connected to them.
     """
     _check(hidden, weight, targets, rows, row_weights, "sum")
-    impl = support.choose(impl, hidden)
     hidden, weight = _as_autocast(hidden, weight)
+    impl = support.choose(impl, hidden, weight, has_compiled=True)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     weights = (torch.ones(len(targets), device=hidden.device) if row_weights is None else row_weights).to(wide)
     if impl == "reference":
@@ -379,8 +379,9 @@ def linear_cross_entropy_with_losses(
     picked = hidden if rows is None else hidden.index_select(0, rows)
     ignored = targets == ignore_index
     total, losses = in_torch.weighted_sum(
-        picked, weight, targets.masked_fill(ignored, 0), weights.masked_fill(ignored, 0), logit_chunk_bytes
-    )
+        picked, weight, targets.masked_fill(ignored, 0), weights.masked_fill(ignored, 0), logit_chunk_bytes,
+        compiled=impl == "compiled",
+    )  # fmt: skip
     return total, losses.masked_fill(ignored, 0)
 
 
@@ -413,29 +414,32 @@ def linear_cross_entropy(
             ignored, 0 where there is none; `none`: the losses by their weights, in the shape of `targets`, 0 where
             ignored.
         logit_chunk_bytes: the most bytes of logits, or of their gradient, at a time (at least one row's or one tile's).
-        impl: `reference` computes all T x V logits; `torch` chunks of rows; `triton` the kernels; `auto` is `triton` on
-            a supported GPU, else `torch`.
+        impl: `reference` computes all T x V logits; `torch` and `compiled` chunks of rows, the second with its own
+            passes between the products; `triton` the kernels; `auto` is `triton` on a supported GPU, `compiled` on a
+            CPU, else `torch`.
 
     Returns:
         A scalar, or with `none` a tensor in the shape of `targets`; float32 (float64 where hidden is).
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit, or `triton` where it cannot run.
+        ValueError: shapes, dtypes or devices that do not fit, or `triton` or `compiled` where it cannot run.
+        IndexError, RuntimeError: on a CPU, a target that there is no row of the head for, of `compiled` and of `torch`.
     """
     _check(hidden, weight, targets, rows, row_weights, reduction)
-    impl = support.choose(impl, hidden)
     hidden, weight = _as_autocast(hidden, weight)
+    impl = support.choose(impl, hidden, weight, has_compiled=True)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     weights = None if row_weights is None else row_weights.detach().to(wide)
     if reduction == "mean":
         weights = _shares(weights, targets != ignore_index, wide)
     arguments = (hidden, weight, targets, rows, ignore_index, logit_chunk_bytes)
-    if impl == "torch" and reduction != "none":
-        return _sum_by_torch(*arguments, weights)
+    compiled = impl == "compiled"
+    if impl in ("torch", "compiled") and reduction != "none":
+        return _sum_by_torch(*arguments, weights, compiled=compiled)
     if impl == "reference":
         losses = reference(hidden, weight, targets, rows=rows, ignore_index=ignore_index)
-    elif impl == "torch":
-        losses = _all_by_torch(*arguments)
+    elif impl in ("torch", "compiled"):
+        losses = _all_by_torch(*arguments, compiled=compiled)
     else:
         losses = _all_by_triton(*arguments, rows_plan)
     losses = losses if weights is None else losses * weights
@@ -475,20 +479,23 @@ def _all_by_triton(
 
 
 def _all_by_torch(
-    hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor | None, ignore_index: int, chunk_bytes: int
-) -> Tensor:
+    hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor | None, ignore_index: int, chunk_bytes: int,
+    *, compiled: bool,
+) -> Tensor:  # fmt: skip
     if rows is None:
         rows = (targets != ignore_index).nonzero().squeeze(1)
-        losses = in_torch.every_loss(hidden.index_select(0, rows), weight, targets[rows], chunk_bytes)
+        picked = hidden.index_select(0, rows)
+        losses = in_torch.every_loss(picked, weight, targets[rows], chunk_bytes, compiled=compiled)
         return losses.new_zeros(targets.shape).index_copy(0, rows, losses)
     ignored = targets == ignore_index
     picked = hidden.index_select(0, rows)
-    return in_torch.every_loss(picked, weight, targets.masked_fill(ignored, 0), chunk_bytes).masked_fill(ignored, 0)
+    losses = in_torch.every_loss(picked, weight, targets.masked_fill(ignored, 0), chunk_bytes, compiled=compiled)
+    return losses.masked_fill(ignored, 0)
 
 
 def _sum_by_torch(
     hidden: Tensor, weight: Tensor, targets: Tensor, rows: Tensor | None, ignore_index: int, chunk_bytes: int,
-    weights: Tensor | None,
+    weights: Tensor | None, *, compiled: bool,
 ) -> Tensor:  # fmt: skip
     if rows is None:
         rows = (targets != ignore_index).nonzero().squeeze(1)
@@ -498,7 +505,7 @@ def _sum_by_torch(
     ignored = targets == ignore_index
     picked = hidden.index_select(0, rows)
     return in_torch.weighted_sum(
-        picked, weight, targets.masked_fill(ignored, 0), weights.masked_fill(ignored, 0), chunk_bytes
+        picked, weight, targets.masked_fill(ignored, 0), weights.masked_fill(ignored, 0), chunk_bytes, compiled=compiled
     )[0]
 
 

@@ -1,4 +1,5 @@
-"""Linear cross-entropy in torch alone: rows in chunks, each chunk's gradient computed while its logits are there.
+"""Linear cross-entropy by torch's products: rows in chunks, each chunk's gradient computed while its logits are there.
+What stands between the products is torch's too, or, on a CPU, compiled.
 
 Letters: R loss rows, C width, V vocab.
 """
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastft_kernels.cpu import cross_entropy as rows_in_c
 from fastft_kernels.once import differentiable_once
 
 CACHED_BYTES = 4 << 20
@@ -19,7 +21,7 @@ CACHED_BYTES = 4 << 20
 
 
 def weighted_sum(
-    hidden: Tensor, weight: Tensor, targets: Tensor, row_weights: Tensor, logit_chunk_bytes: int
+    hidden: Tensor, weight: Tensor, targets: Tensor, row_weights: Tensor, logit_chunk_bytes: int, *, compiled: bool
 ) -> tuple[Tensor, Tensor]:
     """The sum of the rows' losses by their weights, and the losses `[R]` without gradient.
 
@@ -28,13 +30,13 @@ def weighted_sum(
     apply: Callable[..., tuple[Tensor, Tensor]] = _Sum.apply
     chunk = _rows_at_a_time(weight, logit_chunk_bytes)
     # Within `forward` gradients are off, and parameters ask for one even in evaluation: only here is it known.
-    return apply(hidden, weight, targets, row_weights, chunk, torch.is_grad_enabled())
+    return apply(hidden, weight, targets, row_weights, chunk, torch.is_grad_enabled(), compiled)
 
 
-def every_loss(hidden: Tensor, weight: Tensor, targets: Tensor, logit_chunk_bytes: int) -> Tensor:
+def every_loss(hidden: Tensor, weight: Tensor, targets: Tensor, logit_chunk_bytes: int, *, compiled: bool) -> Tensor:
     """The losses `[R]`, with gradient: the logits are computed again when it is known what flows in for each row."""
     apply: Callable[..., Tensor] = _Losses.apply
-    return apply(hidden, weight, targets, _rows_at_a_time(weight, logit_chunk_bytes))
+    return apply(hidden, weight, targets, _rows_at_a_time(weight, logit_chunk_bytes), compiled)
 
 
 def _rows_at_a_time(weight: Tensor, logit_chunk_bytes: int) -> int:
@@ -51,12 +53,13 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, row_weights: Tensor, chunk: int, learns: bool
-    ) -> tuple[Tensor, Tensor]:
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, row_weights: Tensor, chunk: int, learns: bool,
+        compiled: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         needed = ctx.needs_input_grad[:2] if learns else (False, False)
         wanted = row_weights if any(needed) else None
         losses = row_weights.new_empty(hidden.shape[0])
-        ctx.gradients = _through_chunks(hidden, weight, targets, losses, wanted, chunk, needed)
+        ctx.gradients = _through_chunks(hidden, weight, targets, losses, wanted, chunk, needed, compiled)
         ctx.mark_non_differentiable(losses)
         return (losses * row_weights).sum(), losses
 
@@ -69,22 +72,22 @@ class _Sum(torch.autograd.Function):
         (d_hidden, d_weight), ctx.gradients = ctx.gradients, None
         scale = grads[0]
         if scale.device.type == "cpu" and scale.item() == 1:  # the usual case; elsewhere looking would wait
-            return d_hidden, d_weight, None, None, None, None
+            return d_hidden, d_weight, None, None, None, None, None
         scaled = (None if d is None else d * scale for d in (d_hidden, d_weight))
-        return (*scaled, None, None, None, None)
+        return (*scaled, None, None, None, None, None)
 
 
 class _Losses(torch.autograd.Function):
     """Each row's loss with a gradient of its own: two passes through the chunks."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, compiled: bool) -> Tensor:
         losses = torch.empty(
             hidden.shape[0], dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device
         )
-        _through_chunks(hidden, weight, targets, losses, None, chunk, (False, False))
+        _through_chunks(hidden, weight, targets, losses, None, chunk, (False, False), compiled)
         ctx.save_for_backward(hidden, weight, targets)
-        ctx.chunk = chunk
+        ctx.chunk, ctx.compiled = chunk, compiled
         return losses
 
     @staticmethod
@@ -94,7 +97,8 @@ class _Losses(torch.autograd.Function):
         again = torch.empty_like(grads[0])
         upstream = grads[0].to(again.dtype)
         needed = ctx.needs_input_grad
-        return (*_through_chunks(hidden, weight, targets, again, upstream, ctx.chunk, needed), None, None)
+        gradients = _through_chunks(hidden, weight, targets, again, upstream, ctx.chunk, needed, ctx.compiled)
+        return (*gradients, None, None, None)
 
 
 def _through_chunks(
@@ -105,6 +109,7 @@ def _through_chunks(
     row_weights: Tensor | None,
     chunk: int,
     needed: tuple[bool, ...],
+    compiled: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Fills `losses` `[R]`; where `row_weights` `[R]` are given, returns the needed gradients of hidden and weight."""
     needs_hidden, needs_weight = needed[:2]
@@ -114,7 +119,8 @@ def _through_chunks(
     for begin in range(0, R, chunk):
         rows = slice(begin, begin + chunk)
         logits = F.linear(hidden[rows], weight)  # [rows, V]
-        _to_gradient(logits, targets[rows], losses[rows], None if row_weights is None else row_weights[rows])
+        to_gradient = _to_gradient_in_c if compiled else _to_gradient
+        to_gradient(logits, targets[rows], losses[rows], None if row_weights is None else row_weights[rows])
         if d_hidden is not None:
             torch.mm(logits, weight, out=d_hidden[rows])
         if needs_weight:
@@ -123,6 +129,11 @@ def _through_chunks(
             else:
                 d_weight.addmm_(logits.t(), hidden[rows])
     return d_hidden, d_weight
+
+
+def _to_gradient_in_c(logits: Tensor, targets: Tensor, losses: Tensor, row_weights: Tensor | None) -> None:
+    """As `_to_gradient`, in one pass."""
+    rows_in_c.of_rows(logits, targets, losses, weights=row_weights, out=None if row_weights is None else logits)
 
 
 def _to_gradient(logits: Tensor, targets: Tensor, losses: Tensor, row_weights: Tensor | None) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fastft_kernels import registry, support, tables
+from fastft_kernels.cpu import norms
 from fastft_kernels.layer_norm import KEPT, WIDEST
 from fastft_kernels.once import differentiable_once
 from fastft_kernels.sums import rows_of_programs, summed
@@ -239,16 +240,17 @@ def rms_norm(
         residual: `[..., C]`; it may be wider than x, as the stream is in mixed precision.
         out_dtype: of the result; the dtype of x where it is not given.
         impl: `reference` computes the equation step by step, `torch` the same and keeps less for the backward pass,
-            `triton` runs the kernels; `auto` is `triton` on a supported GPU, else `torch`.
+            `triton` and `compiled` run the kernels; `auto` is `triton` on a supported GPU, `compiled` on a CPU, else
+            `torch`.
 
     Returns:
         y `[..., C]`; with `residual`, y and the sum s, in the wider of the two dtypes.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit, or `triton` where it cannot run.
+        ValueError: shapes, dtypes or devices that do not fit, or `triton` or `compiled` where it cannot run.
     """
     _check(x, weight, residual, out_dtype)
-    impl = support.choose(impl, x)
+    impl = support.choose(impl, x, residual, weight, out_dtype, has_compiled=True)
     out_dtype = out_dtype or x.dtype
     if impl == "reference":
         return reference(x, weight, eps=eps, offset=offset, residual=residual, out_dtype=out_dtype)
@@ -257,11 +259,15 @@ def rms_norm(
         apply: Callable[..., Tensor] = _InTorch.apply
         y = apply(s, weight, eps, offset, out_dtype)
         return y if residual is None else (y, s)
-    support.check_dtype(x, weight, residual)
-    y, s, _ = _forward(
-        support.in_rows(x), None if residual is None else support.in_rows(residual), weight, eps, offset, out_dtype
-    )
-    return y.view(x.shape) if residual is None else (y.view(x.shape), s.view(x.shape))
+    rows, residual_rows = support.in_rows(x), None if residual is None else support.in_rows(residual)
+    if impl == "compiled":
+        y, s = norms.rms_norm(rows, weight, eps=eps, offset=offset, residual=residual_rows, out_dtype=out_dtype)
+    else:
+        support.check_dtype(x, weight, residual)
+        y, s, _ = _forward(rows, residual_rows, weight, eps, offset, out_dtype)
+    if x.ndim != 2:
+        y, s = y.view(x.shape), s if residual is None else s.view(x.shape)
+    return y if residual is None else (y, s)
 
 
 def _check(x: Tensor, weight: Tensor, residual: Tensor | None, out_dtype: torch.dtype | None) -> None:

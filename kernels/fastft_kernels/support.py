@@ -100,24 +100,27 @@ def _say_once(message: str) -> None:
     warnings.warn(message, stacklevel=4)
 
 
-def why_not_compiled(x: Tensor) -> str | None:
-    """Why compiled code cannot run on `x`; None where it can."""
+def why_not_compiled(x: Tensor, *others: Tensor | torch.dtype | None) -> str | None:
+    """Why compiled code cannot run on `x` and what else it is given; None where it can."""
     if x.device.type != "cpu":
         return f"the tensors are on {x.device}, and compiled code is for CPUs"
-    if x.dtype not in COMPILED_DTYPES:
-        return f"the tensors are {x.dtype}, and compiled code takes float32 and bfloat16"
+    for other in (x, *others):
+        dtype = other.dtype if isinstance(other, Tensor) else other
+        if dtype is not None and dtype not in COMPILED_DTYPES:
+            return f"the tensors are {dtype}, and compiled code takes float32 and bfloat16"
     if torch.compiler.is_compiling():
         return "torch.compile is at work, which cannot look into it"
     return library.why_not()
 
 
-def choose(impl: str, x: Tensor, *, has_compiled: bool = False) -> Impl:
+def choose(impl: str, x: Tensor, *others: Tensor | torch.dtype | None, has_compiled: bool = False) -> Impl:
     """The implementation that runs on `x`: `auto` is `triton` on a supported GPU, `compiled` on a CPU where there is
     compiled code, and `torch` elsewhere.
 
     Args:
         impl: what was asked for.
         x: a tensor of the operation.
+        others: its other tensors, and dtypes of results, which compiled code takes or not.
         has_compiled: whether the operation is there in C.
 
     Raises:
@@ -125,15 +128,17 @@ def choose(impl: str, x: Tensor, *, has_compiled: bool = False) -> Impl:
     """
     if impl == "auto":
         if x.device.type != "cuda" or x.dtype not in TRITON_DTYPES:
-            return "compiled" if has_compiled and why_not_compiled(x) is None else "torch"
+            return "compiled" if has_compiled and why_not_compiled(x, *others) is None else "torch"
         if (why := why_not_triton(x)) is not None:
             _say_once(f"fastft_kernels runs its torch implementations: {why}")
             return "torch"
         return "triton"
     if impl == "triton" and (why := why_not_triton(x)) is not None:
         raise ValueError(f'got impl="triton", which cannot run here: {why}; expected impl="auto" or "torch"')
-    if impl == "compiled" and (why := why_not_compiled(x) if has_compiled else "this operation is not there in C"):
-        raise ValueError(f'got impl="compiled", which cannot run here: {why}; expected impl="auto" or "torch"')
+    if impl == "compiled":
+        why = why_not_compiled(x, *others) if has_compiled else "this operation is not there in C"
+        if why is not None:
+            raise ValueError(f'got impl="compiled", which cannot run here: {why}; expected impl="auto" or "torch"')
     if impl in IMPLS:
         return cast(Impl, impl)
     raise ValueError(f"got impl={impl!r}, expected one of {', '.join(IMPLS)}")
@@ -156,6 +161,8 @@ def check_dtype(*given: Tensor | torch.dtype | None) -> None:
 
 def in_rows(x: Tensor) -> Tensor:
     """`[..., C]` as `[N, C]` whose rows lie in one piece each, as kernels read them."""
+    if x.ndim == 2 and x.stride(1) == 1:
+        return x
     rows = x.reshape(-1, x.shape[-1])
     return rows if rows.stride(1) == 1 else rows.contiguous()
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastft_kernels import registry, support, tables
+from fastft_kernels.cpu import activations
 from fastft_kernels.gelu import sigmoid
 from fastft_kernels.once import differentiable_once
 from fastft_kernels.support import Impl, tl, triton
@@ -137,23 +138,25 @@ def swiglu(gate: Tensor, up: Tensor, *, impl: Impl = "auto") -> Tensor:
     Args:
         gate, up: `[..., F]`, floating, of one dtype. They may be the halves of one product: rows are read where they
             lie.
-        impl: `reference` computes the equation step by step, `torch` calls `F.silu`, `triton` the kernels; `auto` is
-            `triton` on a supported GPU, else `torch`. In 16 bits `torch` rounds silu(gate) before the product, as
-            plain PyTorch does, and the others do not.
+        impl: `reference` computes the equation step by step, `torch` calls `F.silu`, `triton` and `compiled` the
+            kernels; `auto` is `triton` on a supported GPU, `compiled` on a CPU, else `torch`. In 16 bits `torch`
+            rounds silu(gate) before the product, as plain PyTorch does, and the others do not.
 
     Returns:
         `[..., F]` in the dtype of gate.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit, or `triton` where it cannot run.
+        ValueError: shapes, dtypes or devices that do not fit, or `triton` or `compiled` where it cannot run.
     """
     _check(gate, up)
-    impl = support.choose(impl, gate)
+    impl = support.choose(impl, gate, has_compiled=True)
     if impl == "reference":
         return reference(gate, up)
     if impl == "torch":
         apply: Callable[..., Tensor] = _InTorch.apply
         return apply(gate, up)
+    if impl == "compiled":
+        return activations.swiglu(support.in_rows(gate), support.in_rows(up)).view(gate.shape)
     support.check_dtype(gate)
     y: Tensor = _forward(support.in_rows(gate), support.in_rows(up))
     return y.view(gate.shape)

@@ -6,4 +6,9 @@ To be read in this order:
     common.h     what they share
     threads.c    a function's parts in torch's threads
     update.py    AdamW's update and the norm of gradients, with `update.c`
+    vector.h     sixteen floats at a time: conversions, the exponential
+    given.py     what is looked at before a tensor is given away
+    activations.py    GELU with its bias, and SwiGLU, with `activations.c`
+    norms.py          layer norm and RMS norm with the addition before them, with `norms.c`
+    cross_entropy.py  losses and gradients of rows of logits, with `cross_entropy.c`
 """
