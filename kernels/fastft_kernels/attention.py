@@ -25,6 +25,7 @@ from torch import Tensor
 
 from fastft_kernels import attention_torch as in_torch
 from fastft_kernels import registry, support, tables
+from fastft_kernels.cpu import attention as compiled
 from fastft_kernels.attention_plan import CHUNK, AttentionPlan, plan_attention
 from fastft_kernels.heads import padded, why_not_head_dim
 from fastft_kernels.support import Impl, tl, triton
@@ -466,13 +467,16 @@ def attention(
         ValueError: shapes, dtypes or devices that do not fit, or `triton` where it cannot run.
     """
     _check(q, k, v, visible_until, q_rows, row_length)
-    impl = "torch" if impl == "auto" and why_not_heads(q) else support.choose(impl, q)
+    impl = _chosen(impl, q)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if row_length is not None and q_rows is None and impl != "reference" and not return_lse:
         return in_torch.in_rows(q, k, v, row_length, scale)
     if impl == "triton":
         out, lse = _by_triton(q, k, v, visible_until, q_rows, scale, plan)
         return (out, lse * math.log(2)) if return_lse else out
+    if impl == "compiled":
+        out, lse = compiled.attention(q, k, v, visible_until, q_rows, scale)
+        return (out, lse) if return_lse else out
     if impl == "torch" and not return_lse:
         return in_torch.in_tiles(q, k, v, plan_tiles(visible_until, q_rows) if tiles is None else tiles, scale)
     if row_length is not None and q_rows is None and not return_lse:
@@ -511,6 +515,12 @@ def _by_triton(
         [plan.BM, plan.BN, plan.BQ, plan.BK, plan.slots], scale,
     )  # fmt: skip
     return out, lse
+
+
+def _chosen(impl: Impl, q: Tensor) -> Impl:
+    if impl == "auto" and q.device.type != "cpu" and why_not_heads(q):
+        return "torch"
+    return support.choose(impl, q, has_compiled=True)
 
 
 def why_not_heads(q: Tensor) -> str | None:
