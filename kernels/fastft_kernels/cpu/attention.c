@@ -42,6 +42,8 @@ enum {
 #endif
 
 typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef uint16_t Narrow __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef uint32_t Unsigned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t Integers __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 /* A tensor of rows and heads with D elements each in one piece; strides in elements. */
@@ -106,29 +108,47 @@ static inline Vector exponential(Vector x) {
     return (Vector)((Integers)(p * power) & ~(Integers)(x < all(-87.3365f)));
 }
 
-/* A row times `factor`, and zeros up to W. */
-static void read_row(float *restrict to, const Rows *rows, int64_t row, int64_t head, float factor, const Own *own) {
-    const int64_t at = row * rows->row + head * rows->head, D = own->given->D, W = own->W;
-    if (own->given->is_narrow) {
-        const uint16_t *restrict from = (const uint16_t *)rows->data + at;
-        for (int64_t d = 0; d < D; d++) to[d] = widened(from[d]) * factor;
-    } else {
-        const float *restrict from = (const float *)rows->data + at;
-        for (int64_t d = 0; d < D; d++) to[d] = from[d] * factor;
-    }
-    for (int64_t d = D; d < W; d++) to[d] = 0;
+static inline Vector load_narrow(const uint16_t *at) {
+    return (Vector)(__builtin_convertvector(*(const Narrow *)at, Unsigned) << 16);
 }
 
-static void write_row(const Rows *rows, int64_t row, int64_t head, int32_t is_narrow, const float *restrict from,
-                      float factor, int64_t D) {
+/* As `narrowed`. */
+static inline void store_narrow(uint16_t *at, Vector value) {
+    const Unsigned bits = (Unsigned)value, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const Integers is_none = (Integers)((bits & 0x7fffffff) > 0x7f800000);
+    const Unsigned narrow = (rounded & ~(Unsigned)is_none) | (0x7fc0 & (Unsigned)is_none);
+    *(Narrow *)at = __builtin_convertvector(narrow, Narrow);
+}
+
+/* A row times `factor`, and zeros up to W. */
+static inline void read_row(float *restrict to, const Rows *rows, int64_t row, int64_t head, float factor,
+                            const Own *own) {
+    const int64_t at = row * rows->row + head * rows->head, D = own->given->D, W = own->W;
+    const float *wide = (const float *)rows->data + at;
+    const uint16_t *narrow = (const uint16_t *)rows->data + at;
+    int64_t d = 0;
+    for (; d + LANES <= D; d += LANES)
+        store(to + d, (own->given->is_narrow ? load_narrow(narrow + d) : load(wide + d)) * factor);
+    for (; d < D; d++) to[d] = (own->given->is_narrow ? widened(narrow[d]) : wide[d]) * factor;
+    for (; d < W; d++) to[d] = 0;
+}
+
+static inline void write_row(const Rows *rows, int64_t row, int64_t head, int32_t is_narrow,
+                             const float *restrict from, float factor, int64_t D) {
     const int64_t at = row * rows->row + head * rows->head;
-    if (is_narrow) {
-        uint16_t *restrict to = (uint16_t *)rows->data + at;
-        for (int64_t d = 0; d < D; d++) to[d] = narrowed(from[d] * factor);
-    } else {
-        float *restrict to = (float *)rows->data + at;
-        for (int64_t d = 0; d < D; d++) to[d] = from[d] * factor;
-    }
+    float *wide = (float *)rows->data + at;
+    uint16_t *narrow = (uint16_t *)rows->data + at;
+    int64_t d = 0;
+    for (; d + LANES <= D; d += LANES)
+        if (is_narrow)
+            store_narrow(narrow + d, load(from + d) * factor);
+        else
+            store(wide + d, load(from + d) * factor);
+    for (; d < D; d++)
+        if (is_narrow)
+            narrow[d] = narrowed(from[d] * factor);
+        else
+            wide[d] = from[d] * factor;
 }
 
 /* The transpose of [LANES, LANES] into rows of QUERIES. Each step interleaves row i with the row half of them below it:
