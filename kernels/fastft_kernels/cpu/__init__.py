@@ -6,4 +6,5 @@ To be read in this order:
     common.h     what they share
     threads.c    a function's parts in torch's threads
     update.py    AdamW's update and the norm of gradients, with `update.c`
+    attention.py interval attention and its gradients, with `attention.c`
 """

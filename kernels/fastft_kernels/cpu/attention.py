@@ -6,7 +6,7 @@ Letters: T tokens, R queries, H heads of queries, G heads of keys and values, D 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -53,6 +53,46 @@ def attention(
     return apply(*map(_dense, (q, k, v)), until.to(torch.int32).contiguous(), asked, scale)
 
 
+def split_heads(product: Tensor, n: int, H: int) -> tuple[Tensor, ...]:
+    """A product `[T, n H D]` as n views of heads, `[T, H, D]`: the queries, keys and values of one layer, or two of them.
+
+    The gradients that `attention` gives to such views are views of one tensor, which is then the product's: torch's own
+    `unbind` copies them into another.
+    """
+    apply: Callable[..., tuple[Tensor, ...]] = _Heads.apply
+    return apply(product, n, H)
+
+
+class _Heads(torch.autograd.Function):
+    """See `split_heads`."""
+
+    @staticmethod
+    def forward(ctx: Any, product: Tensor, n: int, H: int) -> tuple[Tensor, ...]:
+        return product.detach().unflatten(1, (n, H, -1)).unbind(1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        whole = None if torch.is_grad_enabled() else grads[0]._base
+        if whole is None or not _are_all_of(whole, grads):
+            whole = torch.stack(grads, 1)
+        return whole.flatten(1), None, None
+
+
+def _are_all_of(whole: Tensor, views: Sequence[Tensor]) -> bool:
+    """Whether `views` are those of `whole.unbind(1)`."""
+    T, *rest = views[0].shape
+    return whole.shape == (T, len(views), *rest) and all(
+        view._base is whole and view.data_ptr() == part.data_ptr() and view.stride() == part.stride()
+        for view, part in zip(views, whole.unbind(1), strict=True)
+    )
+
+
+def _beside(*like: Tensor) -> tuple[Tensor, ...]:
+    """New tensors of one shape `[T, H, D]`, side by side in one `[T, n, H, D]`."""
+    T, H, D = like[0].shape
+    return torch.empty(T, len(like), H, D, dtype=like[0].dtype).unbind(1)
+
+
 def _dense(x: Tensor) -> Tensor:
     """x with its last axis in one piece."""
     return x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
@@ -79,7 +119,7 @@ class _Interval(torch.autograd.Function):
         q, k, v, out, lse, until, asked = ctx.saved_tensors
         (T, G, D), H = k.shape, q.shape[1]
         d_out = _dense(grads[0])
-        dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
+        dq, dk, dv = _beside(q, k, v) if q.shape == k.shape else (torch.empty(q.shape, dtype=q.dtype), *_beside(k, v))
         given = _given(q, k, v, out, lse, until, asked, ctx.scale)
         given.d_out, given.dq = _rows(d_out), _rows(dq)
         # Heads that share keys each write their own sums, which are added up in their order.
