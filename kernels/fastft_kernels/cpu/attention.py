@@ -49,6 +49,8 @@ def attention(
         without gradient.
     """
     asked = None if rows is None else rows.to(torch.int64).contiguous()
+    if until.dtype == torch.int64:
+        until = until.clamp(max=torch.iinfo(torch.int32).max)
     apply: Callable[..., tuple[Tensor, Tensor]] = _Interval.apply
     return apply(*map(_dense, (q, k, v)), until.to(torch.int32).contiguous(), asked, scale)
 
@@ -118,6 +120,8 @@ class _Interval(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse, until, asked = ctx.saved_tensors
         (T, G, D), H = k.shape, q.shape[1]
+        if not q.numel():
+            return *map(torch.zeros_like, (q, k, v)), None, None, None
         d_out = _dense(grads[0])
         dq, dk, dv = _beside(q, k, v) if q.shape == k.shape else (torch.empty(q.shape, dtype=q.dtype), *_beside(k, v))
         given = _given(q, k, v, out, lse, until, asked, ctx.scale)
