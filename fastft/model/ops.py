@@ -242,7 +242,8 @@ def split_heads(product: Tensor, n: int, H: int, impl: str) -> tuple[Tensor, ...
     """A layer's product `[T, n H D]` as n views of its heads, `[T, H, D]` each."""
     if kernel_impl(impl, product.device) == "auto" and why_not_compiled(product) is None:
         return cpu_attention.split_heads(product, n, H)
-    return product.unflatten(1, (n, H, -1)).unbind(1)
+    heads: Tensor = product.unflatten(1, (n, H, -1))
+    return heads.unbind(1)
 
 
 def split_linear(xs: Sequence[Tensor], layer: nn.Linear | LoRALinear, sizes: Sequence[int]) -> list[Tensor]:

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from fastft_kernels import attention_torch as in_torch
 from fastft_kernels import registry, support, tables
-from fastft_kernels.cpu import attention as compiled
 from fastft_kernels.attention_plan import CHUNK, AttentionPlan, plan_attention
+from fastft_kernels.cpu import attention as compiled
 from fastft_kernels.heads import padded, why_not_head_dim
 from fastft_kernels.support import Impl, tl, triton
 from fastft_kernels.tiles import TileGroup, plan_tiles
@@ -471,9 +471,9 @@ def attention(
     _check(q, k, v, visible_until, q_rows, row_length)
     impl = _chosen(impl, q)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    in_rows = row_length is not None and q_rows is None and not return_lse
-    if in_rows and impl != "reference" and not (impl == "compiled" and _pays_in_rows(q, k, v)):
-        return in_torch.in_rows(q, k, v, row_length, scale)
+    W = row_length if q_rows is None and not return_lse else None
+    if W is not None and impl != "reference" and not (impl == "compiled" and _pays_in_rows(q, k, v)):
+        return in_torch.in_rows(q, k, v, W, scale)
     if impl == "triton":
         out, lse = _by_triton(q, k, v, visible_until, q_rows, scale, plan)
         return (out, lse * math.log(2)) if return_lse else out
@@ -482,8 +482,8 @@ def attention(
         return (out, lse) if return_lse else out
     if impl == "torch" and not return_lse:
         return in_torch.in_tiles(q, k, v, plan_tiles(visible_until, q_rows) if tiles is None else tiles, scale)
-    if in_rows:
-        return _reference_in_rows(q, k, v, row_length, scale)
+    if W is not None:
+        return _reference_in_rows(q, k, v, W, scale)
     q, k, v = (x.transpose(0, 1) for x in (q, k, v))
     out, lse = reference(q, k, v, visible_mask(visible_until, q_rows), scale)
     wide = torch.promote_types(lse.dtype, torch.float32)

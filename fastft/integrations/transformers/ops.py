@@ -89,8 +89,8 @@ class Plan:
     Attributes:
         visible_until: `[N]` int32; key k is visible to query q exactly when `k <= q < visible_until[k]`.
         row_length: where each row of that many tokens is causal by itself, and nothing else is asked for.
-        parts: the tiles of the torch path or of the kernels; None with a `row_length`, and for compiled code, which need
-            none.
+        parts: the tiles of the torch path or of the kernels; None with a `row_length`, and for compiled code, which
+            need none.
         blind: `[N, 1, 1]` boolean, True for queries that see nothing, whose output is 0; None where there is none.
         unseen: `[U]` int64, queries that see others and not themselves, as padding behind a row does: the kernels take
             none, and torch computes them; None where there is none, or all are torch's.

@@ -56,7 +56,7 @@ def attention(
 
 
 def split_heads(product: Tensor, n: int, H: int) -> tuple[Tensor, ...]:
-    """A product `[T, n H D]` as n views of heads, `[T, H, D]`: the queries, keys and values of one layer, or two of them.
+    """A product `[T, n H D]` as n views of heads, `[T, H, D]`: queries, keys and values of a layer, or two of them.
 
     The gradients that `attention` gives to such views are views of one tensor, which is then the product's: torch's own
     `unbind` copies them into another.
@@ -69,11 +69,12 @@ class _Heads(torch.autograd.Function):
     """See `split_heads`."""
 
     @staticmethod
-    def forward(ctx: Any, product: Tensor, n: int, H: int) -> tuple[Tensor, ...]:
-        return product.detach().unflatten(1, (n, H, -1)).unbind(1)
+    def forward(_: Any, product: Tensor, n: int, H: int) -> tuple[Tensor, ...]:
+        heads: Tensor = product.detach().unflatten(1, (n, H, -1))
+        return heads.unbind(1)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(_: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         whole = None if torch.is_grad_enabled() else grads[0]._base
         if whole is None or not _are_all_of(whole, grads):
             whole = torch.stack(grads, 1)

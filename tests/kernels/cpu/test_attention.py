@@ -242,9 +242,7 @@ def test_keys_whom_nobody_asks_have_no_gradient() -> None:
 def test_ends_beyond_every_integer_of_c() -> None:
     made = torch.randn(3, 20, 1, 8).unbind(0)
     far = torch.full((20,), torch.iinfo(torch.int64).max)
-    out, expected = (
-        fastft_kernels.attention(*made, until, impl="compiled") for until in (far, torch.full((20,), 20))
-    )
+    out, expected = (fastft_kernels.attention(*made, until, impl="compiled") for until in (far, torch.full((20,), 20)))
     assert torch.equal(out, expected)
 
 
