@@ -213,7 +213,7 @@ def run_ranks(cases: list[Case], ranks: int, *, timeout: float = 1800) -> list[l
     processes = [
         subprocess.Popen(
             [sys.executable, __file__, "--rank"],
-            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **common, "FASTFT_COMPILED": "0", "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for rank in range(ranks)
