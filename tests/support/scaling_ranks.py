@@ -213,7 +213,7 @@ def run_ranks(cases: list[Case], ranks: int, *, timeout: float = 1800) -> list[l
     processes = [
         subprocess.Popen(
             [sys.executable, __file__, "--rank"],
-            env={**os.environ, **common, "FASTFT_COMPILED": "0", "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for rank in range(ranks)
@@ -498,6 +498,7 @@ def _entry(case: Case, ranks: int, measured: list[Measured]) -> dict[str, Any]:
     return {
         **{key: value for key, value in asdict(case).items() if key not in ("examples", "memory")},
         "ranks": ranks,
+        "compiled": ops.why_no_compiled() is None,
         "sizes": max(measured[0].sizes, key=lambda sizes: sizes["tokens"]),
         "traffic": measured[0].traffic,
         "memory": {phase: max(one.phases[phase] for one in measured) for phase in phases},
