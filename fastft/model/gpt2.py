@@ -105,13 +105,13 @@ class Attention(nn.Module):
     ) -> Tensor:
         """`[T, C]` -> `[T, C]`, or `[R, C]` with the tokens `rows` that alone have queries."""
         if rows is None or isinstance(self.c_attn, PackedLinear):
-            q, k, v = self.c_attn(x).unflatten(1, (3, self.n_head, -1)).unbind(1)  # [T, H, D] each
+            q, k, v = ops.split_heads(self.c_attn(x), 3, self.n_head, impl)
             q = q if rows is None else q.index_select(0, rows.at)
         else:
             C = x.shape[1]
             q, kv = ops.split_linear((ops.take_rows(x, rows, impl), x), self.c_attn, (C, 2 * C))
             q = q.unflatten(1, (self.n_head, -1))
-            k, v = kv.unflatten(1, (2, self.n_head, -1)).unbind(1)
+            k, v = ops.split_heads(kv, 2, self.n_head, impl)
         projected: Tensor = self.c_proj(attend(q, k, v).flatten(1))
         return projected
 

@@ -15,6 +15,7 @@ from typing import Any, cast
 import fastft_kernels
 import torch
 from fastft_kernels import AttentionPlan, RowPlan, plan_rows, registry
+from fastft_kernels.cpu import attention as cpu_attention
 from fastft_kernels.cpu import library
 from fastft_kernels.support import Impl as KernelImpl
 from fastft_kernels.support import why_not_compiled, why_not_triton
@@ -244,6 +245,14 @@ def add_rows_(total: Tensor, grad: Tensor, rows: Rows, impl: str) -> Tensor:
     different, at = rows.at.unique(return_inverse=True)
     sums = grad.new_zeros(len(different), grad.shape[1]).index_add_(0, at, grad)
     return total.index_add_(0, different, sums.to(total.dtype))
+
+
+def split_heads(product: Tensor, n: int, H: int, impl: str) -> tuple[Tensor, ...]:
+    """A layer's product `[T, n H D]` as n views of its heads, `[T, H, D]` each."""
+    if kernel_impl(impl, product.device) == "auto" and why_not_compiled(product) is None:
+        return cpu_attention.split_heads(product, n, H)
+    heads: Tensor = product.unflatten(1, (n, H, -1))
+    return heads.unbind(1)
 
 
 def split_linear(xs: Sequence[Tensor], layer: nn.Linear | LoRALinear, sizes: Sequence[int]) -> list[Tensor]:

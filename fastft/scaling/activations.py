@@ -66,8 +66,9 @@ def activations(config: GPT2Config, sizes: Sizes, setup: Setup) -> Activations:
 
     Of a token and a block, in units of C: the two sums that its layer norms read, in the residual stream's dtype; and
     in the products' dtype what they made of them (2), q, k and v (3), attention's result (1), and what goes into and
-    comes out of the GELU (8). The torch path has scaled queries beside (1), and the probabilities of few pairs. The
-    last block has keys and values of all tokens and the rest of its rows, and saves the rows that it picks.
+    comes out of the GELU (8). The torch path has scaled queries beside (1), and the probabilities of few pairs, where
+    the kernels and compiled code have a log-sum-exp of each query's scores. The last block has keys and values of all
+    tokens and the rest of its rows, and saves the rows that it picks.
 
     A product whose weight is frozen does not save what goes into it, but in stage 3, where DeepSpeed has a product of
     its own in place of torch's (`zero/linear.py`); with an adapter it does, and x A^T beside. Nothing is saved before
@@ -160,13 +161,13 @@ class _Block:
 
     @property
     def _attention_saves_its_result(self) -> bool:
-        return self.setup.impl == "triton" or self.sizes.padded
+        return self.setup.attends_at_once or self.sizes.padded
 
     def _attention(self) -> int:
         """What attention saves but for its result: q, k and v, and of the scores."""
         T, R, sizes, setup = self.sizes.tokens, self.queries, self.sizes, self.setup
         # The torch path saves scaled queries; in one tensor with keys and values, the queries stay as they are beside.
-        copies = 2 if setup.impl == "cpu" and not sizes.padded and not self.of_rows else 1
+        copies = 2 if setup.impl == "cpu" and not (setup.attends_at_once or sizes.padded or self.of_rows) else 1
         pairs = sizes.row_pairs if self.of_rows else sizes.pairs
         return (2 * T + copies * R) * self.unit + _scores(setup, sizes, self.config.n_head, R, pairs)
 
@@ -175,7 +176,7 @@ def _scores(setup: Setup, sizes: Sizes, H: int, queries: int, pairs: int) -> int
     """What attention saves of the scores."""
     if setup.impl == "reference":
         return queries * sizes.tokens * (2 * H * setup.element + 1)
-    if setup.impl == "triton" or sizes.padded:  # each query's log-sum-exp
+    if setup.attends_at_once or sizes.padded:  # each query's log-sum-exp
         return FLOAT32 * H * queries
     return H * pairs * setup.element if pairs <= KEPT_PAIRS else 0
 
@@ -208,5 +209,5 @@ def transient(config: GPT2Config, sizes: Sizes, setup: Setup, rows: int, made: i
     around_gelu = rows * C * ((4 if block.keeps_gelu else 8) * e + 2 * stream)
     if not block.attends_back:
         return around_gelu
-    scores = 0 if setup.impl == "triton" else 3 * config.n_head * sizes.largest_group * e
+    scores = 0 if setup.attends_at_once else 3 * config.n_head * sizes.largest_group * e
     return max(around_gelu, scores + made + rows * C * (2 * e + 3 * FLOAT32) - block.of_mlp)

@@ -35,13 +35,14 @@ def config_of(entry: Entry) -> GPT2Config:
 
 
 def setup_of(entry: Entry) -> Setup:
-    """How it was run: on CPU ranks, by the torch path."""
+    """How it was run: on CPU ranks, by the torch path or compiled code."""
     return Setup(
         stage=entry["stage"],
         offload=entry["offload"],
         ranks=entry["ranks"],
         packs=entry["packs"],
         dtype=entry["dtype"],
+        compiled=entry.get("compiled", False),  # older ones were without
         activation_checkpointing=entry["checkpointing"],
         part=None if entry["part"] is None else Part.of_json(entry["part"]),
         buckets=Buckets.of(entry["zero"]),

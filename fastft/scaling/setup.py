@@ -75,6 +75,7 @@ class Setup:
         dtype: fp32, bf16, fp16 (counted as bf16) or fp64 (stage 0 alone).
         impl: as in `fastft.model.ops`, resolved.
         cuda: whether the device is a GPU, where stage 0 is the `GpuEngine`.
+        compiled: whether a CPU has compiled code (`fastft.model.ops.why_no_compiled`).
         activation_checkpointing: blocks are computed again in the backward pass.
         decay_all: as in `fastft.run.config.TrainOptions`; it makes one group of AdamW's two.
         part: what is trained, where it is not all.
@@ -88,6 +89,7 @@ class Setup:
     dtype: str = "fp32"
     impl: str = "cpu"
     cuda: bool = False
+    compiled: bool = False
     activation_checkpointing: bool = False
     decay_all: bool = False
     part: Part | None = None
@@ -97,6 +99,12 @@ class Setup:
     def element(self) -> int:
         """Of a weight that the model computes with, and of its gradient."""
         return ELEMENT[self.dtype]
+
+    @property
+    def attends_at_once(self) -> bool:
+        """Whether attention keeps no scores: the Triton kernels, and compiled code."""
+        on_cpu = self.impl == "cpu" and not self.cuda and self.dtype in ("fp32", "bf16")
+        return self.impl == "triton" or (on_cpu and self.compiled)
 
     @property
     def name(self) -> str:

@@ -13,6 +13,7 @@ from fastft.common.console import say, show
 from fastft.common.memory import peak_memory
 from fastft.engines.moments import BYTES_OF_A_WEIGHT
 from fastft.engines.zero import ZeroEngine
+from fastft.model import ops
 from fastft.model.part import numbers_of
 from fastft.training.job import Job
 from fastft.training.steps import Built, Steps
@@ -92,6 +93,7 @@ def _say_costs(job: Job, largest: Batch, *, packs: int) -> None:
         dtype=engine.dtype,
         impl=engine.impl,
         cuda=engine.device.type == "cuda",
+        compiled=engine.device.type == "cpu" and ops.why_no_compiled() is None,
         activation_checkpointing=job.options.activation_checkpointing,
         decay_all=job.options.decay_all,
         part=engine.model.part,

@@ -26,6 +26,7 @@ from torch import Tensor
 from fastft_kernels import attention_torch as in_torch
 from fastft_kernels import registry, support, tables
 from fastft_kernels.attention_plan import CHUNK, AttentionPlan, plan_attention
+from fastft_kernels.cpu import attention as compiled
 from fastft_kernels.heads import padded, why_not_head_dim
 from fastft_kernels.support import Impl, tl, triton
 from fastft_kernels.tiles import TileGroup, plan_tiles
@@ -450,33 +451,39 @@ def attention(
         q_rows: `[R]` sorted int64: the tokens that ask, where not all of them do; they may repeat.
         scale: factor of the scores; `1 / sqrt(D)` where it is not given.
         row_length: W where the tokens are `T / W` rows of W tokens each that see only their own row causally
-            (`visible_until` says the same): torch's fused attention then runs on `[T / W, W]`, on every device.
+            (`visible_until` says the same): torch's fused attention then runs on `[T / W, W]` wherever compiled code is
+            not faster, on every device.
         tiles, plan: what `plan_tiles(visible_until, q_rows)` gives, for `torch`, and `plan_attention`, for `triton`;
-            computed here where they are not given, which waits for the device.
+            computed here where they are not given, which waits for the device. `compiled` needs none.
         return_lse: also return the log-sum-exp of each query's scores, without gradient.
         impl: `reference` computes the equation above step by step, over all T x T scores; `torch` the tiles that are
-            needed, by torch's products; `triton` the kernels, for head dims that are multiples of 16 up to 256 (128
-            in float32); `auto` is `triton` where those run on a GPU, else `torch`.
+            needed, by torch's products; `compiled` C on a CPU, float32 and bf16; `triton` the kernels, for head
+            dims that are multiples of 16 up to 256 (128 in float32); `auto` is `triton` where those run on a GPU,
+            `compiled` on a CPU that has a compiler, else `torch`.
 
     Returns:
         `[T, H, D]` (`[R, H, D]` with `q_rows`) in the dtype of `q`; with `return_lse` also `[H, R]` float32 (float64
         where q is), natural logarithms.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit, or `triton` where it cannot run.
+        ValueError: shapes, dtypes or devices that do not fit, or `triton` or `compiled` where it cannot run.
     """
     _check(q, k, v, visible_until, q_rows, row_length)
-    impl = "torch" if impl == "auto" and why_not_heads(q) else support.choose(impl, q)
+    impl = _chosen(impl, q)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    if row_length is not None and q_rows is None and impl != "reference" and not return_lse:
-        return in_torch.in_rows(q, k, v, row_length, scale)
+    W = row_length if q_rows is None and not return_lse else None
+    if W is not None and impl != "reference" and not (impl == "compiled" and _pays_in_rows(q, k, v)):
+        return in_torch.in_rows(q, k, v, W, scale)
     if impl == "triton":
         out, lse = _by_triton(q, k, v, visible_until, q_rows, scale, plan)
         return (out, lse * math.log(2)) if return_lse else out
+    if impl == "compiled":
+        out, lse = compiled.attention(q, k, v, visible_until, q_rows, scale)
+        return (out, lse) if return_lse else out
     if impl == "torch" and not return_lse:
         return in_torch.in_tiles(q, k, v, plan_tiles(visible_until, q_rows) if tiles is None else tiles, scale)
-    if row_length is not None and q_rows is None and not return_lse:
-        return _reference_in_rows(q, k, v, row_length, scale)
+    if W is not None:
+        return _reference_in_rows(q, k, v, W, scale)
     q, k, v = (x.transpose(0, 1) for x in (q, k, v))
     out, lse = reference(q, k, v, visible_mask(visible_until, q_rows), scale)
     wide = torch.promote_types(lse.dtype, torch.float32)
@@ -511,6 +518,18 @@ def _by_triton(
         [plan.BM, plan.BN, plan.BQ, plan.BK, plan.slots], scale,
     )  # fmt: skip
     return out, lse
+
+
+def _chosen(impl: Impl, q: Tensor) -> Impl:
+    if impl == "auto" and q.device.type != "cpu" and why_not_heads(q):
+        return "torch"
+    return support.choose(impl, q, has_compiled=True)
+
+
+def _pays_in_rows(*given: Tensor) -> bool:
+    """Whether compiled code is faster than torch's fused attention, whose products of bf16 a CPU may have instructions
+    for: forward then, and not backward."""
+    return given[0].dtype == torch.float32 or (torch.is_grad_enabled() and any(x.requires_grad for x in given))
 
 
 def why_not_heads(q: Tensor) -> str | None:

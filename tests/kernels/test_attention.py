@@ -54,7 +54,7 @@ def test_rows_of_equal_length() -> None:
         ({"visible_until": UNTIL[:-1]}, r"got visible_until \(11,\)"),
         ({"visible_until": UNTIL.float()}, r"torch.float32, expected \[12\] integers"),
         ({"row_length": 5}, "got row_length 5, expected a divisor of T = 12"),
-        ({"impl": "cuda"}, "got impl='cuda', expected one of auto, triton, torch, reference"),
+        ({"impl": "cuda"}, "got impl='cuda', expected one of auto, triton, compiled, torch, reference"),
         ({"impl": "triton"}, 'got impl="triton", which cannot run here'),
         ({"visible_until": UNTIL.to("meta")}, "got tensors on different devices"),
     ],

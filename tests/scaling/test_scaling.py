@@ -186,12 +186,13 @@ def test_saved_activations_are_as_counted(dtype: str, way: str) -> None:
     config = GPT2Config(n_layer=3, n_head=4, n_embd=128, n_ctx=256, vocab_size=vocab, tie_head=way != "untied")
     batch = random_batch(512, packed=way != "padded", examples=60 if way == "long" else 16)
     impl = "reference" if way == "reference" else "cpu"
-    setup = Setup(dtype=dtype, impl=impl, activation_checkpointing=way == "checkpointed")
+    setup = Setup(dtype=dtype, impl=impl, compiled=COMPILED, activation_checkpointing=way == "checkpointed")
     model = GPT2(config, checkpoint_activations=way == "checkpointed")
     counted = activations(config, Sizes.of(batch), setup).all
     assert counted == pytest.approx(saved_bytes(model, batch, dtype, impl), rel=SAVED)
 
 
+COMPILED = ops.why_no_compiled() is None
 PARTS = {
     "adapters": Part(lora=LoRA(r=8, alpha=16.0), train_only=None, new_rows=None, base_sha256=""),
     "one target": Part(lora=LoRA(r=8, alpha=8.0, targets=("c_attn",)), train_only=None, new_rows=None, base_sha256=""),
@@ -211,7 +212,7 @@ def test_saved_activations_of_a_part_are_as_counted(name: str) -> None:
     batch, part = random_batch(512), PARTS[name]
     other = PARTS["DoRA" if name == "one target" else "one target"]
     for dtype, again in (("fp32", False), ("bf16", False), ("fp32", True)):
-        setup = Setup(dtype=dtype, activation_checkpointing=again, part=part)
+        setup = Setup(dtype=dtype, compiled=COMPILED, activation_checkpointing=again, part=part)
         model = GPT2(config, checkpoint_activations=again)
         part.take(model)
         measured = saved_bytes(model, batch, dtype, "cpu")

@@ -498,6 +498,7 @@ def _entry(case: Case, ranks: int, measured: list[Measured]) -> dict[str, Any]:
     return {
         **{key: value for key, value in asdict(case).items() if key not in ("examples", "memory")},
         "ranks": ranks,
+        "compiled": ops.why_no_compiled() is None,
         "sizes": max(measured[0].sizes, key=lambda sizes: sizes["tokens"]),
         "traffic": measured[0].traffic,
         "memory": {phase: max(one.phases[phase] for one in measured) for phase in phases},

@@ -89,7 +89,8 @@ class Plan:
     Attributes:
         visible_until: `[N]` int32; key k is visible to query q exactly when `k <= q < visible_until[k]`.
         row_length: where each row of that many tokens is causal by itself, and nothing else is asked for.
-        parts: the tiles of the torch path or of the kernels; None with a `row_length`, which needs none.
+        parts: the tiles of the torch path or of the kernels; None with a `row_length`, and for compiled code, which
+            need none.
         blind: `[N, 1, 1]` boolean, True for queries that see nothing, whose output is 0; None where there is none.
         unseen: `[U]` int64, queries that see others and not themselves, as padding behind a row does: the kernels take
             none, and torch computes them; None where there is none, or all are torch's.
@@ -117,8 +118,8 @@ def plan(q: Tensor, visible_until: Tensor) -> Plan:
     blind = _seen_keys(until) == 0
     until = torch.where(blind, place + 1, until)  # that their softmax is defined: before, nobody saw them
     masked = blind.to(q.device)[:, None, None] if blind.any() else None
-    if not _by_triton(q):
-        return Plan(until.to(q.device), None, _tiles(until, None, q), masked)
+    if (impl := _attention_impl(q)) != "triton":
+        return Plan(until.to(q.device), None, None if impl == "compiled" else _tiles(until, None, q), masked)
     unseen = (until <= place).nonzero().flatten()
     sizes = SMALL_TILES if q.dtype == torch.float32 and q.shape[-1] > 64 else {}
     seen = torch.maximum(until, place + 1)  # they are seen by nobody else
@@ -139,8 +140,11 @@ def _seen_keys(until: Tensor) -> Tensor:
     return torch.arange(1, len(until) + 1) - ends.cumsum(0)[: len(until)]
 
 
-def _by_triton(q: Tensor) -> bool:
-    return _impl(q) == "triton" and why_not_heads(q) is None
+def _attention_impl(q: Tensor) -> Impl:
+    """As `_impl`, for heads that the kernels may not take, and with the one that is there in C."""
+    if q.device.type == "cpu" and not INTERPRETED:
+        return choose("auto", q, has_compiled=True)
+    return "triton" if _impl(q) == "triton" and why_not_heads(q) is None else "torch"
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> Tensor:
@@ -156,7 +160,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, plan: Plan, scale: float) -> Tens
         row_length=plan.row_length,
         tiles=parts if isinstance(parts, tuple) else None,
         plan=parts if isinstance(parts, AttentionPlan) else None,
-        impl="triton" if _by_triton(q) else "torch",
+        impl=_attention_impl(q),
     )
     if plan.unseen is not None:
         own: Any = fastft_kernels.attention(
