@@ -1,12 +1,14 @@
 """How fast this machine's memory is read and written: what the floors of the benchmarks count bytes by.
 
-Torch's own operators measure it. A loop in C with eight vectors in flight, with or without prefetching, read at the same
-rate within the noise; of torch's operators, the fastest are taken, since a floor must not be too high.
+Torch's own operators measure it: a loop in C with eight vectors in flight, with or without prefetching, read at the
+same rate within the noise. Of torch's operators the fastest are taken, since a floor must not be too high.
 """
 
 from __future__ import annotations
 
 import statistics
+
+from benchmarks import common
 
 BYTES = 1 << 30
 """Of the array: several times any processor's caches."""
@@ -22,8 +24,6 @@ def stream_bandwidth(*, writes: bool = False, device: str = "cpu") -> float:
         device: whose memory.
     """
     import torch
-
-    from benchmarks import common
 
     array = torch.zeros(BYTES // 4, dtype=torch.float32, device=device)  # float32, which every processor adds fast
     one, other = array.chunk(2)  # two streams: up to a third faster than the sum of one
