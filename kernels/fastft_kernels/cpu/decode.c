@@ -9,7 +9,6 @@
 
 typedef float Floats __attribute__((vector_size(64)));
 typedef uint32_t Words __attribute__((vector_size(64)));
-typedef uint16_t Halves __attribute__((vector_size(32)));
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -38,25 +37,30 @@ typedef struct {
 
 INLINE int64_t bytes(int64_t elements, int is_narrow) { return elements * (is_narrow ? 2 : 4); }
 
-INLINE Floats loaded(const char *at, int is_narrow) {
-    if (is_narrow) {
-        Halves x;
-        memcpy(&x, at, sizeof x);
-        return (Floats)(__builtin_convertvector(x, Words) << 16);
-    }
-    Floats x;
-    memcpy(&x, at, sizeof x);
-    return x;
+/* How many vectors a head's D elements are. Of bf16 two at a time are the even and the odd elements of one load: its two
+   halves, in their order, would take three instructions more for each. */
+INLINE int64_t vectors_of(int64_t D, int is_narrow) {
+    return is_narrow ? (D + 2 * LANES - 1) / (2 * LANES) * 2 : (D + LANES - 1) / LANES;
 }
 
-/* The `i`th vector of D elements, filled up with zeros. */
+/* The `i`th vector of D elements, as float32, filled up with zeros. */
 INLINE Floats vector_of(const char *at, int64_t i, int64_t D, int is_narrow) {
-    const int64_t left = D - i * LANES;
-    at += bytes(i * LANES, is_narrow);
-    if (left >= LANES) return loaded(at, is_narrow);
-    char filled[sizeof(Floats)] = {0};
-    memcpy(filled, at, bytes(left, is_narrow));
-    return loaded(filled, is_narrow);
+    const int64_t from = (is_narrow ? i / 2 : i) * (int64_t)sizeof(Floats), left = bytes(D, is_narrow) - from;
+    Words x;
+    if (left >= (int64_t)sizeof x) {
+        memcpy(&x, at + from, sizeof x);
+    } else {
+        char filled[sizeof x] = {0};
+        memcpy(filled, at + from, left);
+        memcpy(&x, filled, sizeof x);
+    }
+    return (Floats)(!is_narrow ? x : i % 2 ? x & 0xffff0000u : x << 16);
+}
+
+/* To bf16, in the upper halves: as `narrowed`. */
+INLINE Words rounded(Floats value) {
+    const Words bits = (Words)value, is_nan = (Words)((bits & 0x7fffffffu) > 0x7f800000u);
+    return ((bits + 0x7fff + ((bits >> 16) & 1)) & ~is_nan & 0xffff0000u) | (is_nan & 0x7fc00000u);
 }
 
 typedef float Eight __attribute__((vector_size(32)));
@@ -125,7 +129,7 @@ INLINE void fetch(const char *next, int64_t s, int64_t stride, int64_t size) {
 /* Scores of `AT_ONCE` keys, or of one. */
 INLINE void score_some(const Seen *seen, const char *k, int64_t stride, float scores[HEADS][RUN], int64_t s, int64_t count,
                        int64_t heads, int64_t D, int is_narrow) {
-    const int64_t vectors = (D + LANES - 1) / LANES;
+    const int64_t vectors = vectors_of(D, is_narrow);
     for (int64_t h = 0; h < heads; h++) {
         Floats sums[AT_ONCE];
         for (int64_t j = 0; j < count; j++) {
@@ -189,7 +193,8 @@ INLINE void weigh(Seen *seen, int64_t h, float *scores, int64_t count, int64_t v
 }
 
 INLINE void add_values(Seen *seen, const Run *run, const float *weights, int64_t h, int64_t D, int is_narrow) {
-    const int64_t vectors = (D + LANES - 1) / LANES, stride = bytes(run->place_v, is_narrow), size = bytes(D, is_narrow);
+    const int64_t vectors = vectors_of(D, is_narrow);
+    const int64_t stride = bytes(run->place_v, is_narrow), size = bytes(D, is_narrow);
     Floats even[VECTORS], odd[VECTORS]; /* two sums, as an addition waits for the one before */
     for (int64_t i = 0; i < vectors; i++) {
         even[i] = seen->out[h][i];
@@ -212,7 +217,7 @@ INLINE void see(Seen *seen, const Run *run, int64_t heads, int64_t D, int is_nar
     float scores[HEADS][RUN] __attribute__((aligned(64)));
     score(seen, run, scores, heads, D, is_narrow);
     for (int64_t h = 0; h < heads; h++) {
-        weigh(seen, h, scores[h], run->count, (D + LANES - 1) / LANES);
+        weigh(seen, h, scores[h], run->count, vectors_of(D, is_narrow));
         add_values(seen, run, scores[h], h, D, is_narrow);
     }
 }
@@ -252,7 +257,7 @@ INLINE void write_new(const Decode *d, int64_t t, int64_t n, int64_t g, int64_t 
 INLINE void begin(Seen *seen, const Decode *d, int64_t n, int64_t h0, int64_t heads, int64_t D, int is_narrow) {
     for (int64_t h = 0; h < heads; h++) {
         const char *q = (const char *)d->q + bytes(n * d->row_q + (h0 + h) * d->head_q, is_narrow);
-        for (int64_t i = 0; i < (D + LANES - 1) / LANES; i++) {
+        for (int64_t i = 0; i < vectors_of(D, is_narrow); i++) {
             seen->q[h][i] = vector_of(q, i, D, is_narrow) * d->scale;
             seen->out[h][i] = (Floats){0};
         }
@@ -261,16 +266,16 @@ INLINE void begin(Seen *seen, const Decode *d, int64_t n, int64_t h0, int64_t he
     }
 }
 
-INLINE void end(const Seen *seen, const Decode *d, int64_t n, int64_t h0, int64_t heads, int has_seen, int64_t D, int is_narrow) {
+INLINE void end(const Seen *seen, const Decode *d, int64_t n, int64_t h0, int64_t heads, int has_seen, int64_t D,
+                int is_narrow) {
+    const int64_t size = bytes(D, is_narrow), step = is_narrow ? 2 : 1;
     for (int64_t h = 0; h < heads; h++) {
-        const int64_t at = (n * d->H + h0 + h) * D;
+        char *out = (char *)d->out + (n * d->H + h0 + h) * size;
         const float total = has_seen ? seen->total[h] : 1;
-        for (int64_t i = 0; i < D; i++) {
-            const float value = seen->out[h][i / LANES][i % LANES] / total;
-            if (is_narrow)
-                ((uint16_t *)d->out)[at + i] = narrowed(value);
-            else
-                ((float *)d->out)[at + i] = value;
+        for (int64_t i = 0, at = 0; i < vectors_of(D, is_narrow); i += step, at += sizeof(Floats)) {
+            Words x = (Words)(seen->out[h][i] / total);
+            if (is_narrow) x = (rounded((Floats)x) >> 16) | rounded(seen->out[h][i + 1] / total);
+            memcpy(out + at, &x, size - at < (int64_t)sizeof x ? size - at : (int64_t)sizeof x);
         }
     }
 }

@@ -21,8 +21,8 @@ from fastft_kernels.cpu.library import run
 
 MOST_HEAD_DIM = 256
 PLACES = 16
-"""Of a block: with 64 numbers a head, its keys fill a page of memory in float32; of a sequence's last block half of them
-lie empty, on average."""
+"""Of a block: with 64 numbers a head, its keys fill a page of memory in float32; of a sequence's last block, half lie
+empty on average."""
 _ALONE = 1 << 14
 """Elements of keys and values up to which one thread is as fast as several."""
 
