@@ -114,6 +114,8 @@ def attention_of_blocks(
     """
     N, D = len(q), block.shape[-1]
     _check_blocks(block, addresses, layer, N)
+    if q.ndim != 3 or q.shape[2] != D or q.dtype != block.dtype:
+        raise ValueError(f"got q {tuple(q.shape)} {q.dtype}, expected a head dim of {D} in {block.dtype}, as blocks")
     asked = _asked(
         q, lengths, prefix, 1 / math.sqrt(D) if scale is None else scale, block.shape[1], addresses.shape[1] * PLACES
     )
