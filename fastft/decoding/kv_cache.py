@@ -122,13 +122,14 @@ class BlockCache:
 
     Attributes:
         lengths: `[N]` int64: how many places each sequence has filled.
+        blocks: all that there are, in use or free.
     """
 
     def __init__(self, n_layer: int, n_head: int, like: Tensor, head_dim: int) -> None:
         """An empty cache, in the dtype of `like`; where `ops.has_blocks` says that there is code for it."""
         self.lengths = torch.zeros(0, dtype=torch.int64)
         self._like = ops.new_block(n_layer, n_head, head_dim, like)
-        self._all = [self._like]  # every block, used or free
+        self.blocks = [self._like]
         self._free = [self._like.data_ptr()]
         self._addresses = np.zeros((0, 0), np.int64)  # [rows, W]
         self._counts: list[int] = []  # [N] blocks of each sequence
@@ -192,8 +193,8 @@ class BlockCache:
     def _taken(self) -> int:
         """The address of a block that nobody uses."""
         if not self._free:
-            self._all.append(torch.empty_like(self._like))
-            self._free.append(self._all[-1].data_ptr())
+            self.blocks.append(torch.empty_like(self._like))
+            self._free.append(self.blocks[-1].data_ptr())
         return self._free.pop()
 
 
