@@ -181,6 +181,7 @@ class Work:
 
     @classmethod
     def of(cls, config: GPT2Config, prompts: list[list[int]], new_tokens: int, batch_size: int) -> Work:
+        """Counted from the lengths of the prompts, which begin at once or, in a smaller batch, one after another."""
         from fastft.decoding.answers import next_prompts
         from fastft.decoding.decode import common_beginning
 

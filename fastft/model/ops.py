@@ -15,10 +15,11 @@ from typing import Any, cast
 import fastft_kernels
 import torch
 from fastft_kernels import AttentionPlan, RowPlan, plan_rows, registry
+from fastft_kernels.cpu import best as cpu_best
 from fastft_kernels.cpu import decode as cpu_decode
 from fastft_kernels.cpu import library
 from fastft_kernels.support import Impl as KernelImpl
-from fastft_kernels.support import why_not_triton
+from fastft_kernels.support import why_not_compiled, why_not_triton
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -187,6 +188,12 @@ def attention_of_blocks(
     """`attention_decode` over blocks, which `new` keys and values `[N, H, D]` are written into before: each sequence's
     last place."""
     return cpu_decode.attention_of_blocks(q, block, addresses, layer, lengths, prefix=prefix, new=new)
+
+
+def near_best(x: Tensor, *, below: float, relative: float) -> tuple[Tensor, Tensor] | None:
+    """Rows and columns of what is at least `best - below - relative * |best|` in the rows of `x` `[N, V]`; None where
+    there is no compiled code for it."""
+    return cpu_best.near_best(x, below=below, relative=relative) if why_not_compiled(x) is None else None
 
 
 def linear_cross_entropy(
