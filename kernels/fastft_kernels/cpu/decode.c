@@ -65,6 +65,8 @@ INLINE Words rounded(Floats value) {
 
 typedef float Eight __attribute__((vector_size(32)));
 typedef float Four __attribute__((vector_size(16)));
+typedef uint32_t WordsOfEight __attribute__((vector_size(32)));
+typedef uint32_t WordsOfFour __attribute__((vector_size(16)));
 
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLED(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -158,17 +160,23 @@ INLINE void score(const Seen *seen, const Run *run, float scores[HEADS][RUN], in
         for (int64_t i = run->count; i % LANES; i++) scores[h][i] = -INFINITY;
 }
 
+/* The larger one of each two numbers; the second where one is NaN. */
+#define LARGER(TYPE, BITS, a, b) ((TYPE)(((BITS)(a) & (BITS)((a) > (b))) | ((BITS)(b) & ~(BITS)((a) > (b)))))
+
 /* NaN is not the largest. */
 INLINE float largest_of(const float *scores, int64_t count, float largest) {
     Floats all = (Floats){0} + largest;
     for (int64_t s = 0; s < count; s += LANES) {
         Floats x;
         memcpy(&x, scores + s, sizeof x);
-        const Words is_larger = (Words)(x > all);
-        all = (Floats)(((Words)x & is_larger) | ((Words)all & ~is_larger));
+        all = LARGER(Floats, Words, x, all);
     }
-    for (int64_t i = 0; i < LANES; i++) largest = all[i] > largest ? all[i] : largest;
-    return largest;
+    union { Floats all; Eight half[2]; } wide = {all};
+    const Eight eight = LARGER(Eight, WordsOfEight, wide.half[0], wide.half[1]);
+    union { Eight all; Four half[2]; } middle = {eight};
+    const Four four = LARGER(Four, WordsOfFour, middle.half[0], middle.half[1]);
+    const float even = four[0] > four[2] ? four[0] : four[2], odd = four[1] > four[3] ? four[1] : four[3];
+    return even > odd ? even : odd;
 }
 
 /* Scores to weights, with all that was seen before made smaller where one of them is the largest now. */
@@ -271,10 +279,10 @@ INLINE void end(const Seen *seen, const Decode *d, int64_t n, int64_t h0, int64_
     const int64_t size = bytes(D, is_narrow), step = is_narrow ? 2 : 1;
     for (int64_t h = 0; h < heads; h++) {
         char *out = (char *)d->out + (n * d->H + h0 + h) * size;
-        const float total = has_seen ? seen->total[h] : 1;
+        const float share = has_seen ? 1 / seen->total[h] : 0;
         for (int64_t i = 0, at = 0; i < vectors_of(D, is_narrow); i += step, at += sizeof(Floats)) {
-            Words x = (Words)(seen->out[h][i] / total);
-            if (is_narrow) x = (rounded((Floats)x) >> 16) | rounded(seen->out[h][i + 1] / total);
+            Words x = (Words)(seen->out[h][i] * share);
+            if (is_narrow) x = (rounded((Floats)x) >> 16) | rounded(seen->out[h][i + 1] * share);
             memcpy(out + at, &x, size - at < (int64_t)sizeof x ? size - at : (int64_t)sizeof x);
         }
     }
@@ -295,10 +303,11 @@ INLINE void attend(const Decode *d, int64_t n, int64_t g, int64_t h0, int64_t he
     }
     for (int64_t from = 0, block = 0; from < length; from += d->places, block++) {
         const int is_last = length - from <= d->places;
+        const int64_t next = is_last ? n + 1 : n; /* after the last run of one sequence, the first of the next one */
         Run run = {place_of(d, n, g, block, 0, is_narrow), place_of(d, n, g, block, 1, is_narrow), 0, 0, 0, d->place_k, d->place_v};
-        if (!is_last || g + 1 < d->G) {
-            run.next_k = place_of(d, n, g + is_last, is_last ? 0 : block + 1, 0, is_narrow);
-            run.next_v = place_of(d, n, g + is_last, is_last ? 0 : block + 1, 1, is_narrow);
+        if (next < d->N && d->lengths[next]) {
+            run.next_k = place_of(d, next, g, is_last ? 0 : block + 1, 0, is_narrow);
+            run.next_v = place_of(d, next, g, is_last ? 0 : block + 1, 1, is_narrow);
         }
         see_places(&seen, run, is_last ? length - from : d->places, heads, D, is_narrow);
     }
@@ -324,14 +333,15 @@ static void attend_all(const Decode *d, int64_t n, int64_t g) {
         (d->is_narrow ? attend_narrow : attend_wide)(d, n, g, g * heads + h, heads - h < HEADS ? heads - h : HEADS);
 }
 
-/* A part of all sequences and heads: those that begin in its part of all places, as sequences differ in length. */
+/* A part of all heads and sequences: those that begin in its part of all places, as sequences differ in length. All
+   sequences of a head follow each other, so that the prefix's keys and values stay in the nearest cache. */
 void fastft_attention_decode(const void *arguments, int64_t part, int64_t parts) {
     const Decode *d = arguments;
     int64_t total = 0;
     for (int64_t n = 0; n < d->N; n++) total += (d->P + d->lengths[n] + 1) * d->G;
     const int64_t from = beginning(total, part, parts), to = beginning(total, part + 1, parts);
-    for (int64_t n = 0, at = 0; n < d->N && at < to; n++)
-        for (int64_t g = 0; g < d->G; g++, at += d->P + d->lengths[n] + 1) {
+    for (int64_t g = 0, at = 0; g < d->G && at < to; g++)
+        for (int64_t n = 0; n < d->N; at += d->P + d->lengths[n] + 1, n++) {
             if (at < from || at >= to) continue;
             if (d->new_k) write_new(d, n, n, g, d->lengths[n] - 1, d->is_narrow);
             attend_all(d, n, g);
