@@ -303,11 +303,10 @@ INLINE void attend(const Decode *d, int64_t n, int64_t g, int64_t h0, int64_t he
     }
     for (int64_t from = 0, block = 0; from < length; from += d->places, block++) {
         const int is_last = length - from <= d->places;
-        const int64_t next = is_last ? n + 1 : n; /* after the last run of one sequence, the first of the next one */
         Run run = {place_of(d, n, g, block, 0, is_narrow), place_of(d, n, g, block, 1, is_narrow), 0, 0, 0, d->place_k, d->place_v};
-        if (next < d->N && d->lengths[next]) {
-            run.next_k = place_of(d, next, g, is_last ? 0 : block + 1, 0, is_narrow);
-            run.next_v = place_of(d, next, g, is_last ? 0 : block + 1, 1, is_narrow);
+        if (!is_last || g + 1 < d->G) { /* after the last run of a head, the first of the next one */
+            run.next_k = place_of(d, n, g + is_last, is_last ? 0 : block + 1, 0, is_narrow);
+            run.next_v = place_of(d, n, g + is_last, is_last ? 0 : block + 1, 1, is_narrow);
         }
         see_places(&seen, run, is_last ? length - from : d->places, heads, D, is_narrow);
     }
@@ -333,15 +332,15 @@ static void attend_all(const Decode *d, int64_t n, int64_t g) {
         (d->is_narrow ? attend_narrow : attend_wide)(d, n, g, g * heads + h, heads - h < HEADS ? heads - h : HEADS);
 }
 
-/* A part of all heads and sequences: those that begin in its part of all places, as sequences differ in length. All
-   sequences of a head follow each other, so that the prefix's keys and values stay in the nearest cache. */
+/* A part of all sequences and heads: those that begin in its part of all places, as sequences differ in length. A
+   sequence's heads follow each other, as they lie in a block. */
 void fastft_attention_decode(const void *arguments, int64_t part, int64_t parts) {
     const Decode *d = arguments;
     int64_t total = 0;
     for (int64_t n = 0; n < d->N; n++) total += (d->P + d->lengths[n] + 1) * d->G;
     const int64_t from = beginning(total, part, parts), to = beginning(total, part + 1, parts);
-    for (int64_t g = 0, at = 0; g < d->G && at < to; g++)
-        for (int64_t n = 0; n < d->N; at += d->P + d->lengths[n] + 1, n++) {
+    for (int64_t n = 0, at = 0; n < d->N && at < to; n++)
+        for (int64_t g = 0; g < d->G; g++, at += d->P + d->lengths[n] + 1) {
             if (at < from || at >= to) continue;
             if (d->new_k) write_new(d, n, n, g, d->lengths[n] - 1, d->is_narrow);
             attend_all(d, n, g);
