@@ -382,7 +382,8 @@ class TestBlocks:
     def test_where_there_is_no_code_rows_are_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
         prompts = with_beginning(5, [4, 11, 7], seed=0)
         rest: dict[str, int] = {"max_new_tokens": 14, "stop": NO_STOP}
-        monkeypatch.setattr(support, "why_not_compiled", lambda _: "it is switched off")
+        for place in (support, ops):
+            monkeypatch.setattr(place, "why_not_compiled", lambda _: "it is switched off")
         monkeypatch.setattr(ops, "attention_of_blocks", None)
         assert same_but_for_ties(
             decode(in_float32("wider"), prompts, **rest), expected(model("wider"), prompts, **rest)
