@@ -5,8 +5,9 @@ prompts, one at a time, since all would take twenty minutes; transformers answer
 the size that is the best of several in the first round. Whether they say the same is said too: fastft's float32 answers
 are held against the book's, token for token, those places apart where the two best logits lie within 1e-4.
 
-`bare` is what a batch of all prompts costs in matrix products alone: those of one decoding step with a row for each
-prompt, as often as there are new tokens, and those of the prompts themselves, by `F.linear`; on a GPU by its own clock.
+`floor` is what no decoder goes below: the matrix products of the prompts and of each step, with the weights laid out as
+fastft has them, and one read a step of the keys and values that are there then, at the memory's measured bandwidth. It
+is measured in turn with fastft's own decoding in the same process, on a GPU by its own clock.
 """
 
 from __future__ import annotations
@@ -15,9 +16,14 @@ import argparse
 import os
 import statistics
 import time
-from typing import Any
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import common
+
+if TYPE_CHECKING:
+    from fastft.model.gpt2 import GPT2Config
 
 MODULE = "benchmarks.generation"
 BATCH_SIZES = (16, 32, 64, 128)
@@ -67,6 +73,7 @@ def by_fastft(options: argparse.Namespace) -> dict[str, Any]:
         "seconds": time.perf_counter() - begin,
         "answers": [answer.ids for answer in answers],
         "near_ties": [[tie.position for tie in answer.near_ties] for answer in answers],
+        "peak_bytes": common.peak_bytes(device),
     }
 
 
@@ -122,43 +129,94 @@ def by_transformers(options: argparse.Namespace) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - begin, "answers": answers, "versions": common.versions("transformers")}
 
 
-def bare(options: argparse.Namespace) -> dict[str, Any]:
-    """The matrix products alone, a tenth of the decoding steps standing for all."""
+def floor(options: argparse.Namespace) -> dict[str, Any]:
+    """The floor's parts, and fastft's own seconds just before, without those that make the model ready."""
     import torch
-    from torch.nn import functional as F
 
-    from fastft.decoding.decode import common_beginning
+    from benchmarks.bandwidth import stream_bandwidth
+    from fastft.decoding.decode import NO_STOP, decode
+    from fastft.decoding.inference import prepared
 
     device = common.chosen_device(options.device)
-    model, prompts = model_of(options).to(device), prompts_of(options)
     dtype = torch.bfloat16 if options.dtype == "bf16" else torch.float32
-    weights = [p.detach().to(dtype) for name, p in model.named_parameters() if _is_linear(name)]
-    head = model.head.detach().to(dtype)
+    prompts = prompts_of(options)
+    model = prepared(model_of(options).eval().to(device), dtype, rows=options.batch_size)
 
-    def products(rows: int) -> float:
-        widths = {weight.shape[1] for weight in weights}
-        inputs = {width: torch.randn(rows, width, dtype=dtype, device=device) for width in widths}
+    def ours(new_tokens: int) -> None:
+        rest: dict[str, Any] = {"stop": NO_STOP, "batch_size": options.batch_size}
+        [*decode(model, prompts, max_new_tokens=new_tokens, **rest)]
 
-        def all_layers() -> None:
-            for weight in weights:
-                F.linear(inputs[weight.shape[1]], weight)
-
-        return common.seconds_of(all_layers, device)
-
-    def head_product() -> float:
-        hidden = torch.randn(len(prompts), head.shape[1], dtype=dtype, device=device)
-        return common.seconds_of(lambda: F.linear(hidden, head), device)
-
-    shared = common_beginning(prompts)
-    own = shared + sum(len(prompt) - shared for prompt in prompts)
+    ours(2)
+    begin = time.perf_counter()
+    ours(options.new_tokens)
+    common.wait_for(device)
+    decode_seconds = time.perf_counter() - begin
+    work = Work.of(model.config, prompts, options.new_tokens, options.batch_size)
     with torch.no_grad():
-        products(len(prompts))
-        products(own)
-        head_product()
-        n = max(3, options.new_tokens // 10)
-        step = statistics.median(products(len(prompts)) + head_product() for _ in range(n))
-        prefill = statistics.median(products(own) for _ in range(3))
-    return {"seconds": options.new_tokens * step + prefill, "step_seconds": step, "prefill_seconds": prefill}
+        step = statistics.median(_products_seconds(model, work.rows, work.rows, device) for _ in range(9))
+        prefill = sum(_products_seconds(model, tokens, rows, device) for tokens, rows in work.parts)
+    bandwidth = stream_bandwidth(device=device)
+    cache = work.numbers_read * dtype.itemsize / bandwidth
+    return {
+        "seconds": prefill + work.steps * step + cache, "decode_seconds": decode_seconds, "prefill_seconds": prefill,
+        "step_seconds": step, "cache_seconds": cache, "bytes_per_second": bandwidth,
+    }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What answering prompts asks for, whoever does it.
+
+    Attributes:
+        parts: tokens that are computed together before the first step, and how many of them are asked for a token.
+        rows: of a step.
+        steps: how many; the first token of an answer needs none.
+        numbers_read: keys and values, once in each step that sees them: those of the common beginning once for all.
+    """
+
+    parts: list[tuple[int, int]]
+    rows: int
+    steps: int
+    numbers_read: int
+
+    @classmethod
+    def of(cls, config: GPT2Config, prompts: list[list[int]], new_tokens: int, batch_size: int) -> Work:
+        """Counted from the lengths of the prompts, which begin at once or, in a smaller batch, one after another."""
+        from fastft.decoding.answers import next_prompts
+        from fastft.decoding.decode import common_beginning
+
+        shared = common_beginning(prompts)
+        own = [len(prompt) - shared for prompt in prompts]
+        steps_of = [min(new_tokens, config.n_ctx + 1 - len(prompt)) - 1 for prompt in prompts]
+        rows, waiting = min(batch_size, len(prompts)), deque(range(len(prompts)))
+        parts = [(shared, 0)] if shared else []
+        while waiting:
+            some = next_prompts(waiting, own.__getitem__, rows)
+            parts.append((sum(own[index] for index in some), len(some)))
+        steps = -(-sum(steps_of) // rows)
+        places = sum(more * length + more * (more + 1) // 2 for length, more in zip(own, steps_of, strict=True))
+        return cls(parts, rows, steps, 2 * config.n_layer * config.n_embd * (places + steps * shared))
+
+
+def _products_seconds(model: Any, tokens: int, rows: int, device: str) -> float:
+    """The products of all tokens, of which `rows` are asked for the next one: the last block computes no others."""
+    import torch
+
+    *_, last = model.h
+    C, dtype = model.config.n_embd, model.head.dtype
+    wide = torch.randn(tokens, 4 * C, device=device).to(dtype)
+    narrow = wide[:, :C].contiguous()
+
+    def work() -> None:
+        for block in model.h:
+            block.attn.c_attn(narrow)
+            n = rows if block is last else tokens
+            if n:
+                block.attn.c_proj(narrow[:n]), block.mlp.c_fc(narrow[:n]), block.mlp.c_proj(wide[:n])
+        if rows:
+            model.logits_of(narrow[:rows])
+
+    return common.seconds_of(work, device)
 
 
 def _is_linear(name: str) -> bool:
@@ -190,8 +248,8 @@ def _openai_layout(model: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-WORKERS = {"fastft": by_fastft, "book": by_book, "transformers": by_transformers, "bare": bare}
-PEERS = ("transformers", "bare", "book")
+WORKERS = {"fastft": by_fastft, "book": by_book, "transformers": by_transformers, "floor": floor}
+PEERS = ("transformers", "floor", "book")
 
 
 def same_text(fastft: dict[str, Any], other: dict[str, Any]) -> dict[str, int]:
@@ -238,8 +296,8 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         workers[f"fastft {dtype}"] = (MODULE, _options(options, "fastft", dtype, options.batch_size))
         if "transformers" in options.peers:
             workers[f"transformers {dtype}"] = (MODULE, _options(options, "transformers", dtype, sizes[dtype]))
-        if "bare" in options.peers:
-            workers[f"bare {dtype}"] = (MODULE, _options(options, "bare", dtype, options.batch_size))
+        if "floor" in options.peers:
+            workers[f"floor {dtype}"] = (MODULE, _options(options, "floor", dtype, options.batch_size))
     if "book" in options.peers:
         workers["book"] = (MODULE, _options(options, "book", "fp32", 1))
     turns = common.in_turn(workers, rounds=options.rounds, threads=options.threads)
@@ -253,12 +311,17 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         "weights": "trained" if options.weights else "random", "new_tokens": options.new_tokens,
         "threads": options.threads, "rounds": options.rounds, "batch_size": options.batch_size,
         "transformers_batch_size": sizes, "answers_per_second": {name: common.spread(speeds(name)) for name in turns},
-        "fastft_to": {}, "same_text": {},
+        "fastft_to": {}, "time_to_floor": {}, "same_text": {},
     }  # fmt: skip
     for dtype in options.dtypes:
         ours = speeds(f"fastft {dtype}")
-        for name in turns.keys() & {f"transformers {dtype}", f"bare {dtype}", "book"}:
+        for name in turns.keys() & {f"transformers {dtype}", "book"}:
             result["fastft_to"][f"{dtype}: {name}"] = common.ratios(ours, speeds(name))
+        if floors := turns.get(f"floor {dtype}"):
+            pairs = [(turn["decode_seconds"], turn["seconds"]) for turn in floors]
+            result["time_to_floor"][dtype] = {
+                "ratio": common.spread(time / least for time, least in pairs), "parts": floors,
+            }  # fmt: skip
     if "fp32" in options.dtypes:
         for name in turns.keys() & {"book", "transformers fp32"}:
             result["same_text"][name] = same_text(turns["fastft fp32"][0], turns[name][0])
@@ -292,7 +355,11 @@ def main() -> None:
             [name, common.shown(speed), *(common.shown(ratios.get(f"{dtype}: {name}")) for dtype in dtypes)]
             for name, speed in result["answers_per_second"].items()
         ],
-        [common.in_words(result["machine"]), f"the same text: {result['same_text']}"],
+        [
+            common.in_words(result["machine"]),
+            f"the same text: {result['same_text']}",
+            *(f"{dtype}: time / floor {common.shown(to['ratio'])}" for dtype, to in result["time_to_floor"].items()),
+        ],
     )
     common.write_result(options.results, "generation", result)
 

@@ -7,7 +7,7 @@ To be read in this order:
     ragged.py     exactly the rows that go on: the way of a CPU
     slots.py      a fixed number of rows, captured: the way of a GPU
     prefix.py     what all prompts begin with, computed once
-    kv_cache.py   keys and values of sequences that come and go: `KVCache`
+    kv_cache.py   keys and values of sequences that come and go: `KVCache`, `BlockCache`
     sampling.py   how the next token is chosen: `Sampling`, `GREEDY`, `Sampler`, `Choice`, `Chosen`, `NO_OTHER`,
                   `ids_without_text`
     inference.py  a model made ready for answering: `prepared`

@@ -1,14 +1,18 @@
 """The keys and values of sequences that are being answered, which come and go.
 
-Letters: N sequences, n of them new, L layers, H heads, S places of a row, D head dim.
+Letters: N sequences, n of them new, L layers, H heads, S places of a row, D head dim, T tokens, P tokens of the shared
+prefix.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from fastft.model import ops
 
 _GROW_BY = 16
 """Places. A row is read as a whole, since torch's products in bfloat16 copy a part of one; so few stay empty."""
@@ -78,18 +82,27 @@ class KVCache(_Rows):
         N = len(self.lengths)
         return self.keys[layer][first:N], self.values[layer][first:N]
 
+    def attention(
+        self, layer: int, q: Tensor, prefix: tuple[Tensor, Tensor] | None, impl: str, *, first: int = 0
+    ) -> Tensor:
+        """Attention of one query `[n, H, D]` of each sequence from number `first` on, over all that it sees."""
+        keys, values = (x.transpose(1, 2) for x in self.read(layer, first))
+        return ops.attention_decode(q, keys, values, self.lengths[first:], prefix, impl)
+
+    def step_attention(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, prefix: tuple[Tensor, Tensor] | None, impl: str
+    ) -> Tensor:
+        """The same of all sequences, whose last places are filled with `k` and `v` `[N, H, D]` before."""
+        self.write(layer, torch.arange(len(q), device=q.device), self.lengths - 1, k, v)
+        return self.attention(layer, q, prefix, impl)
+
     def drop(self, over: Collection[int]) -> list[int]:
         """Ends the sequences of the numbers `over`.
 
         Returns:
             The old numbers of those that go on, in the order of their new ones.
         """
-        N = len(self.lengths)
-        order = list(range(N - len(over)))
-        holes = [number for number in order if number in over]
-        moved = [number for number in range(len(order), N) if number not in over]
-        for hole, number in zip(holes, moved, strict=True):
-            order[hole] = number
+        order, holes, moved = _after(len(self.lengths), over)
         to, of = (torch.tensor(rows, dtype=torch.int64, device=self.lengths.device) for rows in (holes, moved))
         for cache in (*self.keys, *self.values) if moved else ():
             cache[to] = cache[of]
@@ -102,6 +115,98 @@ class KVCache(_Rows):
         N, longest = len(self.lengths), int(self.lengths.max())
         if rows < N or longest > S:
             self._resize(max(rows, N), max(S, -(-longest // _GROW_BY) * _GROW_BY))
+
+
+class BlockCache:
+    """As `KVCache`, in blocks of a few places, for compiled code on a CPU: nothing is ever copied to make room.
+
+    Attributes:
+        lengths: `[N]` int64: how many places each sequence has filled.
+        blocks: all that there are, in use or free.
+    """
+
+    def __init__(self, n_layer: int, n_head: int, like: Tensor, head_dim: int) -> None:
+        """An empty cache, in the dtype of `like`; where `ops.has_blocks` says that there is code for it."""
+        self.lengths = torch.zeros(0, dtype=torch.int64)
+        self._like = ops.new_block(n_layer, n_head, head_dim, like)
+        self.blocks = [self._like]
+        self._free = [self._like.data_ptr()]
+        self._addresses = np.zeros((0, 0), np.int64)  # [rows, W]
+        self._counts: list[int] = []  # [N] blocks of each sequence
+
+    def add(self, lengths: Tensor) -> None:
+        """Room for new sequences behind the others, whose first `lengths` `[n]` places are going to be filled."""
+        self.lengths = torch.cat([self.lengths, lengths])
+        self._counts += [0] * len(lengths)
+        self._make_room()
+
+    def extend(self) -> Tensor:
+        """One more place of each sequence, which is going to be filled: its number, `[N]`."""
+        places = self.lengths
+        self.lengths = places + 1
+        self._make_room()
+        return places
+
+    def write(self, layer: int, rows: Tensor, places: Tensor, k: Tensor, v: Tensor) -> None:
+        """Fills a place with each of `k` and `v` `[T, H, D]`: of sequence `rows[t]`, place `places[t]`."""
+        ops.fill_blocks(self._like, self._of(0), layer, rows, places, k, v)
+
+    def attention(
+        self, layer: int, q: Tensor, prefix: tuple[Tensor, Tensor] | None, _impl: str, *, first: int = 0
+    ) -> Tensor:
+        """See `KVCache`."""
+        return ops.attention_of_blocks(q, self._like, self._of(first), layer, self.lengths[first:], prefix)
+
+    def step_attention(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, prefix: tuple[Tensor, Tensor] | None, _impl: str
+    ) -> Tensor:
+        """See `KVCache`; in one pass."""
+        return ops.attention_of_blocks(q, self._like, self._of(0), layer, self.lengths, prefix, new=(k, v))
+
+    def drop(self, over: Collection[int]) -> list[int]:
+        """See `KVCache`: only addresses move."""
+        order, holes, moved = _after(len(self.lengths), over)
+        for number in over:
+            self._free += self._addresses[number, : self._counts[number]].tolist()
+        self._addresses[holes] = self._addresses[moved]
+        self._counts = [self._counts[number] for number in order]
+        self.lengths = self.lengths[order]
+        return order
+
+    def _of(self, first: int) -> Tensor:
+        """`[n, W]`, the addresses of the sequences from number `first` on."""
+        return torch.from_numpy(self._addresses[first : len(self.lengths)])
+
+    def _make_room(self) -> None:
+        """Blocks for all places that are filled, or going to be."""
+        needed = [-(-length // ops.BLOCK_PLACES) for length in self.lengths.tolist()]
+        (rows, W), N, widest = self._addresses.shape, len(needed), max(needed, default=0)
+        if rows < N or widest > W:
+            grown = np.zeros((max(N, rows), max(widest + widest // 2, W)), np.int64)
+            grown[:rows, :W] = self._addresses
+            self._addresses = grown
+        for number, count in enumerate(needed):
+            for block in range(self._counts[number], count):
+                self._addresses[number, block] = self._taken()
+            self._counts[number] = count
+
+    def _taken(self) -> int:
+        """The address of a block that nobody uses."""
+        if not self._free:
+            self.blocks.append(torch.empty_like(self._like))
+            self._free.append(self.blocks[-1].data_ptr())
+        return self._free.pop()
+
+
+def _after(N: int, over: Collection[int]) -> tuple[list[int], list[int], list[int]]:
+    """What becomes of N numbers when those of `over` are given up: the old numbers in the order of their new ones; and
+    which of them are filled again, with which."""
+    order = list(range(N - len(over)))
+    holes = [number for number in order if number in over]
+    moved = [number for number in range(len(order), N) if number not in over]
+    for hole, number in zip(holes, moved, strict=True):
+        order[hole] = number
+    return order, holes, moved
 
 
 class FixedCache(_Rows):

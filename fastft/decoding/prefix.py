@@ -71,9 +71,15 @@ class Prefix:
         return out.transpose(1, 2)[row, place]
 
     def _attend(self, _layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self._layers.append((k.contiguous(), v.contiguous()))
+        # A head's keys beside each other: every answer's every token reads them.
+        self._layers.append((_by_heads(k), _by_heads(v)))
         q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)[0].transpose(0, 1)
+
+
+def _by_heads(x: Tensor) -> Tensor:
+    """x, `[P, H, D]`, laid out as `[H, P, D]`."""
+    return x.transpose(0, 1).contiguous().transpose(0, 1)
 
 
 def padded(x: Tensor, row: Tensor, place: Tensor, n: int, W: int) -> Tensor:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from fastft.decoding.answers import Answer, Request, next_prompts
-from fastft.decoding.kv_cache import KVCache
-from fastft.decoding.prefix import Prefix, common_beginning
+from fastft.decoding.kv_cache import BlockCache, KVCache
+from fastft.decoding.prefix import Prefix, common_beginning, padded
 from fastft.decoding.sampling import Sampler
 from fastft.model import ops
 
@@ -51,7 +51,9 @@ class _Decoder:
         self._device = weight.device
         self.answers: list[Answer] = []
         self._last = torch.zeros(0, dtype=torch.int64, device=self._device)  # [N] tokens that the model has not seen
-        self._cache = KVCache(config.n_layer, config.n_head, weight, config.n_embd // config.n_head)
+        head_dim = config.n_embd // config.n_head
+        kind = BlockCache if ops.has_blocks(request.impl, weight, head_dim) else KVCache
+        self._cache = kind(config.n_layer, config.n_head, weight, head_dim)
         P = common_beginning(request.prompts)
         beginning = torch.tensor(request.prompts[0][:P] if P else [], dtype=torch.int64, device=self._device)
         self._prefix = Prefix(model, beginning, request.impl)
@@ -75,8 +77,8 @@ class _Decoder:
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             self._cache.write(layer, row + first, place, k, v)
             if layer == self._model.config.n_layer - 1:  # only the last tokens of the prompts are asked
-                return self._decode_attention(layer, q, first)
-            keys, values = (x[:, :, : len(visible)] for x in self._cache.read(layer, first))
+                return self._cache.attention(layer, q, self._prefix.of(layer), self._impl, first=first)
+            keys, values = (padded(x, row, place, n, len(visible)).transpose(1, 2) for x in (k, v))
             return self._prefix.prompt_attention(layer, q, keys, values, row, place, visible)
 
         return self._model.hidden(tokens, place + P, attend, rows=last, impl=self._impl)
@@ -84,11 +86,9 @@ class _Decoder:
     def step(self) -> Tensor:
         """Computes the last token of each answer: the final hidden states, `[N, C]`."""
         place = self._cache.extend()
-        rows = torch.arange(len(place), device=self._device)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            self._cache.write(layer, rows, place, k, v)
-            return self._decode_attention(layer, q, 0)
+            return self._cache.step_attention(layer, q, k, v, self._prefix.of(layer), self._impl)
 
         return self._model.hidden(self._last, place + self._prefix.length, attend, impl=self._impl)
 
@@ -105,8 +105,3 @@ class _Decoder:
         self.answers = [self.answers[number] for number in order]
         self._last = self._last[torch.tensor(order, dtype=torch.int64, device=self._device)]
         return ended
-
-    def _decode_attention(self, layer: int, q: Tensor, first: int) -> Tensor:
-        """Attention of one token of each answer from number `first` on, `[n, H, D]`, over all that it sees."""
-        keys, values = (x.transpose(1, 2) for x in self._cache.read(layer, first))
-        return ops.attention_decode(q, keys, values, self._cache.lengths[first:], self._prefix.of(layer), self._impl)

@@ -1,7 +1,8 @@
 """The one file that runs a model's kernels, and chooses which implementation of them.
 
 `reference` has none of the savings: it is what everything else is held against. `cpu` has them, in C on a CPU with a
-compiler and else by torch (it runs on every device). `triton` runs the Triton kernels, on a GPU. `auto` is the fastest that runs here.
+compiler and else by torch (it runs on every device). `triton` runs the Triton kernels, on a GPU. `auto` is the fastest
+that runs here.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import fastft_kernels
 import torch
 from fastft_kernels import AttentionPlan, RowPlan, plan_rows, registry
 from fastft_kernels.cpu import attention as cpu_attention
+from fastft_kernels.cpu import best as cpu_best
+from fastft_kernels.cpu import decode as cpu_decode
 from fastft_kernels.cpu import library
 from fastft_kernels.support import Impl as KernelImpl
 from fastft_kernels.support import why_not_compiled, why_not_triton
@@ -158,6 +161,48 @@ def attention_decode(
         unused_is_finite=True,
         impl=kernel_impl(impl, q.device),
     )
+
+
+BLOCK_PLACES = cpu_decode.PLACES
+"""Places of a block of keys and values."""
+
+
+def has_blocks(impl: str, like: Tensor, head_dim: int) -> bool:
+    """Whether there is code under `impl` for keys and values in blocks, in the dtype and on the device of `like`."""
+    return kernel_impl(impl, like.device) == "auto" and cpu_decode.why_not(like.dtype, like.device, head_dim) is None
+
+
+def new_block(layers: int, heads: int, head_dim: int, like: Tensor) -> Tensor:
+    """Memory for the keys and values of `BLOCK_PLACES` places of a sequence, in all layers."""
+    return cpu_decode.new_block(layers, heads, head_dim, like)
+
+
+def fill_blocks(
+    block: Tensor, addresses: Tensor, layer: int, rows: Tensor, places: Tensor, k: Tensor, v: Tensor
+) -> None:
+    """Writes the keys and values of tokens, `[T, H, D]`, into the places `[T]` of sequences `[T]`, whose blocks have
+    the addresses `[N, W]`; `block` is any of them."""
+    cpu_decode.fill_blocks(block, addresses, layer, rows, places, k, v)
+
+
+def attention_of_blocks(
+    q: Tensor,
+    block: Tensor,
+    addresses: Tensor,
+    layer: int,
+    lengths: Tensor,
+    prefix: tuple[Tensor, Tensor] | None,
+    new: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """`attention_decode` over blocks, which `new` keys and values `[N, H, D]` are written into before: each sequence's
+    last place."""
+    return cpu_decode.attention_of_blocks(q, block, addresses, layer, lengths, prefix=prefix, new=new)
+
+
+def near_best(x: Tensor, *, below: float, relative: float) -> tuple[Tensor, Tensor] | None:
+    """Rows and columns of what is at least `best - below - relative * |best|` in the rows of `x` `[N, V]`; None where
+    there is no compiled code for it."""
+    return cpu_best.near_best(x, below=below, relative=relative) if why_not_compiled(x) is None else None
 
 
 def linear_cross_entropy(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastft_kernels import registry, support, tables
+from fastft_kernels.cpu import decode as compiled
 from fastft_kernels.heads import padded, why_not_head_dim
 from fastft_kernels.support import Impl, tl, triton
 
@@ -192,42 +193,45 @@ def attention_decode(
             then need not copy the values to be safe from NaN, which costs as much as all else it does.
         impl: `reference` copies the prefix in front of each cache and computes the equation above, `torch` uses it
             where it lies, `triton` runs the kernel, for D a multiple of 16 up to 256 in float32, float16 or bfloat16;
-            `auto` is `triton` where that runs on a GPU, else `torch`.
+            `compiled` C on a CPU, for D up to 256 in float32 or bfloat16, with sums in float32; `auto` is `triton`
+            where that runs on a GPU, `compiled` where that runs on a CPU, else `torch`.
 
     Returns:
         `[N, H, D]` in the dtype of q; 0 for a sequence that sees nothing.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit, an input that wants a gradient, or `triton` where it
-            cannot run.
+        ValueError: shapes, dtypes or devices that do not fit, an input that wants a gradient, or `triton` or `compiled`
+            where it cannot run.
     """
     _check(q, k_cache, v_cache, lengths, prefix_k, prefix_v)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     chosen = _choose(impl, q)
     if chosen == "reference":
         return reference(q, k_cache, v_cache, lengths, prefix_k=prefix_k, prefix_v=prefix_v, scale=scale)
+    if chosen == "compiled":
+        prefix = None if prefix_k is None or prefix_v is None else (prefix_k, prefix_v)
+        return compiled.attention(q, k_cache, v_cache, lengths, prefix, scale)
     if chosen == "torch":
         return _by_torch(q, k_cache, v_cache, lengths, prefix_k, prefix_v, scale, unused_is_finite)
-    q, k_cache, v_cache = _dense(q), _dense(k_cache), _dense(v_cache)
-    prefix_k, prefix_v = (None if x is None else _dense(x) for x in (prefix_k, prefix_v))
+    q, k_cache, v_cache = compiled.dense(q), compiled.dense(k_cache), compiled.dense(v_cache)
+    prefix_k, prefix_v = (None if x is None else compiled.dense(x) for x in (prefix_k, prefix_v))
     out: Tensor = _decode(q, k_cache, v_cache, lengths.contiguous(), prefix_k, prefix_v, scale)
     return out
 
 
 def _choose(impl: Impl, q: Tensor) -> Impl:
-    """The implementation that runs: `auto` takes `torch` where the kernel has no such head dim or dtype."""
-    chosen = support.choose(impl, q)
+    """The implementation that runs: `auto` takes `torch` where the other has no such head dim or dtype."""
+    chosen = support.choose(impl, q, has_compiled=True)
+    if chosen == "compiled" and (why := compiled.why_not(q.dtype, q.device, q.shape[-1])):
+        if impl == "compiled":
+            raise ValueError(f'{why} with impl="compiled"; impl="torch" takes any')
+        return "torch"
     if chosen == "triton" and (why_not_head_dim(q.shape[-1]) or q.dtype not in support.TRITON_DTYPES):
         if impl == "triton":
             support.check_dtype(q)
             raise ValueError(f'{why_not_head_dim(q.shape[-1])} with impl="triton"; impl="torch" takes any')
         return "torch"
     return chosen
-
-
-def _dense(x: Tensor) -> Tensor:
-    """x with its last axis in one piece."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _check(

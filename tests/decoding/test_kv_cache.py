@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from fastft.decoding.kv_cache import FixedCache, KVCache
+from fastft.decoding.kv_cache import BlockCache, FixedCache, KVCache
+from fastft.model import ops
 
 H, D, LAYERS = 2, 4, 2
 
@@ -107,3 +111,46 @@ class TestFixedCache:
         assert cache.places == 20
         with pytest.raises(ValueError, match="got 21 places, expected at most 20"):
             cache.make_room(21)
+
+
+@pytest.mark.skipif(ops.why_no_compiled() is not None, reason=f"no compiled code: {ops.why_no_compiled()}")
+class TestBlocks:
+    @settings(max_examples=40, deadline=None, derandomize=True)
+    @given(steps)
+    def test_sequences_see_what_has_been_written_for_them(self, steps: list[tuple[str, Any]]) -> None:
+        """A query of zeros sees the mean of the values. No block is made while one is free."""
+        cache = BlockCache(LAYERS, H, torch.zeros(1), D)
+        expected: list[list[float]] = []
+        written, most = 0, 1
+
+        def values(count: int) -> Tensor:
+            nonlocal written
+            written += count
+            return torch.arange(written - count, written).float()[:, None, None].expand(-1, H, D)
+
+        for step, what in steps:
+            if step == "add":
+                first = len(expected)
+                cache.add(torch.tensor(what))
+                v = values(sum(what))
+                rows = torch.arange(first, first + len(what)).repeat_interleave(torch.tensor(what))
+                for layer in range(LAYERS):
+                    cache.write(layer, rows, torch.cat([torch.arange(n) for n in what]), -v, v + layer)
+                expected += [part[:, 0, 0].tolist() for part in v.split(what)]
+            elif step == "extend" and expected:
+                assert cache.extend().tolist() == [len(of_row) for of_row in expected]
+                v = values(len(expected))
+                for layer in range(LAYERS):
+                    seen = cache.step_attention(layer, torch.zeros(len(v), H, D), -v, v + layer, None, "cpu")
+                    assert seen.shape == v.shape
+                expected = [[*of_row, value] for of_row, value in zip(expected, v[:, 0, 0].tolist(), strict=True)]
+            elif step == "drop":
+                order = cache.drop({number for number in what if number < len(expected)})
+                expected = [expected[number] for number in order]
+            most = max(most, sum(-(-len(of_row) // ops.BLOCK_PLACES) for of_row in expected))
+            assert len(cache.blocks) == most
+            for first in range(len(expected)):
+                for layer in range(LAYERS):
+                    seen = cache.attention(layer, torch.zeros(len(expected) - first, H, D), None, "cpu", first=first)
+                    means = torch.tensor([sum(of_row) / len(of_row) + layer for of_row in expected[first:]])
+                    torch.testing.assert_close(seen, means[:, None, None].expand_as(seen), rtol=1e-5, atol=1e-4)

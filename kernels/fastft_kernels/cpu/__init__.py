@@ -13,4 +13,6 @@ To be read in this order:
     norms.py          layer norm and RMS norm with the addition before them, with `norms.c`
     cross_entropy.py  losses and gradients of rows of logits, with `cross_entropy.c`
     update.py         AdamW's update and the norm of gradients, with `update.c`
+    decode.py         attention of one new token a sequence over cached keys and values, with `decode.c`
+    best.py           the numbers of each row that come close to its largest, with `best.c`
 """

@@ -1,0 +1,233 @@
+"""Attention of one new token a sequence over cached keys and values, in C: `decode.c`.
+
+The cache is either `[N, S, G, D]`, a row of places for each sequence, or blocks of a few places, which a sequence gets
+one by one as it grows (Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with
+PagedAttention", arXiv:2309.06180): then nothing is ever copied, and no place lies empty but in a sequence's last block.
+
+Letters: N sequences, H heads of queries, G heads of keys and values, D head dim, P tokens of the shared prefix, T new
+tokens, W blocks of the longest sequence.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+
+import torch
+from torch import Tensor
+
+from fastft_kernels import support
+from fastft_kernels.cpu.library import run
+
+MOST_HEAD_DIM = 256
+PLACES = 16
+"""Of a block: with 64 numbers a head, its keys fill a page of memory in float32; of a sequence's last block, half lie
+empty on average."""
+_ALONE = 1 << 14
+"""Elements of keys and values up to which one thread is as fast as several."""
+
+
+class _Decode(ctypes.Structure):
+    _fields_ = [
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("q", "k", "v", "new_k", "new_v", "prefix_k", "prefix_v", "lengths", "blocks", "out")
+        ),
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                "N", "H", "G", "D", "P", "places", "width", "offset_k", "offset_v", "row_q", "head_q", "row_new",
+                "head_new", "row_k", "head_k", "place_k", "row_v", "head_v", "place_v", "prefix_place_k",
+                "prefix_head_k", "prefix_place_v", "prefix_head_v",
+            )
+        ),
+        ("scale", ctypes.c_float),
+        ("is_narrow", ctypes.c_int32),
+    ]  # fmt: skip
+
+
+class _Fill(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("cache", "rows", "at")),
+        ("T", ctypes.c_int64),
+    ]
+
+
+def why_not(dtype: torch.dtype, device: torch.device, head_dim: int) -> str | None:
+    """Why there is no such code for these keys and values; None where there is."""
+    if head_dim > MOST_HEAD_DIM:
+        return f"the head dim is {head_dim}, and compiled code takes up to {MOST_HEAD_DIM}"
+    return support.why_not_compiled(torch.empty(0, dtype=dtype, device=device))
+
+
+def attention(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, lengths: Tensor, prefix: tuple[Tensor, Tensor] | None, scale: float
+) -> Tensor:
+    """See `fastft_kernels.attention_decode`, which has looked at shapes, dtypes and devices.
+
+    Raises:
+        ValueError: a length that is negative or more than the cache's places, or what `why_not` says.
+    """
+    k_cache, v_cache = dense(k_cache), dense(v_cache)
+    _, S, G, _ = k_cache.shape
+    asked = _asked(q, lengths, prefix, scale, G, S)
+    of = asked.of
+    of.k, of.v, of.places = k_cache.data_ptr(), v_cache.data_ptr(), max(S, 1)
+    of.row_k, of.place_k, of.head_k, _ = k_cache.stride()
+    of.row_v, of.place_v, of.head_v, _ = v_cache.stride()
+    return asked.answered()
+
+
+def new_block(layers: int, heads: int, head_dim: int, like: Tensor) -> Tensor:
+    """A block's memory, `[L, G, 2, PLACES, D]`: the keys and the values of a head lie beside each other."""
+    return like.new_empty(layers, heads, 2, PLACES, head_dim)
+
+
+def attention_of_blocks(
+    q: Tensor,
+    block: Tensor,
+    addresses: Tensor,
+    layer: int,
+    lengths: Tensor,
+    *,
+    prefix: tuple[Tensor, Tensor] | None = None,
+    new: tuple[Tensor, Tensor] | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Attention of one query a sequence over the keys and values of its blocks, and of a shared prefix.
+
+    Args:
+        q: `[N, H, D]` on the CPU, in the blocks' dtype.
+        block: any of them, of `new_block`.
+        addresses: `[N, W]` int64, of the blocks of each sequence, as far as its length needs them.
+        layer: whose keys and values.
+        lengths: `[N]` int64, from 0 to `W * PLACES`: the places that count.
+        prefix: keys and values `[P, G, D]` in front of all sequences' own.
+        new: keys and values `[N, G, D]` that are to be written into each sequence's last place before: no length is 0.
+        scale: factor of the scores; `1 / sqrt(D)` where it is not given.
+
+    Returns:
+        `[N, H, D]`; 0 for a sequence that sees nothing.
+
+    Raises:
+        ValueError: what would be read or written outside the blocks, or `why_not`.
+    """
+    N, D = len(q), block.shape[-1]
+    _check_blocks(block, addresses, layer, N)
+    if q.ndim != 3 or q.shape[2] != D or q.dtype != block.dtype:
+        raise ValueError(f"got q {tuple(q.shape)} {q.dtype}, expected a head dim of {D} in {block.dtype}, as blocks")
+    asked = _asked(
+        q, lengths, prefix, 1 / math.sqrt(D) if scale is None else scale, block.shape[1], addresses.shape[1] * PLACES
+    )
+    _place_in_blocks(asked.of, block, addresses, layer)
+    if new is not None:
+        if N and int(lengths.min()) < 1:
+            raise ValueError("got a length of 0 with new keys and values, expected lengths that count them")
+        asked.keep += _place_new(asked.of, *new, block, N)
+    return asked.answered()
+
+
+def fill_blocks(
+    block: Tensor, addresses: Tensor, layer: int, rows: Tensor, places: Tensor, k: Tensor, v: Tensor
+) -> None:
+    """Writes keys and values of T tokens, `[T, G, D]`: each into the place `places[t]` of the sequence `rows[t]`.
+
+    Args:
+        block, addresses, layer, k, v: as `attention_of_blocks` has them.
+        rows, places: `[T]` int64, no two the same.
+
+    Raises:
+        ValueError: what would be written outside the blocks.
+    """
+    T = len(rows)
+    _check_blocks(block, addresses, layer, len(addresses))
+    for name, at, most in (("rows", rows, len(addresses)), ("places", places, addresses.shape[1] * PLACES)):
+        _check_integers(name, at, T, most - 1)
+    of = _Decode(N=T, H=block.shape[1], G=block.shape[1], D=block.shape[-1], is_narrow=k.dtype == torch.bfloat16)
+    _place_in_blocks(of, block, addresses, layer)
+    kept = _place_new(of, k, v, block, T)
+    run("fastft_fill_places", _Fill(ctypes.addressof(of), rows.data_ptr(), places.data_ptr(), T))
+    del kept  # until here what `of` has the addresses of is there
+
+
+def dense(x: Tensor) -> Tensor:
+    """x with its last axis in one piece."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+class _Asked:
+    """What the function is given, all but where keys and values lie; and the tensors whose addresses are in it."""
+
+    def __init__(self, of: _Decode, out: Tensor, keep: list[Tensor], elements: int) -> None:
+        self.of, self.keep = of, keep
+        self._out, self._elements = out, elements
+
+    def answered(self) -> Tensor:
+        run("fastft_attention_decode", self.of, threads=1 if self._elements < _ALONE else None)
+        return self._out
+
+
+def _asked(q: Tensor, lengths: Tensor, prefix: tuple[Tensor, Tensor] | None, scale: float, G: int, most: int) -> _Asked:
+    N, H, D = q.shape
+    if (why := why_not(q.dtype, q.device, D)) is not None:
+        raise ValueError(f"got q {tuple(q.shape)}: {why}")
+    if H % G:
+        raise ValueError(f"got {H} heads of queries, expected a multiple of the {G} of keys")
+    q, lengths, out = dense(q), lengths.to(torch.int64).contiguous(), torch.empty(N, H, D, dtype=q.dtype)
+    longest = _check_integers("lengths", lengths, N, most)
+    row_q, head_q, _ = q.stride()
+    of = _Decode(
+        q=q.data_ptr(), lengths=lengths.data_ptr(), out=out.data_ptr(), N=N, H=H, G=G, D=D, row_q=row_q, head_q=head_q,
+        scale=scale, is_narrow=q.dtype == torch.bfloat16,
+    )  # fmt: skip
+    keep = [q, lengths]
+    if prefix is not None and len(prefix[0]):
+        k, v = dense(prefix[0]), dense(prefix[1])
+        if k.shape[1:] != (G, D) or k.shape != v.shape or k.dtype != q.dtype or v.dtype != q.dtype:
+            raise ValueError(f"got a prefix {tuple(k.shape)} {k.dtype}, expected [P, {G}, {D}] {q.dtype}")
+        of.prefix_k, of.prefix_v, of.P = k.data_ptr(), v.data_ptr(), len(k)
+        (of.prefix_place_k, of.prefix_head_k, _), (of.prefix_place_v, of.prefix_head_v, _) = k.stride(), v.stride()
+        keep += [k, v]
+    return _Asked(of, out, keep, N * (longest + int(of.P)) * H * D)
+
+
+def _check_integers(name: str, x: Tensor, count: int, most: int) -> int:
+    """The largest of `[count]` integers, 0 of none."""
+    if x.shape != (count,) or x.dtype != torch.int64 or x.device.type != "cpu" or not x.is_contiguous():
+        raise ValueError(f"got {name} {tuple(x.shape)} {x.dtype}, expected [{count}] int64, contiguous, on the CPU")
+    if not count:
+        return 0
+    least, largest = (int(value) for value in x.aminmax())
+    if least < 0 or largest > most:
+        raise ValueError(f"got {name} from {least} to {largest}, expected 0 to {most}")
+    return largest
+
+
+def _check_blocks(block: Tensor, addresses: Tensor, layer: int, N: int) -> None:
+    if block.ndim != 5 or block.shape[2:4] != (2, PLACES) or not block.is_contiguous():
+        raise ValueError(f"got a block {tuple(block.shape)}, expected [L, G, 2, {PLACES}, D] in one piece")
+    if addresses.ndim != 2 or len(addresses) != N or addresses.dtype != torch.int64 or addresses.stride()[1:] != (1,):
+        raise ValueError(f"got addresses {tuple(addresses.shape)} {addresses.dtype}, expected [{N}, W] int64")
+    if not 0 <= layer < len(block):
+        raise ValueError(f"got layer {layer}, expected 0 to {len(block) - 1}")
+
+
+def _place_in_blocks(of: _Decode, block: Tensor, addresses: Tensor, layer: int) -> None:
+    of_layer, of_head, of_kind, of_place, _ = block.stride()
+    of.blocks, of.width, of.places = addresses.data_ptr(), addresses.stride(0), PLACES
+    of.offset_k, of.offset_v = layer * of_layer, layer * of_layer + of_kind
+    of.head_k = of.head_v = of_head
+    of.place_k = of.place_v = of_place
+
+
+def _place_new(of: _Decode, k: Tensor, v: Tensor, block: Tensor, count: int) -> list[Tensor]:
+    """Returns the tensors that have to live on."""
+    shape = (count, block.shape[1], block.shape[-1])
+    if k.shape != shape or v.shape != shape or k.dtype != block.dtype or v.dtype != block.dtype:
+        raise ValueError(f"got new {tuple(k.shape)} {k.dtype}, {tuple(v.shape)} {v.dtype}, expected {shape} of blocks'")
+    k, v = dense(k), dense(v)
+    if k.stride() != v.stride():
+        k, v = k.contiguous(), v.contiguous()
+    of.new_k, of.new_v = k.data_ptr(), v.data_ptr()
+    of.row_new, of.head_new, _ = k.stride()
+    return [k, v]
