@@ -281,7 +281,7 @@ class MachineOptions:
     device: Device = option("auto", may_change=True)
     """Where to train."""
     impl: Literal["auto", "triton", "cpu", "reference"] = "auto"
-    """triton: the Triton kernels, on a GPU; cpu: C on a CPU with a compiler, else torch; reference: no saving at all."""
+    """triton: the Triton kernels, on a GPU; cpu: C on a CPU, or torch; reference: no saving at all."""
     compile: bool = option(False, may_change=True)
     """Compile the model with torch.compile: a minute or more, and little gain over CUDA graphs."""
     cuda_graphs: bool | None = option(None, may_change=True)
