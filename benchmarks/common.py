@@ -108,8 +108,11 @@ def wait_for(device: str) -> None:
 def batcher_of(engine: AnyEngine, *, packed: bool = True, share_prefix: bool = True) -> Batcher:
     """What makes an engine's batches, as the trainer does."""
     from fastft.model import ops
+    from fastft.model.precision import NARROW
 
-    return ops.batcher(engine.impl, engine.device, packed=packed, share_prefix=share_prefix)
+    return ops.batcher(
+        engine.impl, engine.device, is_narrow=engine.dtype in NARROW, packed=packed, share_prefix=share_prefix
+    )
 
 
 def seconds_of(work: Callable[[], object], device: str) -> float:

@@ -7,5 +7,6 @@ To be read in this order:
     asked.py  token ids with labels of any source, checked: what is asked of each example: `Asked`, `asked_rows`
     batch.py  `Batch`: a prefix tree of packed examples, which share the tokens they begin with alike, or padded rows:
               `pack`, `pack_asked`, `padded_batch`, `from_padded`, `Batcher`, `Planner`, `RowPlanner`, `with_tensors`,
-              `visible_until_of`
+              `visible_until_of`,
+              `Rounding`, `few_sizes`, `near_sizes`
 """

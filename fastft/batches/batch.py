@@ -24,6 +24,8 @@ Tiles = tuple[TileGroup, ...] | AttentionPlan
 """The parts of the score matrix that attention computes: those of the torch path, or of the Triton kernels."""
 Planner = Callable[..., Tiles]
 """Finds them for `visible_until` `[T]`, and for the queries of `rows` `[R]` alone (`fastft.model.ops.planner`)."""
+Rounding = Callable[[int], int]
+"""Up to which size a pack's T or R is padded: `few_sizes`, `near_sizes`."""
 RowPlanner = Callable[[Tensor], RowPlan]
 """Sorts the places that read each row, for gathers whose gradient is summed in a fixed order
 (`fastft.model.ops.batcher`)."""
@@ -193,7 +195,7 @@ class Batcher:
 
     packed: bool = True
     share_prefix: bool = True
-    round_sizes: bool = False
+    rounding: Rounding | None = None
     planner: Planner = plan_tiles
     row_planner: RowPlanner | None = None
 
@@ -206,9 +208,7 @@ class Batcher:
 
     def _batch(self, asked: Sequence[Asked], padding: Sequence[int]) -> Batch:
         if self.packed:
-            batch = pack_asked(
-                asked, share_prefix=self.share_prefix, round_sizes=self.round_sizes, planner=self.planner
-            )
+            batch = pack_asked(asked, share_prefix=self.share_prefix, rounding=self.rounding, planner=self.planner)
         else:
             batch = padded_asked(asked, padding)
         return batch if self.row_planner is None else batch.with_row_plans(self.row_planner)
@@ -248,7 +248,7 @@ def pack(
     shifted: bool = False,
     share_prefix: bool = True,
     least_shared: int = LEAST_SHARED,
-    round_sizes: bool = False,
+    rounding: Rounding | None = None,
     planner: Planner = plan_tiles,
 ) -> Batch:
     """Examples laid end to end with no padding, equal beginnings once.
@@ -270,7 +270,7 @@ def pack(
         shifted: a label is the token after its place (nanoGPT, the book), not the token at it.
         share_prefix: off, every example's tokens stand by themselves.
         least_shared: shorter equal beginnings are not shared.
-        round_sizes: pad T and R up to few sizes, so that what was compiled or captured for one pack fits others.
+        rounding: up to which sizes T and R are padded, so that what was compiled or captured for one pack fits others.
             Padding sees itself alone, and its loss rows weigh nothing.
         planner: finds the parts of the score matrix that attention computes.
 
@@ -286,9 +286,7 @@ def pack(
         asked = by_first_target(examples, first_target)
     else:
         asked = by_labels(examples, labels, attention_mask, shifted=shifted)
-    return pack_asked(
-        asked, share_prefix=share_prefix, least_shared=least_shared, round_sizes=round_sizes, planner=planner
-    )
+    return pack_asked(asked, share_prefix=share_prefix, least_shared=least_shared, rounding=rounding, planner=planner)
 
 
 def pack_asked(
@@ -296,7 +294,7 @@ def pack_asked(
     *,
     share_prefix: bool = True,
     least_shared: int = LEAST_SHARED,
-    round_sizes: bool = False,
+    rounding: Rounding | None = None,
     planner: Planner = plan_tiles,
 ) -> Batch:
     """`pack` of examples each of which says itself what is asked of it; none without an input.
@@ -307,7 +305,7 @@ def pack_asked(
     if not asked:
         raise ValueError("got no example, expected at least one")
     laid = _laid_out(asked, least_shared if share_prefix else None)
-    return (laid.with_rounded_sizes() if round_sizes else laid).batch(planner)
+    return (laid if rounding is None else laid.with_sizes(rounding)).batch(planner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,10 +329,10 @@ class _Laid:
     pair_examples: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
 
-    def with_rounded_sizes(self) -> _Laid:
-        """The same with T and R padded up to `rounded_size`."""
+    def with_sizes(self, rounding: Rounding) -> _Laid:
+        """The same with T and R padded."""
         T, R = len(self.tokens), len(self.rows)
-        more_tokens, more_rows = rounded_size(T) - T, rounded_size(R) - R
+        more_tokens, more_rows = rounding(T) - T, rounding(R) - R
         themselves = np.arange(T, T + more_tokens, dtype=np.int32) + 1
         last = T + more_tokens - 1
         return replace(
@@ -390,13 +388,25 @@ def _laid_out(asked: Sequence[Asked], least_shared: int | None) -> _Laid:
     return _Laid(tokens, positions, visible_until, rows, targets, counts, pair_rows, pair_examples, lengths)
 
 
-def rounded_size(n: int) -> int:
+def few_sizes(n: int) -> int:
     """The next multiple of 64, and from 1,024 on of the form 2^e * (8 ... 15): at most an eighth more than `n` there.
 
-    Below, 64 tokens cost a GPU next to nothing, and batches of 8 of the book's examples have 9 pairs of sizes instead
-    of 39.
+    For GPUs, where a step is captured for each pair of sizes. Below, 64 tokens cost a GPU next to nothing, and batches
+    of 8 of the book's examples have 9 pairs of sizes instead of 39.
     """
-    step = 1 << max(6, n.bit_length() - 4)
+    return _up_to_multiple(n, 1 << max(6, n.bit_length() - 4))
+
+
+def near_sizes(n: int) -> int:
+    """The next multiple of 16, and from 1,024 on of the form 2^e * (32 ... 63): at most a 32nd more than `n` there.
+
+    For 16-bit products on CPUs: oneDNN makes machine code for each shape of a product, which takes it several times as
+    long as a step's product itself, and keeps that of the last 1,024 shapes.
+    """
+    return _up_to_multiple(n, 1 << max(4, n.bit_length() - 6))
+
+
+def _up_to_multiple(n: int, step: int) -> int:
     return max(1, -(-n // step)) * step
 
 

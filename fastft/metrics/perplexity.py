@@ -24,6 +24,7 @@ from fastft.metrics.statistics import Floats
 from fastft.metrics.text_metrics import accuracy
 from fastft.model import ops
 from fastft.model.gpt2 import GPT2
+from fastft.model.precision import NARROW
 from fastft.run.folder import Run
 from fastft.run.trained import trained_model
 
@@ -152,7 +153,8 @@ def _example_losses(model: GPT2, encoded: EncodedSet) -> tuple[Floats, Floats]:
     """The sum of each example's supervised losses, and their count, `[n]` each."""
     device = model.wte.weight.device
     impl = ops.resolve("auto", device)
-    batcher, staging = ops.batcher(impl, device), Staging(device)
+    is_narrow = model.head.dtype in NARROW.values()
+    batcher, staging = ops.batcher(impl, device, is_narrow=is_narrow), Staging(device)
     model, places = _among_texts(model)
     batches, row_losses = [], []
     for begin in range(0, len(encoded), _BATCH_SIZE):

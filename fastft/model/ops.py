@@ -25,7 +25,7 @@ from fastft_kernels.support import why_not_compiled, why_not_triton
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastft.batches.batch import Batch, Batcher, Planner
+from fastft.batches.batch import Batch, Batcher, Planner, Rounding, few_sizes, near_sizes
 from fastft.common.errors import UserError
 from fastft.common.files import cache_folder
 from fastft.model.lora import LoRALinear
@@ -92,18 +92,30 @@ def compile_model(model: nn.Module) -> None:
     model.compile(fullgraph=True)
 
 
-def batcher(impl: str, device: torch.device, *, packed: bool = True, share_prefix: bool = True) -> Batcher:
-    """What makes the batches that a model is given on a device under `impl`, with the plans of its kernels.
+def rounding(device: torch.device, *, is_narrow: bool) -> Rounding | None:
+    """Up to which sizes packs for a device are padded, so that what was captured or compiled for one fits others.
 
-    On CUDA their sizes are few, so that what was captured or compiled for one batch fits others.
+    Args:
+        device: where they are computed.
+        is_narrow: whether in 16 bits.
     """
-    few_sizes = device.type == "cuda"
+    if device.type == "cuda":
+        return few_sizes
+    return near_sizes if is_narrow and device.type == "cpu" else None
+
+
+def batcher(
+    impl: str, device: torch.device, *, is_narrow: bool, packed: bool = True, share_prefix: bool = True
+) -> Batcher:
+    """What makes the batches that a model is given on a device under `impl`, with the plans of its kernels and the
+    sizes of `rounding`."""
+    on_cuda = device.type == "cuda"
     return Batcher(
         packed=packed,
         share_prefix=share_prefix,
-        round_sizes=few_sizes,
-        planner=planner(impl, round_sizes=few_sizes),
-        row_planner=functools.partial(plan_rows, round_sizes=few_sizes) if impl == "triton" else None,
+        rounding=rounding(device, is_narrow=is_narrow),
+        planner=planner(impl, round_sizes=on_cuda),
+        row_planner=functools.partial(plan_rows, round_sizes=on_cuda) if impl == "triton" else None,
     )
 
 

@@ -21,6 +21,7 @@ from fastft.data.sources import first_of_each
 from fastft.engines.engine import AnyEngine
 from fastft.model import ops
 from fastft.model.gpt2 import GPT2Config
+from fastft.model.precision import NARROW
 from fastft.ranks.world import World
 from fastft.run.config import TrainOptions, defaults_of
 from fastft.run.data import Data
@@ -85,7 +86,11 @@ def prepare(options: TrainOptions, data: Data, engine: AnyEngine) -> Prepared:
         too_long = data.longer_than(config, options)
         _warn_of_lengths(data, train_set, val_set, too_long, options.max_length, config.n_ctx)
         batcher = ops.batcher(
-            engine.impl, engine.device, packed=options.batching == "packed", share_prefix=options.share_prefix
+            engine.impl,
+            engine.device,
+            is_narrow=engine.dtype in NARROW,
+            packed=options.batching == "packed",
+            share_prefix=options.share_prefix,
         )
         order = _book_order(len(train_set), options)
         plan = _plan(train_set, order, _mix(data, train_set), options, _packing(train_set, options, world, config))

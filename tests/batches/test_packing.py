@@ -16,7 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastft.batches.batch import Batch, from_cu_seqlens, from_padded, pack, padded_batch, rounded_size, unasked
+from fastft.batches.batch import (
+    Batch,
+    Rounding,
+    few_sizes,
+    from_cu_seqlens,
+    from_padded,
+    near_sizes,
+    pack,
+    padded_batch,
+    unasked,
+)
 from fastft.model.gpt2 import GPT2, GPT2Config
 
 Examples = list[np.ndarray]
@@ -72,14 +82,20 @@ def error(got: list[Tensor], expected: list[Tensor]) -> float:
 
 
 @settings(max_examples=120, deadline=None)
-@given(example_sets(), st.booleans(), st.sampled_from([1, 3, 8]), st.booleans(), st.sampled_from(["cpu", "reference"]))
+@given(
+    example_sets(),
+    st.booleans(),
+    st.sampled_from([1, 3, 8]),
+    st.sampled_from([None, few_sizes, near_sizes]),
+    st.sampled_from(["cpu", "reference"]),
+)
 def test_loss_and_gradients_are_the_padded_references(
-    drawn: tuple[Examples, list[int]], share: bool, least: int, round_sizes: bool, impl: str
+    drawn: tuple[Examples, list[int]], share: bool, least: int, rounding: Rounding | None, impl: str
 ) -> None:
     for dtype, limit in ((torch.float64, FLOAT64), (torch.float32, FLOAT32)):
         model = MODELS[dtype]
         expected = results(model, [padded_batch(*drawn)], "reference")
-        packed = pack(*drawn, share_prefix=share, least_shared=least, round_sizes=round_sizes)
+        packed = pack(*drawn, share_prefix=share, least_shared=least, rounding=rounding)
         assert error(results(model, [packed], impl), expected) < limit
 
 
@@ -238,10 +254,14 @@ def test_wrong_converter_input_is_named() -> None:
         pack([], [])
 
 
-def test_rounded_sizes_are_few_and_near() -> None:
-    sizes = {rounded_size(n) for n in range(1, 16385)}
-    assert len(sizes) <= 70
-    assert all(n <= rounded_size(n) <= max(n + 63, n * 1.125) for n in range(1, 16385))
+@pytest.mark.parametrize(
+    ("rounding", "count", "step", "share"), [(few_sizes, 70, 64, 1 / 8), (near_sizes, 200, 16, 1 / 32)]
+)
+def test_rounded_sizes_are_few_and_near(rounding: Rounding, count: int, step: int, share: float) -> None:
+    sizes = {rounding(n) for n in range(1, 16385)}
+    assert len(sizes) <= count
+    assert all(size % step == 0 for size in sizes)
+    assert all(n <= rounding(n) <= max(n + step - 1, n * (1 + share)) for n in range(1, 16385))
 
 
 def test_all_ignored_padded_batch_is_a_connected_zero() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastft.batches.batch import Batch, Batcher
+from fastft.batches.batch import Batch, Batcher, few_sizes
 from fastft.batches.plan import make_plan
 from fastft.common.errors import UserError
 from fastft.data.encode import EncodedSet, EncodingRules, Text, encoded_set
@@ -119,7 +119,9 @@ def error(got: list[Tensor], expected: list[Tensor]) -> float:
 )
 def test_every_batch_is_the_masked_rows(texts: list[Text], kind: str, impl: str) -> None:
     encoded = renumbered(encoded_set(texts, TOKENIZER, RULES))
-    batcher = Batcher(packed=kind != "padded", share_prefix=kind != "apart", round_sizes=kind == "rounded")
+    batcher = Batcher(
+        packed=kind != "padded", share_prefix=kind != "apart", rounding=few_sizes if kind == "rounded" else None
+    )
     batch = batcher(encoded, np.arange(len(encoded)))
     assert (
         batch.count

@@ -12,7 +12,7 @@ import torch
 from fastft_kernels import tables
 from proofs import largest_error
 
-from fastft.batches.batch import Batch, Batcher, pack
+from fastft.batches.batch import Batch, Batcher, few_sizes, pack
 from fastft.common.errors import UserError
 from fastft.data.encode import EncodedSet, encode
 from fastft.data.prompts import ALPACA
@@ -42,7 +42,7 @@ def encoded() -> EncodedSet:
 
 
 def batches(encoded: EncodedSet, impl: str, size: int, steps: int) -> Iterator[Batch]:
-    batcher = Batcher(round_sizes=True, planner=ops.planner(impl, round_sizes=True))
+    batcher = Batcher(rounding=few_sizes, planner=ops.planner(impl, round_sizes=True))
     for step in range(steps):
         yield batcher(encoded, np.arange(step * size, (step + 1) * size) % len(encoded))
 
@@ -183,7 +183,7 @@ def test_triton_is_chosen_where_it_is_asked_for() -> None:
 @pytest.mark.long
 def test_the_compiled_engine_compiles_once_for_all_further_sizes(encoded: EncodedSet) -> None:
     model = small(1)
-    batcher = Batcher(round_sizes=True, planner=ops.planner("triton", round_sizes=True))
+    batcher = Batcher(rounding=few_sizes, planner=ops.planner("triton", round_sizes=True))
     made = [batcher(encoded, np.arange(begin, begin + size)) for begin, size in ((0, 2), (2, 3), (5, 1), (6, 4))]
     found = []
     for compiled in (False, True):

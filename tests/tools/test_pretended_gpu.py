@@ -531,7 +531,7 @@ class Step:
         from fastft.scaling.predict import training_set
 
         self.torch = torch
-        batcher = ops.batcher("triton", torch.device("cuda"))
+        batcher = ops.batcher("triton", torch.device("cuda"), is_narrow=True)
         self.batch = batcher(training_set("sample"), np.arange(8)).to("cuda")
         self.model = GPT2(config_for("nano")).cuda()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), fused=True)

@@ -26,7 +26,7 @@ COMMONEST = 8
 
 def count(encoded: EncodedSet, examples: int, epochs: int) -> dict[str, Any]:
     """The sizes of the batches of some epochs, each in an order of its own."""
-    batcher = ops.batcher("triton", torch.device("cuda"))
+    batcher = ops.batcher("triton", torch.device("cuda"), is_narrow=True)
     stage = staging.Staging(torch.device("cpu"))
     generator = np.random.default_rng(0)
     sizes: Counter[Hashable] = Counter()

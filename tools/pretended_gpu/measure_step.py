@@ -39,7 +39,7 @@ def measure(options: argparse.Namespace, examples: int) -> dict[str, Any]:
         rows = (model.config.vocab_size - NEW_ROWS, NEW_ROWS)
         Part(lora=lora, train_only=None, new_rows=rows, base_sha256="").take(model)
     engine = make_engine(model, asked, ALONE)
-    batcher = ops.batcher(engine.impl, engine.device)
+    batcher = ops.batcher(engine.impl, engine.device, is_narrow=True)
     encoded = training_set(options.data)
     order = np.random.default_rng(0).permutation(len(encoded))
     chosen = [order[(step * examples + np.arange(examples)) % len(order)] for step in range(options.steps)]

@@ -27,6 +27,7 @@ from fastft.integrations.book.generation import generate_and_print_sample
 from fastft.integrations.book.model import GPTModel, drops, is_known
 from fastft.model import ops
 from fastft.model.loss import linear_cross_entropy
+from fastft.model.precision import NARROW
 
 _IGNORED = -100
 
@@ -60,14 +61,15 @@ def calc_loss_batch(input_batch: Tensor, target_batch: Tensor, model: nn.Module,
     model.check_length(input_batch.shape[1])
     rows = [row.trimmed() for row in asked_rows(input_batch, target_batch) if len(row.at)]
     impl = ops.resolve("auto", torch.device(device))
-    batch = _packed(rows, impl, torch.device(device))
+    is_narrow = torch.is_autocast_enabled(torch.device(device).type) or model.tok_emb.weight.dtype in NARROW.values()
+    batch = _packed(rows, impl, torch.device(device), is_narrow=is_narrow)
     return _mean_loss(model, model.hidden_of_rows(batch, impl), batch.targets, batch.weights)
 
 
-def _packed(rows: Sequence[Asked], impl: str, device: torch.device) -> Batch:
-    """The rows as one pack on the model's device, of few sizes on CUDA."""
-    few_sizes = device.type == "cuda"
-    batch = pack_asked(rows, round_sizes=few_sizes, planner=ops.planner(impl, round_sizes=few_sizes))
+def _packed(rows: Sequence[Asked], impl: str, device: torch.device, *, is_narrow: bool) -> Batch:
+    """The rows as one pack on the model's device, of the sizes of `ops.rounding`."""
+    planner = ops.planner(impl, round_sizes=device.type == "cuda")
+    batch = pack_asked(rows, rounding=ops.rounding(device, is_narrow=is_narrow), planner=planner)
     return batch.to(device)
 
 
