@@ -193,7 +193,7 @@ static void add_rows(Chosen to, Weights weights, Chosen from, int64_t W) {
 
 /* Memory at `next`, or, as long as it counts from 0, what is needed of it. */
 static void *taken(uintptr_t *next, int64_t elements) {
-    void *here = (void *)*next; 
+    void *here = (void *)*next;
     *next += (uintptr_t)up_to(4 * elements, 64);
     return here;
 }
@@ -363,7 +363,8 @@ static void read_deltas(Own *own, Floats delta[Q_VECTORS]) {
     float sums[QUERIES * WIDTH], by_lane[WIDTH * QUERIES];
     for (int i = 0; i < QUERIES; i++) {
         Floats sum = (Floats){0};
-        for (int64_t d = i * own->W; d < (i + 1) * own->W; d += WIDTH) sum += floats_at(own->out + d) * floats_at(own->d_out + d);
+        for (int64_t d = i * own->W; d < (i + 1) * own->W; d += WIDTH)
+            sum += floats_at(own->out + d) * floats_at(own->d_out + d);
         put(sums + i * WIDTH, sum);
     }
     for (int i = 0; i < QUERIES; i += WIDTH) transpose(sums + i * WIDTH, WIDTH, by_lane + i);

@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastft_kernels.cpu import given
 from fastft_kernels.cpu.library import run
 from fastft_kernels.once import differentiable_once
-
-_FEW = 1 << 14
-"""Elements of the queries up to which one thread is done before others would have begun."""
 
 
 class _Rows(ctypes.Structure):
@@ -52,7 +50,7 @@ def attention(
     if until.dtype == torch.int64:
         until = until.clamp(max=torch.iinfo(torch.int32).max)
     apply: Callable[..., tuple[Tensor, Tensor]] = _Interval.apply
-    return apply(*map(_dense, (q, k, v)), until.to(torch.int32).contiguous(), asked, scale)
+    return apply(*map(given.in_rows, (q, k, v)), until.to(torch.int32).contiguous(), asked, scale)
 
 
 def split_heads(product: Tensor, n: int, H: int) -> tuple[Tensor, ...]:
@@ -96,11 +94,6 @@ def _beside(*like: Tensor) -> tuple[Tensor, ...]:
     return torch.empty(T, len(like), H, D, dtype=like[0].dtype).unbind(1)
 
 
-def _dense(x: Tensor) -> Tensor:
-    """x with its last axis in one piece."""
-    return x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
-
-
 class _Interval(torch.autograd.Function):
     """See `attention`."""
 
@@ -123,18 +116,18 @@ class _Interval(torch.autograd.Function):
         (T, G, D), H = k.shape, q.shape[1]
         if not q.numel():
             return *map(torch.zeros_like, (q, k, v)), None, None, None
-        d_out = _dense(grads[0])
+        d_out = given.in_rows(grads[0])
         dq, dk, dv = _beside(q, k, v) if q.shape == k.shape else (torch.empty(q.shape, dtype=q.dtype), *_beside(k, v))
-        given = _given(q, k, v, out, lse, until, asked, ctx.scale)
-        given.d_out, given.dq = _rows(d_out), _rows(dq)
+        arguments = _given(q, k, v, out, lse, until, asked, ctx.scale)
+        arguments.d_out, arguments.dq = _rows(d_out, q), _rows(dq, q)
         # Heads that share keys each write their own sums, which are added up in their order.
         apart = None if G == H else torch.empty(2, T, H, D)
-        given.dk, given.dv = (_rows(x) for x in ((dk, dv) if apart is None else apart))
-        given.is_narrow_of_keys = apart is None and given.is_narrow
-        _run("fastft_attention_backward", given, q)
+        arguments.dk, arguments.dv = (_rows(x, x) for x in ((dk, dv) if apart is None else apart))
+        arguments.is_narrow_of_keys = apart is None and arguments.is_narrow
+        _run("fastft_attention_backward", arguments, q)
         if apart is not None:
-            given.k, given.v, given.dk, given.dv = (_rows(x) for x in (*apart, dk, dv))
-            _run("fastft_attention_sums", given, q)
+            arguments.k, arguments.v, arguments.dk, arguments.dv = (_rows(x, x) for x in (*apart, dk, dv))
+            _run("fastft_attention_sums", arguments, q)
         return dq, dk, dv, None, None, None
 
 
@@ -143,18 +136,19 @@ def _given(
 ) -> _Attention:
     (R, H, D), (T, G, _) = q.shape, k.shape
     return _Attention(
-        q=_rows(q), k=_rows(k), v=_rows(v), out=_rows(out), lse=lse.data_ptr(), until=until.data_ptr(),
-        asked=None if asked is None else asked.data_ptr(), T=T, R=R, H=H, G=G, D=D, scale=scale,
-        is_narrow=q.dtype == torch.bfloat16,
+        q=_rows(q, q), k=_rows(k, k, q.dtype), v=_rows(v, k, q.dtype), out=_rows(out, q), lse=given.at(lse, H, R),
+        until=given.at_integers("visible_until", until, T, torch.int32), asked=given.at_integers("rows", asked, R),
+        T=T, R=R, H=H, G=G, D=D, scale=scale, is_narrow=given.is_narrow(q),
     )  # fmt: skip
 
 
-def _rows(x: Tensor) -> _Rows:
+def _rows(x: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> _Rows:
+    """x, which has the shape of another tensor, and its dtype where none is given."""
     row, head, _ = x.stride()
-    return _Rows(x.data_ptr(), row, head)
+    return _Rows(given.at(x, *like.shape, dtype=dtype or like.dtype), row, head)
 
 
-def _run(name: str, given: _Attention, q: Tensor) -> None:
-    run(name, given, threads=1 if q.numel() <= _FEW else None)
-    if given.has_failed:
+def _run(name: str, arguments: _Attention, q: Tensor) -> None:
+    run(name, arguments, threads=given.threads(q.numel()))
+    if arguments.has_failed:
         raise MemoryError("got no memory for a thread's part of attention, expected a few rows of keys for each thread")

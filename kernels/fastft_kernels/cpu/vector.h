@@ -1,5 +1,5 @@
-/* Numbers by the vector: conversions from and to bf16, the exponential, and what else several files do with WIDTH floats at
-   a time. A file may ask for another WIDTH than 16 by defining it before this one is included.
+/* Numbers by the vector: conversions from and to bf16, the exponential, and what else several files do with WIDTH floats
+   at a time. A file may ask for another WIDTH than 16 by defining it before this one is included.
 
    They are GNU vectors, which a compiler splits where a processor's are smaller. No function of libm is called in a loop:
    none works on vectors everywhere. */

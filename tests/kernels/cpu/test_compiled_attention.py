@@ -162,7 +162,7 @@ def threads() -> Iterator[None]:
 def test_any_number_of_threads_gives_the_same_bits(
     H: int, G: int, threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiled, "_FEW", 0)
+    monkeypatch.setattr("fastft_kernels.cpu.given.SMALL", 0)
     case, results = packed_case(torch.float32, H, G), []
     for n in (1, 2, 3, 7):
         torch.set_num_threads(n)
@@ -346,7 +346,7 @@ def test_the_model_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "attention", lambda *a, real=compiled.attention: calls.append(1) or real(*a))
     for is_on in (True, False):
         if not is_on:
-            monkeypatch.setattr(support, "why_not_compiled", lambda _: "it is off")
+            monkeypatch.setattr(support, "why_not_compiled", lambda *_: "it is off")
         model.zero_grad()
         model(batch, impl="cpu")[0].backward()
         gradients.append([weight.grad.clone() for weight in model.parameters() if weight.grad is not None])
