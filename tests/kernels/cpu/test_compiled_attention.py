@@ -276,6 +276,24 @@ def test_switched_off_it_is_the_torch_path(monkeypatch: pytest.MonkeyPatch) -> N
         fastft_kernels.attention(*made, case.until, impl="compiled")
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"k": torch.zeros(3, 2, 8, dtype=torch.bfloat16)}, "expected .* torch.float32"),
+        ({"v": torch.zeros(2, 2, 8)}, r"got a tensor \(2, 2, 8\)"),
+        ({"q": torch.zeros(3, 2, 8, dtype=torch.float64)}, "got a tensor .* torch.float64"),
+        ({"until": torch.full((2,), 3)}, r"got visible_until \(2,\)"),
+        ({"rows": torch.zeros(2, dtype=torch.int64)}, r"got rows \(2,\)"),
+    ],
+)
+def test_what_would_be_read_outside_is_refused(changed: dict[str, Tensor], said: str) -> None:
+    """A wrong address is not found out by C."""
+    right: dict[str, Any] = dict.fromkeys("qkv", torch.zeros(3, 2, 8)) | {"until": torch.full((3,), 3), "rows": None}
+    compiled.attention(**right, scale=1.0)
+    with pytest.raises(ValueError, match=said):
+        compiled.attention(**{**right, **changed}, scale=1.0)
+
+
 def test_no_memory_is_said() -> None:
     too_many = compiled._Attention(T=1, R=1, H=1, G=1, D=1 << 50)
     with pytest.raises(MemoryError):
