@@ -101,6 +101,7 @@ class _Interval(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, until: Tensor, asked: Tensor | None, scale: float
     ) -> tuple[Tensor, Tensor]:
+        _check(q, k, v, until, asked)
         R, H, _ = q.shape
         out, lse = torch.empty(q.shape, dtype=q.dtype), torch.empty(H, R)
         _run("fastft_attention", _given(q, k, v, out, lse, until, asked, scale), q)
@@ -117,16 +118,17 @@ class _Interval(torch.autograd.Function):
         if not q.numel():
             return *map(torch.zeros_like, (q, k, v)), None, None, None
         d_out = given.in_rows(grads[0])
+        given.at(d_out, *q.shape, dtype=q.dtype)
         dq, dk, dv = _beside(q, k, v) if q.shape == k.shape else (torch.empty(q.shape, dtype=q.dtype), *_beside(k, v))
         arguments = _given(q, k, v, out, lse, until, asked, ctx.scale)
-        arguments.d_out, arguments.dq = _rows(d_out, q), _rows(dq, q)
+        arguments.d_out, arguments.dq = _rows(d_out), _rows(dq)
         # Heads that share keys each write their own sums, which are added up in their order.
         apart = None if G == H else torch.empty(2, T, H, D)
-        arguments.dk, arguments.dv = (_rows(x, x) for x in ((dk, dv) if apart is None else apart))
+        arguments.dk, arguments.dv = (_rows(x) for x in ((dk, dv) if apart is None else apart))
         arguments.is_narrow_of_keys = apart is None and arguments.is_narrow
         _run("fastft_attention_backward", arguments, q)
         if apart is not None:
-            arguments.k, arguments.v, arguments.dk, arguments.dv = (_rows(x, x) for x in (*apart, dk, dv))
+            arguments.k, arguments.v, arguments.dk, arguments.dv = (_rows(x) for x in (*apart, dk, dv))
             _run("fastft_attention_sums", arguments, q)
         return dq, dk, dv, None, None, None
 
@@ -136,16 +138,25 @@ def _given(
 ) -> _Attention:
     (R, H, D), (T, G, _) = q.shape, k.shape
     return _Attention(
-        q=_rows(q, q), k=_rows(k, k, q.dtype), v=_rows(v, k, q.dtype), out=_rows(out, q), lse=given.at(lse, H, R),
-        until=given.at_integers("visible_until", until, T, torch.int32), asked=given.at_integers("rows", asked, R),
-        T=T, R=R, H=H, G=G, D=D, scale=scale, is_narrow=given.is_narrow(q),
+        q=_rows(q), k=_rows(k), v=_rows(v), out=_rows(out), lse=lse.data_ptr(), until=until.data_ptr(),
+        asked=None if asked is None else asked.data_ptr(), T=T, R=R, H=H, G=G, D=D, scale=scale,
+        is_narrow=given.is_narrow(q),
     )  # fmt: skip
 
 
-def _rows(x: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> _Rows:
-    """x, which has the shape of another tensor, and its dtype where none is given."""
+def _rows(x: Tensor) -> _Rows:
     row, head, _ = x.stride()
-    return _Rows(given.at(x, *like.shape, dtype=dtype or like.dtype), row, head)
+    return _Rows(x.data_ptr(), row, head)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, until: Tensor, asked: Tensor | None) -> None:
+    """What is looked at once, before the forward pass: the others are made here, but for what flows in."""
+    (R, H, D), (T, G, _) = q.shape, k.shape
+    given.at(q, R, H, D)
+    given.at(k, T, G, D, dtype=q.dtype)
+    given.at(v, T, G, D, dtype=q.dtype)
+    given.at_integers("visible_until", until, T, torch.int32)
+    given.at_integers("rows", asked, R)
 
 
 def _run(name: str, arguments: _Attention, q: Tensor) -> None:
