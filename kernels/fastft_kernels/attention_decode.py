@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fastft_kernels import registry, support, tables
 from fastft_kernels.cpu import decode as compiled
+from fastft_kernels.cpu import given
 from fastft_kernels.heads import padded, why_not_head_dim
 from fastft_kernels.support import Impl, tl, triton
 
@@ -213,8 +214,8 @@ def attention_decode(
         return compiled.attention(q, k_cache, v_cache, lengths, prefix, scale)
     if chosen == "torch":
         return _by_torch(q, k_cache, v_cache, lengths, prefix_k, prefix_v, scale, unused_is_finite)
-    q, k_cache, v_cache = compiled.dense(q), compiled.dense(k_cache), compiled.dense(v_cache)
-    prefix_k, prefix_v = (None if x is None else compiled.dense(x) for x in (prefix_k, prefix_v))
+    q, k_cache, v_cache = given.in_rows(q), given.in_rows(k_cache), given.in_rows(v_cache)
+    prefix_k, prefix_v = (None if x is None else given.in_rows(x) for x in (prefix_k, prefix_v))
     out: Tensor = _decode(q, k_cache, v_cache, lengths.contiguous(), prefix_k, prefix_v, scale)
     return out
 

@@ -6,7 +6,7 @@ To be read in this order:
     library.py        the C files compiled, kept and called: `why_not`, `run`
     common.h          what they share
     threads.c         a function's parts in torch's threads
-    vector.h          sixteen floats at a time: conversions, the exponential
+    vector.h          floats by the vector: conversions from and to bf16, the exponential
     given.py          what is looked at before a tensor is given away
     attention.py      interval attention and its gradients, with `attention.c`
     activations.py    GELU with its bias, and SwiGLU, with `activations.c`

@@ -10,41 +10,34 @@
 
 #include <stdlib.h>
 
-#include "common.h"
-
-/* LANES fill a register of the processor, and a tile of a product fills its registers: KEYS by the block's queries of
-   scores, and ROWS by D_VECTORS of sums of rows. */
+/* WIDTH floats fill a register of the processor, and a tile of a product fills its registers: KEYS by the block's queries
+   of scores, and ROWS by D_VECTORS of sums of rows. */
 #if defined(__AVX512F__)
-enum { LANES = 16, KEYS = 8, ROWS = 4, D_VECTORS = 4 };
+#define WIDTH 16
+enum { KEYS = 8, ROWS = 4, D_VECTORS = 4 };
 #define LOW_HALVES 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define HIGH_HALVES 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 #elif defined(__AVX2__)
-enum { LANES = 8, KEYS = 4, ROWS = 4, D_VECTORS = 2 };
+#define WIDTH 8
+enum { KEYS = 4, ROWS = 4, D_VECTORS = 2 };
 #define LOW_HALVES 0, 8, 1, 9, 2, 10, 3, 11
 #define HIGH_HALVES 4, 12, 5, 13, 6, 14, 7, 15
 #else
-enum { LANES = 4, KEYS = 4, ROWS = 4, D_VECTORS = 4 };
+#define WIDTH 4
+enum { KEYS = 4, ROWS = 4, D_VECTORS = 4 };
 #define LOW_HALVES 0, 4, 1, 5
 #define HIGH_HALVES 2, 6, 3, 7
 #endif
+
+#include "vector.h"
+
 enum {
     QUERIES = 16, /* of a block */
-    Q_VECTORS = QUERIES / LANES,
+    Q_VECTORS = QUERIES / WIDTH,
     STEP = 8,   /* lists of keys are filled up to a multiple: KEYS and ROWS divide it */
     CHUNK = 64, /* keys whose probabilities lie in the first cache */
     SPAN = 16,  /* keys that are passed over together where none is visible */
 };
-
-#ifdef __clang__
-#define INTERLEAVED(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define INTERLEAVED(a, b, ...) __builtin_shuffle(a, b, (Integers){__VA_ARGS__})
-#endif
-
-typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef uint16_t Narrow __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
-typedef uint32_t Unsigned __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t Integers __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 /* A tensor of rows and heads with D elements each in one piece; strides in elements. */
 typedef struct {
@@ -80,101 +73,48 @@ typedef struct {
 
 static const int32_t IN_ORDER[QUERIES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-static inline Vector load(const float *at) { return *(const Vector *)at; }
-static inline void store(float *at, Vector value) { *(Vector *)at = value; }
-static inline Vector all(float value) { return value - (Vector){0}; }
-static inline Integers all_integers(int32_t value) { return value - (Integers){0}; }
-
-static inline Vector where(Integers is, Vector yes, Vector no) {
-    return (Vector)((is & (Integers)yes) | (~is & (Integers)no));
-}
-
 static inline int64_t up_to(int64_t size, int64_t step) { return (size + step - 1) / step * step; }
 static inline int64_t least_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* e^x of x up to 0 and a little more, within 2 eps of itself; 0 where it would not be a normal number. 2^n times the
-   polynomial of Cephes' expf (Moshier, netlib.org/cephes) near 0; adding 1.5 * 2^23 rounds to the integer n. */
-static inline Vector exponential(Vector x) {
-    const float shift = 12582912.0f;
-    const Vector shifted = x * 1.44269504088896341f + shift, n = shifted - shift;
-    const Vector r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    Vector p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
-    const Vector power = (Vector)(((Integers)shifted << 23) + (127 << 23));
-    return (Vector)((Integers)(p * power) & ~(Integers)(x < all(-87.3365f)));
-}
-
-static inline Vector load_narrow(const uint16_t *at) {
-    return (Vector)(__builtin_convertvector(*(const Narrow *)at, Unsigned) << 16);
-}
-
-/* As `narrowed`. */
-static inline void store_narrow(uint16_t *at, Vector value) {
-    const Unsigned bits = (Unsigned)value, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    const Integers is_none = (Integers)((bits & 0x7fffffff) > 0x7f800000);
-    const Unsigned narrow = (rounded & ~(Unsigned)is_none) | (0x7fc0 & (Unsigned)is_none);
-    *(Narrow *)at = __builtin_convertvector(narrow, Narrow);
-}
-
 /* A row times `factor`, and zeros up to W. */
-static inline void read_row(float *restrict to, const Rows *rows, int64_t row, int64_t head, float factor,
-                            const Own *own) {
-    const int64_t at = row * rows->row + head * rows->head, D = own->given->D, W = own->W;
-    const float *wide = (const float *)rows->data + at;
-    const uint16_t *narrow = (const uint16_t *)rows->data + at;
-    int64_t d = 0;
-    for (; d + LANES <= D; d += LANES)
-        store(to + d, (own->given->is_narrow ? load_narrow(narrow + d) : load(wide + d)) * factor);
-    for (; d < D; d++) to[d] = (own->given->is_narrow ? widened(narrow[d]) : wide[d]) * factor;
-    for (; d < W; d++) to[d] = 0;
-}
-
-static inline void write_row(const Rows *rows, int64_t row, int64_t head, int32_t is_narrow,
-                             const float *restrict from, float factor, int64_t D) {
+INLINE void read_row(float *restrict to, const Rows *rows, int64_t row, int64_t head, float factor, const Own *own) {
     const int64_t at = row * rows->row + head * rows->head;
-    float *wide = (float *)rows->data + at;
-    uint16_t *narrow = (uint16_t *)rows->data + at;
-    int64_t d = 0;
-    for (; d + LANES <= D; d += LANES)
-        if (is_narrow)
-            store_narrow(narrow + d, load(from + d) * factor);
-        else
-            store(wide + d, load(from + d) * factor);
-    for (; d < D; d++)
-        if (is_narrow)
-            narrow[d] = narrowed(from[d] * factor);
-        else
-            wide[d] = from[d] * factor;
+    const int is_narrow = own->given->is_narrow;
+#define READ(D, COUNT) put(to + D, load(rows->data, at + D, COUNT, is_narrow) * factor)
+    BY_WIDTH(d, 0, own->given->D, READ);
 }
 
-/* The transpose of [LANES, LANES] into rows of QUERIES. Each step interleaves row i with the row half of them below it:
+INLINE void write_row(const Rows *rows, int64_t row, int64_t head, int32_t is_narrow, const float *restrict from,
+                      float factor, int64_t D) {
+    const int64_t at = row * rows->row + head * rows->head;
+#define WRITE(I, COUNT) store(rows->data, at + I, COUNT, is_narrow, load(from, I, COUNT, 0) * factor)
+    BY_WIDTH(d, 0, D, WRITE);
+}
+
+/* The transpose of [WIDTH, WIDTH] into rows of QUERIES. Each step interleaves row i with the row half of them below it:
    the bits of (row, column) turn by one place. */
 static inline void transpose(const float *from, int64_t stride, float *to) {
-    Vector rows[LANES], turned[LANES];
+    Floats rows[WIDTH], turned[WIDTH];
 #pragma GCC unroll 16
-    for (int i = 0; i < LANES; i++) rows[i] = load(from + i * stride);
+    for (int i = 0; i < WIDTH; i++) rows[i] = floats_at(from + i * stride);
 #pragma GCC unroll 4
-    for (int step = 1; step < LANES; step *= 2) {
+    for (int step = 1; step < WIDTH; step *= 2) {
 #pragma GCC unroll 8
-        for (int i = 0; i < LANES / 2; i++) {
-            turned[2 * i] = INTERLEAVED(rows[i], rows[i + LANES / 2], LOW_HALVES);
-            turned[2 * i + 1] = INTERLEAVED(rows[i], rows[i + LANES / 2], HIGH_HALVES);
+        for (int i = 0; i < WIDTH / 2; i++) {
+            turned[2 * i] = SHUFFLED(Ints, rows[i], rows[i + WIDTH / 2], LOW_HALVES);
+            turned[2 * i + 1] = SHUFFLED(Ints, rows[i], rows[i + WIDTH / 2], HIGH_HALVES);
         }
 #pragma GCC unroll 16
-        for (int i = 0; i < LANES; i++) rows[i] = turned[i];
+        for (int i = 0; i < WIDTH; i++) rows[i] = turned[i];
     }
 #pragma GCC unroll 16
-    for (int i = 0; i < LANES; i++) store(to + i * QUERIES, rows[i]);
+    for (int i = 0; i < WIDTH; i++) put(to + i * QUERIES, rows[i]);
 }
 
 /* [QUERIES, W] into [W, QUERIES]. */
 static void transpose_block(const float *from, int64_t W, float *to) {
-    for (int64_t d = 0; d < W; d += LANES)
-        for (int i = 0; i < QUERIES; i += LANES) transpose(from + i * W + d, W, to + d * QUERIES + i);
+    for (int64_t d = 0; d < W; d += WIDTH)
+        for (int i = 0; i < QUERIES; i += WIDTH) transpose(from + i * W + d, W, to + d * QUERIES + i);
 }
 
 /* The products of n rows of a panel with the queries of a block: into [n, QUERIES]. */
@@ -182,12 +122,12 @@ static void products(float *to, const float *panel, const int32_t *keys, int64_t
     const int64_t D = own->given->D, W = own->W;
     for (int64_t i = 0; i < n; i += KEYS) {
         const float *row[KEYS];
-        Vector sum[KEYS][Q_VECTORS] = {{{0}}};
+        Floats sum[KEYS][Q_VECTORS] = {{{0}}};
         for (int key = 0; key < KEYS; key++) row[key] = panel + keys[i + key] * W;
         for (int64_t d = 0; d < D; d++) {
-            Vector x[Q_VECTORS];
+            Floats x[Q_VECTORS];
 #pragma GCC unroll 4
-            for (int q = 0; q < Q_VECTORS; q++) x[q] = load(by_d + d * QUERIES + q * LANES);
+            for (int q = 0; q < Q_VECTORS; q++) x[q] = floats_at(by_d + d * QUERIES + q * WIDTH);
 #pragma GCC unroll 8
             for (int key = 0; key < KEYS; key++)
 #pragma GCC unroll 4
@@ -196,7 +136,7 @@ static void products(float *to, const float *panel, const int32_t *keys, int64_t
 #pragma GCC unroll 8
         for (int key = 0; key < KEYS; key++)
 #pragma GCC unroll 4
-            for (int q = 0; q < Q_VECTORS; q++) store(to + (i + key) * QUERIES + q * LANES, sum[key][q]);
+            for (int q = 0; q < Q_VECTORS; q++) put(to + (i + key) * QUERIES + q * WIDTH, sum[key][q]);
     }
 }
 
@@ -214,15 +154,15 @@ typedef struct {
 } Weights;
 
 /* A tile of `add_rows`: ROWS rows from the i-th on, `vectors` vectors from d on. */
-static inline __attribute__((always_inline)) void add_tile(Chosen to, Weights weights, Chosen from, int64_t W, int64_t i,
+INLINE void add_tile(Chosen to, Weights weights, Chosen from, int64_t W, int64_t i,
                                                            int64_t d, int vectors) {
-    Vector sum[ROWS][D_VECTORS] = {{{0}}};
+    Floats sum[ROWS][D_VECTORS] = {{{0}}};
     const float *weight = weights.at + i * weights.to;
     for (int64_t j = 0; j < from.n; j++, weight += weights.from) {
         const float *x = from.panel + from.row[j] * W + d;
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) {
-            const Vector part = load(x + v * LANES);
+            const Floats part = floats_at(x + v * WIDTH);
 #pragma GCC unroll 4
             for (int row = 0; row < ROWS; row++) sum[row][v] += weight[row * weights.to] * part;
         }
@@ -231,7 +171,7 @@ static inline __attribute__((always_inline)) void add_tile(Chosen to, Weights we
     for (int row = 0; row < ROWS; row++) {
         float *y = to.panel + to.row[i + row] * W + d;
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; v++) store(y + v * LANES, load(y + v * LANES) + sum[row][v]);
+        for (int v = 0; v < vectors; v++) put(y + v * WIDTH, floats_at(y + v * WIDTH) + sum[row][v]);
     }
 }
 
@@ -239,7 +179,7 @@ static inline __attribute__((always_inline)) void add_tile(Chosen to, Weights we
 static void add_rows(Chosen to, Weights weights, Chosen from, int64_t W) {
     for (int64_t i = 0; i < to.n; i += ROWS)
         for (int64_t d = 0; d < W;) {
-            const int64_t left = (W - d) / LANES;
+            const int64_t left = (W - d) / WIDTH;
             const int vectors = left >= D_VECTORS ? D_VECTORS : left >= 2 ? 2 : 1;
             if (vectors == D_VECTORS)
                 add_tile(to, weights, from, W, i, d, D_VECTORS);
@@ -247,13 +187,13 @@ static void add_rows(Chosen to, Weights weights, Chosen from, int64_t W) {
                 add_tile(to, weights, from, W, i, d, 2);
             else
                 add_tile(to, weights, from, W, i, d, 1);
-            d += vectors * LANES;
+            d += vectors * WIDTH;
         }
 }
 
 /* Memory at `next`, or, as long as it counts from 0, what is needed of it. */
 static void *taken(uintptr_t *next, int64_t elements) {
-    void *here = (void *)*next; 
+    void *here = (void *)*next;
     *next += (uintptr_t)up_to(4 * elements, 64);
     return here;
 }
@@ -283,7 +223,7 @@ static uintptr_t lay_out(Own *own, uintptr_t next, int is_backward) {
 
 /* A thread's own memory; whether there is as much. */
 static int prepare(Own *own, Attention *given, int is_backward) {
-    *own = (Own){.given = given, .W = up_to(given->D, LANES)};
+    *own = (Own){.given = given, .W = up_to(given->D, WIDTH)};
     own->memory = aligned_alloc(64, lay_out(own, 0, is_backward));
     if (own->memory == NULL) {
         given->has_failed = 1;
@@ -345,22 +285,23 @@ static int64_t list_keys(Own *own, int64_t first) {
 }
 
 /* Which queries of a vector see the i-th key of the list. */
-static inline Integers sees(const Own *own, int64_t i, int q) {
-    const Integers position = *(const Integers *)(own->position + q * LANES);
-    return (position >= all_integers(own->keys[i])) & (position < all_integers(own->ends[i]));
+INLINE Ints sees(const Own *own, int64_t i, int q) {
+    Ints position;
+    memcpy(&position, own->position + q * WIDTH, sizeof position);
+    return (position >= own->keys[i]) & (position < own->ends[i]);
 }
 
 /* In place of scores [n, QUERIES], their exponentials beside each query's largest; the sums of them in `total`, and the
    weighted sums of values in `out`. */
-static void soften(Own *own, int64_t n, Vector largest[Q_VECTORS], Vector total[Q_VECTORS]) {
+static void soften(Own *own, int64_t n, Floats largest[Q_VECTORS], Floats total[Q_VECTORS]) {
     for (int q = 0; q < Q_VECTORS; q++) {
-        largest[q] = all(-INFINITY);
-        total[q] = all(0);
+        largest[q] = all_of(-INFINITY);
+        total[q] = (Floats){0};
         for (int64_t i = 0; i < n; i++) {
-            float *at = own->scores + i * QUERIES + q * LANES;
-            const Vector score = where(sees(own, i, q), load(at), all(-INFINITY));
-            store(at, score);
-            largest[q] = where(score > largest[q], score, largest[q]);
+            float *at = own->scores + i * QUERIES + q * WIDTH;
+            const Floats score = pick(sees(own, i, q), floats_at(at), all_of(-INFINITY));
+            put(at, score);
+            largest[q] = pick(score > largest[q], score, largest[q]);
         }
     }
     for (int64_t begin = 0; begin < n; begin += CHUNK) {
@@ -368,12 +309,12 @@ static void soften(Own *own, int64_t n, Vector largest[Q_VECTORS], Vector total[
         float *scores = own->scores + begin * QUERIES;
         for (int q = 0; q < Q_VECTORS; q++) {
             /* A query that sees nothing has sums of 0, and so no number for its output. */
-            const Vector base = where(largest[q] == all(-INFINITY), all(0), largest[q]);
-            Vector sum = all(0);
+            const Floats base = pick(largest[q] == all_of(-INFINITY), (Floats){0}, largest[q]);
+            Floats sum = (Floats){0};
             for (int64_t i = 0; i < size; i++) {
-                float *at = scores + i * QUERIES + q * LANES;
-                const Vector weight = exponential(load(at) - base);
-                store(at, weight);
+                float *at = scores + i * QUERIES + q * WIDTH;
+                const Floats weight = exp_of(floats_at(at) - base);
+                put(at, weight);
                 sum += weight;
             }
             total[q] += sum;
@@ -386,7 +327,7 @@ static void soften(Own *own, int64_t n, Vector largest[Q_VECTORS], Vector total[
 static void forward_block(Own *own, int64_t head, int64_t first) {
     const Attention *given = own->given;
     const int64_t n = list_keys(own, first);
-    Vector largest[Q_VECTORS], total[Q_VECTORS];
+    Floats largest[Q_VECTORS], total[Q_VECTORS];
     float maxima[QUERIES], sums[QUERIES];
     read_block(own->q, &given->q, first, head, given->scale, own);
     transpose_block(own->q, own->W, own->q_by_d);
@@ -418,24 +359,25 @@ void fastft_attention(const void *arguments, int64_t part, int64_t parts) {
 }
 
 /* Of each query the sum of out * d_out, which is that of p * dp over its keys. */
-static void read_deltas(Own *own, Vector delta[Q_VECTORS]) {
-    float sums[QUERIES * LANES], by_lane[LANES * QUERIES];
+static void read_deltas(Own *own, Floats delta[Q_VECTORS]) {
+    float sums[QUERIES * WIDTH], by_lane[WIDTH * QUERIES];
     for (int i = 0; i < QUERIES; i++) {
-        Vector sum = all(0);
-        for (int64_t d = i * own->W; d < (i + 1) * own->W; d += LANES) sum += load(own->out + d) * load(own->d_out + d);
-        store(sums + i * LANES, sum);
+        Floats sum = (Floats){0};
+        for (int64_t d = i * own->W; d < (i + 1) * own->W; d += WIDTH)
+            sum += floats_at(own->out + d) * floats_at(own->d_out + d);
+        put(sums + i * WIDTH, sum);
     }
-    for (int i = 0; i < QUERIES; i += LANES) transpose(sums + i * LANES, LANES, by_lane + i);
+    for (int i = 0; i < QUERIES; i += WIDTH) transpose(sums + i * WIDTH, WIDTH, by_lane + i);
     for (int q = 0; q < Q_VECTORS; q++) {
-        delta[q] = all(0);
-        for (int lane = 0; lane < LANES; lane++) delta[q] += load(by_lane + lane * QUERIES + q * LANES);
+        delta[q] = (Floats){0};
+        for (int lane = 0; lane < WIDTH; lane++) delta[q] += floats_at(by_lane + lane * QUERIES + q * WIDTH);
     }
 }
 
 static void backward_block(Own *own, int64_t head, int64_t first) {
     const Attention *given = own->given;
     const int64_t n = list_keys(own, first), W = own->W, count = least_of(QUERIES, given->R - first);
-    Vector delta[Q_VECTORS];
+    Floats delta[Q_VECTORS];
     float lse[QUERIES] = {0};
     memcpy(lse, given->lse + head * given->R + first, sizeof(float) * count);
     read_block(own->q, &given->q, first, head, given->scale, own);
@@ -454,11 +396,11 @@ static void backward_block(Own *own, int64_t head, int64_t first) {
         products(own->d_scores, own->v, keys, size, own->d_out_by_d, own);
         for (int64_t i = 0; i < size; i++)
             for (int q = 0; q < Q_VECTORS; q++) {
-                float *score = own->scores + i * QUERIES + q * LANES, *d = own->d_scores + i * QUERIES + q * LANES;
-                const Vector weight = exponential(load(score) - load(lse + q * LANES));
-                const Vector seen = where(sees(own, begin + i, q), weight, all(0));
-                store(score, seen);
-                store(d, seen * (load(d) - delta[q]));
+                float *score = own->scores + i * QUERIES + q * WIDTH, *d = own->d_scores + i * QUERIES + q * WIDTH;
+                const Floats weight = exp_of(floats_at(score) - floats_at(lse + q * WIDTH));
+                const Floats seen = pick(sees(own, begin + i, q), weight, (Floats){0});
+                put(score, seen);
+                put(d, seen * (floats_at(d) - delta[q]));
             }
         const Weights by_key = {own->scores, QUERIES, 1}, d_by_key = {own->d_scores, QUERIES, 1};
         add_rows((Chosen){own->dv, keys, size}, by_key, d_outs, W);

@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastft_kernels.cpu import given
 from fastft_kernels.cpu.library import run
 from fastft_kernels.once import differentiable_once
-
-_FEW = 1 << 14
-"""Elements of the queries up to which one thread is done before others would have begun."""
 
 
 class _Rows(ctypes.Structure):
@@ -52,7 +50,7 @@ def attention(
     if until.dtype == torch.int64:
         until = until.clamp(max=torch.iinfo(torch.int32).max)
     apply: Callable[..., tuple[Tensor, Tensor]] = _Interval.apply
-    return apply(*map(_dense, (q, k, v)), until.to(torch.int32).contiguous(), asked, scale)
+    return apply(*map(given.in_rows, (q, k, v)), until.to(torch.int32).contiguous(), asked, scale)
 
 
 def split_heads(product: Tensor, n: int, H: int) -> tuple[Tensor, ...]:
@@ -96,11 +94,6 @@ def _beside(*like: Tensor) -> tuple[Tensor, ...]:
     return torch.empty(T, len(like), H, D, dtype=like[0].dtype).unbind(1)
 
 
-def _dense(x: Tensor) -> Tensor:
-    """x with its last axis in one piece."""
-    return x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
-
-
 class _Interval(torch.autograd.Function):
     """See `attention`."""
 
@@ -108,6 +101,7 @@ class _Interval(torch.autograd.Function):
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, until: Tensor, asked: Tensor | None, scale: float
     ) -> tuple[Tensor, Tensor]:
+        _check(q, k, v, until, asked)
         R, H, _ = q.shape
         out, lse = torch.empty(q.shape, dtype=q.dtype), torch.empty(H, R)
         _run("fastft_attention", _given(q, k, v, out, lse, until, asked, scale), q)
@@ -123,18 +117,19 @@ class _Interval(torch.autograd.Function):
         (T, G, D), H = k.shape, q.shape[1]
         if not q.numel():
             return *map(torch.zeros_like, (q, k, v)), None, None, None
-        d_out = _dense(grads[0])
+        d_out = given.in_rows(grads[0])
+        given.at(d_out, *q.shape, dtype=q.dtype)
         dq, dk, dv = _beside(q, k, v) if q.shape == k.shape else (torch.empty(q.shape, dtype=q.dtype), *_beside(k, v))
-        given = _given(q, k, v, out, lse, until, asked, ctx.scale)
-        given.d_out, given.dq = _rows(d_out), _rows(dq)
+        arguments = _given(q, k, v, out, lse, until, asked, ctx.scale)
+        arguments.d_out, arguments.dq = _rows(d_out), _rows(dq)
         # Heads that share keys each write their own sums, which are added up in their order.
         apart = None if G == H else torch.empty(2, T, H, D)
-        given.dk, given.dv = (_rows(x) for x in ((dk, dv) if apart is None else apart))
-        given.is_narrow_of_keys = apart is None and given.is_narrow
-        _run("fastft_attention_backward", given, q)
+        arguments.dk, arguments.dv = (_rows(x) for x in ((dk, dv) if apart is None else apart))
+        arguments.is_narrow_of_keys = apart is None and arguments.is_narrow
+        _run("fastft_attention_backward", arguments, q)
         if apart is not None:
-            given.k, given.v, given.dk, given.dv = (_rows(x) for x in (*apart, dk, dv))
-            _run("fastft_attention_sums", given, q)
+            arguments.k, arguments.v, arguments.dk, arguments.dv = (_rows(x) for x in (*apart, dk, dv))
+            _run("fastft_attention_sums", arguments, q)
         return dq, dk, dv, None, None, None
 
 
@@ -145,7 +140,7 @@ def _given(
     return _Attention(
         q=_rows(q), k=_rows(k), v=_rows(v), out=_rows(out), lse=lse.data_ptr(), until=until.data_ptr(),
         asked=None if asked is None else asked.data_ptr(), T=T, R=R, H=H, G=G, D=D, scale=scale,
-        is_narrow=q.dtype == torch.bfloat16,
+        is_narrow=given.is_narrow(q),
     )  # fmt: skip
 
 
@@ -154,7 +149,17 @@ def _rows(x: Tensor) -> _Rows:
     return _Rows(x.data_ptr(), row, head)
 
 
-def _run(name: str, given: _Attention, q: Tensor) -> None:
-    run(name, given, threads=1 if q.numel() <= _FEW else None)
-    if given.has_failed:
+def _check(q: Tensor, k: Tensor, v: Tensor, until: Tensor, asked: Tensor | None) -> None:
+    """What is looked at once, before the forward pass: the others are made here, but for what flows in."""
+    (R, H, D), (T, G, _) = q.shape, k.shape
+    given.at(q, R, H, D)
+    given.at(k, T, G, D, dtype=q.dtype)
+    given.at(v, T, G, D, dtype=q.dtype)
+    given.at_integers("visible_until", until, T, torch.int32)
+    given.at_integers("rows", asked, R)
+
+
+def _run(name: str, arguments: _Attention, q: Tensor) -> None:
+    run(name, arguments, threads=given.threads(q.numel()))
+    if arguments.has_failed:
         raise MemoryError("got no memory for a thread's part of attention, expected a few rows of keys for each thread")

@@ -1,7 +1,7 @@
 /* The numbers of each row that come close to its largest: for torch's own operators it is several passes over the logits
    of a large vocabulary, the first of which is slow in bf16. */
 
-#include "common.h"
+#include "vector.h"
 
 enum { BLOCK = 512 };
 

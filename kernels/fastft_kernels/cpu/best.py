@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fastft_kernels import support
+from fastft_kernels.cpu import given
 from fastft_kernels.cpu.library import run
 
 _MOST = 64
@@ -39,13 +40,16 @@ def near_best(x: Tensor, *, below: float = 0.0, relative: float = 0.0) -> tuple[
     """
     if x.ndim != 2 or not x.shape[1] or support.why_not_compiled(x) is not None:
         raise ValueError(f"got {tuple(x.shape)} {x.dtype}, expected [N, V] where there is compiled code for it")
-    x = x if x.stride(1) == 1 else x.contiguous()
+    x = given.in_rows(x)
     N, V = x.shape
     most = min(_MOST, V)
     while True:
         found, count = (torch.empty(*shape, dtype=torch.int64) for shape in ((N, most), (N,)))
-        given = (N, V, x.stride(0), most, below, relative, x.dtype == torch.bfloat16)
-        run("fastft_best", _Best(x.data_ptr(), found.data_ptr(), count.data_ptr(), *given))
+        arguments = _Best(
+            given.at(x, N, V), found.data_ptr(), count.data_ptr(), N, V, x.stride(0), most, below, relative,
+            given.is_narrow(x),
+        )  # fmt: skip
+        run("fastft_best", arguments, threads=given.threads(N * V))
         largest = int(count.max()) if N else 0
         if largest <= most:
             return torch.arange(N).repeat_interleave(count), found[torch.arange(most) < count[:, None]]

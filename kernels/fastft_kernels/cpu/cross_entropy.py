@@ -71,10 +71,6 @@ def of_rows(
         ValueError: tensors that there is no code for.
     """
     N, V = logits.shape
-    if targets.shape != (N,) or targets.dtype != torch.int64 or targets.device.type != "cpu":
-        raise ValueError(
-            f"got targets {tuple(targets.shape)} {targets.dtype} on {targets.device}, expected [{N}] int64"
-        )
     if any(t is not None and t.dtype != torch.float32 for t in (losses, weights)) or (
         weights is not None and (out is None or out.dtype != logits.dtype)
     ):
@@ -83,7 +79,7 @@ def of_rows(
         )
     targets = targets.contiguous()
     arguments = _CrossEntropy(
-        given.at(logits, N, V), targets.data_ptr(), given.at(weights, N), given.at(losses, N),
+        given.at(logits, N, V), given.at_integers("targets", targets, N), given.at(weights, N), given.at(losses, N),
         given.at(out, N, V), N, V, logits.stride(0), given.step(out), ignore_index, 0, given.is_narrow(logits), False,
     )  # fmt: skip
     run("fastft_cross_entropy", arguments, threads=given.threads(N * V))

@@ -5,14 +5,9 @@
    Gimelshein 2018, "Online normalizer calculation for softmax", arXiv:1805.02867). All sums are float32. A sequence's
    head is one thread's work from its first place to its last, so that the number of threads changes no bit. */
 
-#include "common.h"
+#include "vector.h"
 
-typedef float Floats __attribute__((vector_size(64)));
-typedef uint32_t Words __attribute__((vector_size(64)));
-
-#define INLINE static inline __attribute__((always_inline))
-
-enum { LANES = 16, RUN = 64, HEADS = 8, VECTORS = 16, AT_ONCE = 4 }; /* D is at most LANES * VECTORS */
+enum { RUN = 64, HEADS = 8, VECTORS = 16, AT_ONCE = 4 }; /* D is at most WIDTH * VECTORS */
 
 /* Sizes and strides count elements of float32, or bf16 where `is_narrow`; stride_* are those of N, H and P in this
    order, and places of one head lie `place_*` apart. Keys that belong to `H / G` heads of queries are read once for up to
@@ -40,13 +35,13 @@ INLINE int64_t bytes(int64_t elements, int is_narrow) { return elements * (is_na
 /* How many vectors a head's D elements are. Of bf16 two at a time are the even and the odd elements of one load: its two
    halves, in their order, would take three instructions more for each. */
 INLINE int64_t vectors_of(int64_t D, int is_narrow) {
-    return is_narrow ? (D + 2 * LANES - 1) / (2 * LANES) * 2 : (D + LANES - 1) / LANES;
+    return is_narrow ? (D + 2 * WIDTH - 1) / (2 * WIDTH) * 2 : (D + WIDTH - 1) / WIDTH;
 }
 
 /* The `i`th vector of D elements, as float32, filled up with zeros. */
 INLINE Floats vector_of(const char *at, int64_t i, int64_t D, int is_narrow) {
     const int64_t from = (is_narrow ? i / 2 : i) * (int64_t)sizeof(Floats), left = bytes(D, is_narrow) - from;
-    Words x;
+    Bits x;
     if (left >= (int64_t)sizeof x) {
         memcpy(&x, at + from, sizeof x);
     } else {
@@ -57,23 +52,9 @@ INLINE Floats vector_of(const char *at, int64_t i, int64_t D, int is_narrow) {
     return (Floats)(!is_narrow ? x : i % 2 ? x & 0xffff0000u : x << 16);
 }
 
-/* To bf16, in the upper halves: as `narrowed`. */
-INLINE Words rounded(Floats value) {
-    const Words bits = (Words)value, is_nan = (Words)((bits & 0x7fffffffu) > 0x7f800000u);
-    return ((bits + 0x7fff + ((bits >> 16) & 1)) & ~is_nan & 0xffff0000u) | (is_nan & 0x7fc00000u);
-}
-
 typedef float Eight __attribute__((vector_size(32)));
 typedef float Four __attribute__((vector_size(16)));
-typedef uint32_t WordsOfEight __attribute__((vector_size(32)));
-typedef uint32_t WordsOfFour __attribute__((vector_size(16)));
-
-#if defined(__clang__) || __GNUC__ >= 12
-#define SHUFFLED(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-typedef int32_t Places __attribute__((vector_size(16)));
-#define SHUFFLED(a, b, ...) __builtin_shuffle(a, b, (Places){__VA_ARGS__})
-#endif
+typedef int32_t FourInts __attribute__((vector_size(16)));
 
 INLINE Four quarter_of(Floats x) {
     union { Floats all; Eight half[2]; } wide = {x};
@@ -84,30 +65,9 @@ INLINE Four quarter_of(Floats x) {
 /* The sums of four vectors, each in the order of `sum_of`. */
 INLINE Four sums_of(const Floats x[4]) {
     const Four a = quarter_of(x[0]), b = quarter_of(x[1]), c = quarter_of(x[2]), d = quarter_of(x[3]);
-    const Four ab = SHUFFLED(a, b, 0, 4, 1, 5) + SHUFFLED(a, b, 2, 6, 3, 7);
-    const Four cd = SHUFFLED(c, d, 0, 4, 1, 5) + SHUFFLED(c, d, 2, 6, 3, 7);
-    return SHUFFLED(ab, cd, 0, 1, 4, 5) + SHUFFLED(ab, cd, 2, 3, 6, 7);
-}
-
-INLINE float sum_of(Floats x) {
-    const Four four = quarter_of(x);
-    return (four[0] + four[2]) + (four[1] + four[3]);
-}
-
-/* e^x for x <= 0, and NaN for NaN: within 2 units of the last place; 0 below -87.3, where float32 is no longer exact. By
-   e^x = 2^n e^r with |r| <= ln(2) / 2, and Cephes' polynomial for e^r (Moshier, expf.c). */
-INLINE Floats exp_of(Floats x) {
-    const Floats magic = (Floats){0} + 0x1.8p23f; /* added, it leaves a whole number in the last bits */
-    const Floats shifted = x * 0x1.715476p0f + magic, n = shifted - magic;
-    const Floats r = (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;
-    Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1;
-    p *= (Floats)(((Words)shifted << 23) + 0x3f800000);
-    return (Floats)((Words)p & ~(Words)(x < -87.3f));
+    const Four ab = SHUFFLED(FourInts, a, b, 0, 4, 1, 5) + SHUFFLED(FourInts, a, b, 2, 6, 3, 7);
+    const Four cd = SHUFFLED(FourInts, c, d, 0, 4, 1, 5) + SHUFFLED(FourInts, c, d, 2, 6, 3, 7);
+    return SHUFFLED(FourInts, ab, cd, 0, 1, 4, 5) + SHUFFLED(FourInts, ab, cd, 2, 3, 6, 7);
 }
 
 /* What some heads of queries, which read the same keys, have seen so far. */
@@ -157,42 +117,31 @@ INLINE void score(const Seen *seen, const Run *run, float scores[HEADS][RUN], in
     }
     for (; s < run->count; s++) score_some(seen, run->k, stride, scores, s, 1, heads, D, is_narrow);
     for (int64_t h = 0; h < heads; h++)
-        for (int64_t i = run->count; i % LANES; i++) scores[h][i] = -INFINITY;
+        for (int64_t i = run->count; i % WIDTH; i++) scores[h][i] = -INFINITY;
 }
 
-/* The larger one of each two numbers; the second where one is NaN. */
-#define LARGER(TYPE, BITS, a, b) ((TYPE)(((BITS)(a) & (BITS)((a) > (b))) | ((BITS)(b) & ~(BITS)((a) > (b)))))
-
 /* NaN is not the largest. */
-INLINE float largest_of(const float *scores, int64_t count, float largest) {
-    Floats all = (Floats){0} + largest;
-    for (int64_t s = 0; s < count; s += LANES) {
-        Floats x;
-        memcpy(&x, scores + s, sizeof x);
-        all = LARGER(Floats, Words, x, all);
+INLINE float largest_score(const float *scores, int64_t count, float largest) {
+    Floats most = all_of(largest);
+    for (int64_t s = 0; s < count; s += WIDTH) {
+        const Floats x = floats_at(scores + s);
+        most = pick(x > most, x, most);
     }
-    union { Floats all; Eight half[2]; } wide = {all};
-    const Eight eight = LARGER(Eight, WordsOfEight, wide.half[0], wide.half[1]);
-    union { Eight all; Four half[2]; } middle = {eight};
-    const Four four = LARGER(Four, WordsOfFour, middle.half[0], middle.half[1]);
-    const float even = four[0] > four[2] ? four[0] : four[2], odd = four[1] > four[3] ? four[1] : four[3];
-    return even > odd ? even : odd;
+    return largest_of(most);
 }
 
 /* Scores to weights, with all that was seen before made smaller where one of them is the largest now. */
 INLINE void weigh(Seen *seen, int64_t h, float *scores, int64_t count, int64_t vectors) {
-    const float largest = largest_of(scores, count, seen->largest[h]);
+    const float largest = largest_score(scores, count, seen->largest[h]);
     const float base = largest == -INFINITY ? 0 : largest; /* all minus infinity: no weight, rather than NaN */
     Floats sums = {0};
-    for (int64_t s = 0; s < count; s += LANES) {
-        Floats x;
-        memcpy(&x, scores + s, sizeof x);
-        x = exp_of(x - base);
-        memcpy(scores + s, &x, sizeof x);
-        sums += x;
+    for (int64_t s = 0; s < count; s += WIDTH) {
+        const Floats weights = exp_of(floats_at(scores + s) - base);
+        put(scores + s, weights);
+        sums += weights;
     }
     if (largest != seen->largest[h]) {
-        const Floats shrink = exp_of((Floats){0} + (seen->largest[h] - base));
+        const Floats shrink = exp_of(all_of(seen->largest[h] - base));
         for (int64_t i = 0; i < vectors; i++) seen->out[h][i] *= shrink;
         seen->total[h] *= shrink[0];
         seen->largest[h] = largest;
@@ -281,7 +230,7 @@ INLINE void end(const Seen *seen, const Decode *d, int64_t n, int64_t h0, int64_
         char *out = (char *)d->out + (n * d->H + h0 + h) * size;
         const float share = has_seen ? 1 / seen->total[h] : 0;
         for (int64_t i = 0, at = 0; i < vectors_of(D, is_narrow); i += step, at += sizeof(Floats)) {
-            Words x = (Words)(seen->out[h][i] * share);
+            Bits x = (Bits)(seen->out[h][i] * share);
             if (is_narrow) x = (rounded((Floats)x) >> 16) | rounded(seen->out[h][i + 1] * share);
             memcpy(out + at, &x, size - at < (int64_t)sizeof x ? size - at : (int64_t)sizeof x);
         }

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from fastft_kernels import support
+from fastft_kernels.cpu import given
 from fastft_kernels.cpu.library import run
 
 MOST_HEAD_DIM = 256
 PLACES = 16
 """Of a block: with 64 numbers a head, its keys fill a page of memory in float32; of a sequence's last block, half lie
 empty on average."""
-_ALONE = 1 << 14
-"""Elements of keys and values up to which one thread is as fast as several."""
 
 
 class _Decode(ctypes.Structure):
@@ -68,11 +67,12 @@ def attention(
     Raises:
         ValueError: a length that is negative or more than the cache's places, or what `why_not` says.
     """
-    k_cache, v_cache = dense(k_cache), dense(v_cache)
-    _, S, G, _ = k_cache.shape
+    k_cache, v_cache = given.in_rows(k_cache), given.in_rows(v_cache)
+    N, S, G, D = k_cache.shape
     asked = _asked(q, lengths, prefix, scale, G, S)
     of = asked.of
-    of.k, of.v, of.places = k_cache.data_ptr(), v_cache.data_ptr(), max(S, 1)
+    of.k, of.v = (given.at(x, N, S, G, D, dtype=q.dtype, name="a cache") for x in (k_cache, v_cache))
+    of.places = max(S, 1)
     of.row_k, of.place_k, of.head_k, _ = k_cache.stride()
     of.row_v, of.place_v, of.head_v, _ = v_cache.stride()
     return asked.answered()
@@ -142,17 +142,13 @@ def fill_blocks(
     T = len(rows)
     _check_blocks(block, addresses, layer, len(addresses))
     for name, at, most in (("rows", rows, len(addresses)), ("places", places, addresses.shape[1] * PLACES)):
-        _check_integers(name, at, T, most - 1)
-    of = _Decode(N=T, H=block.shape[1], G=block.shape[1], D=block.shape[-1], is_narrow=k.dtype == torch.bfloat16)
+        given.at_integers(name, at, T)
+        given.largest(name, at, most - 1)
+    of = _Decode(N=T, H=block.shape[1], G=block.shape[1], D=block.shape[-1], is_narrow=given.is_narrow(k))
     _place_in_blocks(of, block, addresses, layer)
     kept = _place_new(of, k, v, block, T)
     run("fastft_fill_places", _Fill(ctypes.addressof(of), rows.data_ptr(), places.data_ptr(), T))
     del kept  # until here what `of` has the addresses of is there
-
-
-def dense(x: Tensor) -> Tensor:
-    """x with its last axis in one piece."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 class _Asked:
@@ -163,7 +159,7 @@ class _Asked:
         self._out, self._elements = out, elements
 
     def answered(self) -> Tensor:
-        run("fastft_attention_decode", self.of, threads=1 if self._elements < _ALONE else None)
+        run("fastft_attention_decode", self.of, threads=given.threads(self._elements))
         return self._out
 
 
@@ -173,41 +169,35 @@ def _asked(q: Tensor, lengths: Tensor, prefix: tuple[Tensor, Tensor] | None, sca
         raise ValueError(f"got q {tuple(q.shape)}: {why}")
     if H % G:
         raise ValueError(f"got {H} heads of queries, expected a multiple of the {G} of keys")
-    q, lengths, out = dense(q), lengths.to(torch.int64).contiguous(), torch.empty(N, H, D, dtype=q.dtype)
-    longest = _check_integers("lengths", lengths, N, most)
+    q, lengths, out = given.in_rows(q), lengths.to(torch.int64).contiguous(), torch.empty(N, H, D, dtype=q.dtype)
     row_q, head_q, _ = q.stride()
     of = _Decode(
-        q=q.data_ptr(), lengths=lengths.data_ptr(), out=out.data_ptr(), N=N, H=H, G=G, D=D, row_q=row_q, head_q=head_q,
-        scale=scale, is_narrow=q.dtype == torch.bfloat16,
+        q=given.at(q, N, H, D), lengths=given.at_integers("lengths", lengths, N), out=out.data_ptr(), N=N, H=H, G=G,
+        D=D, row_q=row_q, head_q=head_q, scale=scale, is_narrow=given.is_narrow(q),
     )  # fmt: skip
+    longest = given.largest("lengths", lengths, most)
     keep = [q, lengths]
     if prefix is not None and len(prefix[0]):
-        k, v = dense(prefix[0]), dense(prefix[1])
-        if k.shape[1:] != (G, D) or k.shape != v.shape or k.dtype != q.dtype or v.dtype != q.dtype:
-            raise ValueError(f"got a prefix {tuple(k.shape)} {k.dtype}, expected [P, {G}, {D}] {q.dtype}")
-        of.prefix_k, of.prefix_v, of.P = k.data_ptr(), v.data_ptr(), len(k)
+        k, v = map(given.in_rows, prefix)
+        of.prefix_k, of.prefix_v = (given.at(x, len(k), G, D, dtype=q.dtype, name="a prefix") for x in (k, v))
+        of.P = len(k)
         (of.prefix_place_k, of.prefix_head_k, _), (of.prefix_place_v, of.prefix_head_v, _) = k.stride(), v.stride()
         keep += [k, v]
     return _Asked(of, out, keep, N * (longest + int(of.P)) * H * D)
 
 
-def _check_integers(name: str, x: Tensor, count: int, most: int) -> int:
-    """The largest of `[count]` integers, 0 of none."""
-    if x.shape != (count,) or x.dtype != torch.int64 or x.device.type != "cpu" or not x.is_contiguous():
-        raise ValueError(f"got {name} {tuple(x.shape)} {x.dtype}, expected [{count}] int64, contiguous, on the CPU")
-    if not count:
-        return 0
-    least, largest = (int(value) for value in x.aminmax())
-    if least < 0 or largest > most:
-        raise ValueError(f"got {name} from {least} to {largest}, expected 0 to {most}")
-    return largest
-
-
 def _check_blocks(block: Tensor, addresses: Tensor, layer: int, N: int) -> None:
     if block.ndim != 5 or block.shape[2:4] != (2, PLACES) or not block.is_contiguous():
         raise ValueError(f"got a block {tuple(block.shape)}, expected [L, G, 2, {PLACES}, D] in one piece")
-    if addresses.ndim != 2 or len(addresses) != N or addresses.dtype != torch.int64 or addresses.stride()[1:] != (1,):
-        raise ValueError(f"got addresses {tuple(addresses.shape)} {addresses.dtype}, expected [{N}, W] int64")
+    if (
+        (addresses.ndim, len(addresses), addresses.dtype) != (2, N, torch.int64)
+        or not addresses.is_cpu
+        or addresses.stride(1) != 1
+    ):
+        raise ValueError(
+            f"got addresses {tuple(addresses.shape)} {addresses.dtype} on {addresses.device}, expected [{N}, W] int64 "
+            "on the CPU, rows in one piece"
+        )
     if not 0 <= layer < len(block):
         raise ValueError(f"got layer {layer}, expected 0 to {len(block) - 1}")
 
@@ -223,11 +213,9 @@ def _place_in_blocks(of: _Decode, block: Tensor, addresses: Tensor, layer: int) 
 def _place_new(of: _Decode, k: Tensor, v: Tensor, block: Tensor, count: int) -> list[Tensor]:
     """Returns the tensors that have to live on."""
     shape = (count, block.shape[1], block.shape[-1])
-    if k.shape != shape or v.shape != shape or k.dtype != block.dtype or v.dtype != block.dtype:
-        raise ValueError(f"got new {tuple(k.shape)} {k.dtype}, {tuple(v.shape)} {v.dtype}, expected {shape} of blocks'")
-    k, v = dense(k), dense(v)
+    k, v = given.in_rows(k), given.in_rows(v)
     if k.stride() != v.stride():
         k, v = k.contiguous(), v.contiguous()
-    of.new_k, of.new_v = k.data_ptr(), v.data_ptr()
+    of.new_k, of.new_v = (given.at(x, *shape, dtype=block.dtype, name="new") for x in (k, v))
     of.row_new, of.head_new, _ = k.stride()
     return [k, v]

@@ -9,19 +9,55 @@ SMALL = 1 << 14
 """Elements up to which one thread is done before others are awake."""
 
 
-def at(x: Tensor | None, *shape: int) -> int:
-    """Where a tensor lies, whose rows lie in one piece each; 0 for none.
+def at(x: Tensor | None, *shape: int, dtype: torch.dtype | None = None, name: str = "a tensor") -> int:
+    """Where a tensor lies, whose rows, along its last axis, lie in one piece each; 0 for none.
 
     Raises:
-        ValueError: another shape or device, a dtype that there is no code for, or elements of a row that are apart.
+        ValueError: another shape, device or dtype (of the two that there is code for), or elements of a row that are
+            apart.
     """
     if x is None:
         return 0
-    if x.shape != shape or not x.is_cpu or (x.dtype != torch.float32 and x.dtype != torch.bfloat16):
-        raise ValueError(f"got {tuple(x.shape)} {x.dtype} on {x.device}, expected {shape} float32 or bfloat16 on a CPU")
+    if (
+        x.shape != shape
+        or not x.is_cpu
+        or (x.dtype != torch.float32 and x.dtype != torch.bfloat16)
+        or (dtype is not None and x.dtype != dtype)
+    ):
+        expected = "float32 or bfloat16" if dtype is None else dtype
+        raise ValueError(f"got {name} {tuple(x.shape)} {x.dtype} on {x.device}, expected {shape} {expected} on the CPU")
     if x.stride(-1) != 1 and shape[-1] > 1 and x.numel():
-        raise ValueError(f"got strides {x.stride()}, expected rows in one piece")
+        raise ValueError(f"got {name} with strides {x.stride()}, expected rows in one piece")
     return x.data_ptr()
+
+
+def at_integers(name: str, x: Tensor | None, count: int, dtype: torch.dtype = torch.int64) -> int:
+    """Where `[count]` integers lie, one beside the other; 0 for none.
+
+    Raises:
+        ValueError: another shape, dtype or device, or integers that are apart.
+    """
+    if x is None:
+        return 0
+    if x.shape != (count,) or x.dtype != dtype or not x.is_cpu or not x.is_contiguous():
+        raise ValueError(
+            f"got {name} {tuple(x.shape)} {x.dtype} on {x.device}, expected [{count}] {dtype}, contiguous, on the CPU"
+        )
+    return x.data_ptr()
+
+
+def largest(name: str, x: Tensor, most: int) -> int:
+    """The largest of integers from 0 to `most`; 0 of none.
+
+    Raises:
+        ValueError: one that is less or more.
+    """
+    if not x.numel():
+        return 0
+    least, found = (int(value) for value in x.aminmax())
+    if least < 0 or found > most:
+        raise ValueError(f"got {name} from {least} to {found}, expected 0 to {most}")
+    return found
 
 
 def is_narrow(x: Tensor | None) -> bool:
@@ -35,8 +71,8 @@ def step(x: Tensor | None) -> int:
 
 
 def in_rows(x: Tensor) -> Tensor:
-    """`[N, C]` with its rows in one piece each."""
-    return x if x.stride(1) == 1 else x.contiguous()
+    """x with its rows, along its last axis, in one piece each."""
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def threads(elements: int) -> int | None:

@@ -5,7 +5,7 @@
    order (aten/src/ATen/native/cpu/FusedAdamKernel.cpp), so that the results are its bits, but for the last few elements
    of a tensor, which it rounds otherwise: to be compiled without contraction of products and sums. */
 
-#include "common.h"
+#include "vector.h"
 
 /* A tensor's parts, each of `size` elements: the gradient float32 or bf16, the copy bf16 or none. */
 typedef struct {

@@ -162,7 +162,7 @@ def threads() -> Iterator[None]:
 def test_any_number_of_threads_gives_the_same_bits(
     H: int, G: int, threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiled, "_FEW", 0)
+    monkeypatch.setattr("fastft_kernels.cpu.given.SMALL", 0)
     case, results = packed_case(torch.float32, H, G), []
     for n in (1, 2, 3, 7):
         torch.set_num_threads(n)
@@ -276,6 +276,24 @@ def test_switched_off_it_is_the_torch_path(monkeypatch: pytest.MonkeyPatch) -> N
         fastft_kernels.attention(*made, case.until, impl="compiled")
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"k": torch.zeros(3, 2, 8, dtype=torch.bfloat16)}, "expected .* torch.float32"),
+        ({"v": torch.zeros(2, 2, 8)}, r"got a tensor \(2, 2, 8\)"),
+        ({"q": torch.zeros(3, 2, 8, dtype=torch.float64)}, "got a tensor .* torch.float64"),
+        ({"until": torch.full((2,), 3)}, r"got visible_until \(2,\)"),
+        ({"rows": torch.zeros(2, dtype=torch.int64)}, r"got rows \(2,\)"),
+    ],
+)
+def test_what_would_be_read_outside_is_refused(changed: dict[str, Tensor], said: str) -> None:
+    """A wrong address is not found out by C."""
+    right: dict[str, Any] = dict.fromkeys("qkv", torch.zeros(3, 2, 8)) | {"until": torch.full((3,), 3), "rows": None}
+    compiled.attention(**right, scale=1.0)
+    with pytest.raises(ValueError, match=said):
+        compiled.attention(**{**right, **changed}, scale=1.0)
+
+
 def test_no_memory_is_said() -> None:
     too_many = compiled._Attention(T=1, R=1, H=1, G=1, D=1 << 50)
     with pytest.raises(MemoryError):
@@ -346,7 +364,7 @@ def test_the_model_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "attention", lambda *a, real=compiled.attention: calls.append(1) or real(*a))
     for is_on in (True, False):
         if not is_on:
-            monkeypatch.setattr(support, "why_not_compiled", lambda _: "it is off")
+            monkeypatch.setattr(support, "why_not_compiled", lambda *_: "it is off")
         model.zero_grad()
         model(batch, impl="cpu")[0].backward()
         gradients.append([weight.grad.clone() for weight in model.parameters() if weight.grad is not None])
