@@ -161,13 +161,13 @@ class _Block:
 
     @property
     def _attention_saves_its_result(self) -> bool:
-        return self.setup.attends_at_once or self.sizes.padded
+        return self.setup.runs_at_once or self.sizes.padded
 
     def _attention(self) -> int:
         """What attention saves but for its result: q, k and v, and of the scores."""
         T, R, sizes, setup = self.sizes.tokens, self.queries, self.sizes, self.setup
         # The torch path saves scaled queries; in one tensor with keys and values, the queries stay as they are beside.
-        copies = 2 if setup.impl == "cpu" and not (setup.attends_at_once or sizes.padded or self.of_rows) else 1
+        copies = 2 if setup.impl == "cpu" and not (setup.runs_at_once or sizes.padded or self.of_rows) else 1
         pairs = sizes.row_pairs if self.of_rows else sizes.pairs
         return (2 * T + copies * R) * self.unit + _scores(setup, sizes, self.config.n_head, R, pairs)
 
@@ -176,14 +176,14 @@ def _scores(setup: Setup, sizes: Sizes, H: int, queries: int, pairs: int) -> int
     """What attention saves of the scores."""
     if setup.impl == "reference":
         return queries * sizes.tokens * (2 * H * setup.element + 1)
-    if setup.attends_at_once or sizes.padded:  # each query's log-sum-exp
+    if setup.runs_at_once or sizes.padded:  # each query's log-sum-exp
         return FLOAT32 * H * queries
     return H * pairs * setup.element if pairs <= KEPT_PAIRS else 0
 
 
 def logits(config: GPT2Config, sizes: Sizes, setup: Setup) -> tuple[int, int]:
     """Logits at a time, and what the softmax makes of them. The torch path goes through a chunk by `CACHED_BYTES`, in
-    float32; the Triton kernels have the logits' gradient alone, by columns."""
+    float32; compiled code needs no more memory; the Triton kernels have the logits' gradient alone, by columns."""
     V, e = config.vocab_size, setup.element
     wide = max(e, FLOAT32)
     if setup.impl == "reference":
@@ -191,6 +191,8 @@ def logits(config: GPT2Config, sizes: Sizes, setup: Setup) -> tuple[int, int]:
     if setup.impl == "triton":
         return min(sizes.rows * V * e, LOGIT_CHUNK_BYTES), 0
     rows = min(sizes.rows, max(1, LOGIT_CHUNK_BYTES // (V * e)))
+    if setup.runs_at_once:
+        return rows * V * e, 0
     at_a_time = min(rows, max(1, CACHED_BYTES // (V * wide)))
     copies = 1 + (e < wide) + (at_a_time < rows)  # the wide logits, and the last rows' softmax while the next is made
     return rows * V * e, at_a_time * V * wide * copies
@@ -209,5 +211,5 @@ def transient(config: GPT2Config, sizes: Sizes, setup: Setup, rows: int, made: i
     around_gelu = rows * C * ((4 if block.keeps_gelu else 8) * e + 2 * stream)
     if not block.attends_back:
         return around_gelu
-    scores = 0 if setup.attends_at_once else 3 * config.n_head * sizes.largest_group * e
+    scores = 0 if setup.runs_at_once else 3 * config.n_head * sizes.largest_group * e
     return max(around_gelu, scores + made + rows * C * (2 * e + 3 * FLOAT32) - block.of_mlp)

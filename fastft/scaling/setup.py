@@ -101,8 +101,8 @@ class Setup:
         return ELEMENT[self.dtype]
 
     @property
-    def attends_at_once(self) -> bool:
-        """Whether attention keeps no scores: the Triton kernels, and compiled code."""
+    def runs_at_once(self) -> bool:
+        """Whether attention keeps no scores, and the softmax no copy of logits: Triton kernels, and compiled code."""
         on_cpu = self.impl == "cpu" and not self.cuda and self.dtype in ("fp32", "bf16")
         return self.impl == "triton" or (on_cpu and self.compiled)
 
