@@ -346,7 +346,7 @@ def test_the_model_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "attention", lambda *a, real=compiled.attention: calls.append(1) or real(*a))
     for is_on in (True, False):
         if not is_on:
-            monkeypatch.setattr(support, "why_not_compiled", lambda _: "it is off")
+            monkeypatch.setattr(support, "why_not_compiled", lambda *_: "it is off")
         model.zero_grad()
         model(batch, impl="cpu")[0].backward()
         gradients.append([weight.grad.clone() for weight in model.parameters() if weight.grad is not None])
