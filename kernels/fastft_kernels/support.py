@@ -111,13 +111,14 @@ def why_not_compiled(x: Tensor, *others: Tensor | torch.dtype | None) -> str | N
             return f"the tensors are {dtype}, and compiled code takes float32 and bfloat16"
     if torch.compiler.is_compiling():
         return "torch.compile is at work, which cannot look into it"
-    return next(filter(None, map(_why_not_at_address, (x, *others))), None) or library.why_not()
+    for other in (x, *others):
+        if not (other is None or type(other) is torch.dtype) and (why := _why_not_at_address(cast(Tensor, other))):
+            return why
+    return library.why_not()
 
 
-def _why_not_at_address(x: Tensor | torch.dtype | None) -> str | None:
+def _why_not_at_address(x: Tensor) -> str | None:
     """Why a tensor's numbers are not what lies at its address; None where they are."""
-    if not isinstance(x, Tensor):
-        return None
     if type(x) not in _PLAIN or torch._C._len_torch_dispatch_stack():
         return (
             "a tensor is of a class of its own, or a dispatch mode is on, which may have no memory, or trace operators"
