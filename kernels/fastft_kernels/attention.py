@@ -469,7 +469,7 @@ def attention(
         ValueError: shapes, dtypes or devices that do not fit, or `triton` or `compiled` where it cannot run.
     """
     _check(q, k, v, visible_until, q_rows, row_length)
-    impl = _chosen(impl, q)
+    impl = _chosen(impl, q, k, v)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     W = row_length if q_rows is None and not return_lse else None
     if W is not None and impl != "reference" and not (impl == "compiled" and _pays_in_rows(q, k, v)):
@@ -520,10 +520,10 @@ def _by_triton(
     return out, lse
 
 
-def _chosen(impl: Impl, q: Tensor) -> Impl:
+def _chosen(impl: Impl, q: Tensor, *others: Tensor) -> Impl:
     if impl == "auto" and q.device.type != "cpu" and why_not_heads(q):
         return "torch"
-    return support.choose(impl, q, has_compiled=True)
+    return support.choose(impl, q, *others, has_compiled=True)
 
 
 def _pays_in_rows(*given: Tensor) -> bool:

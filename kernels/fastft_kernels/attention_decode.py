@@ -206,7 +206,7 @@ def attention_decode(
     """
     _check(q, k_cache, v_cache, lengths, prefix_k, prefix_v)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    chosen = _choose(impl, q)
+    chosen = _choose(impl, q, k_cache, v_cache)
     if chosen == "reference":
         return reference(q, k_cache, v_cache, lengths, prefix_k=prefix_k, prefix_v=prefix_v, scale=scale)
     if chosen == "compiled":
@@ -220,9 +220,9 @@ def attention_decode(
     return out
 
 
-def _choose(impl: Impl, q: Tensor) -> Impl:
+def _choose(impl: Impl, q: Tensor, *caches: Tensor) -> Impl:
     """The implementation that runs: `auto` takes `torch` where the other has no such head dim or dtype."""
-    chosen = support.choose(impl, q, has_compiled=True)
+    chosen = support.choose(impl, q, *caches, has_compiled=True)
     if chosen == "compiled" and (why := compiled.why_not(q.dtype, q.device, q.shape[-1])):
         if impl == "compiled":
             raise ValueError(f'{why} with impl="compiled"; impl="torch" takes any')

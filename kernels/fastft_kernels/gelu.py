@@ -163,6 +163,7 @@ def gelu(x: Tensor, bias: Tensor | None = None, *, impl: Impl = "auto") -> Tenso
         return reference(x, bias)
     if impl == "torch":
         return functional.gelu(x if bias is None else x + bias, approximate="tanh").to(x.dtype)
+    bias = None if bias is None else bias.contiguous()
     if impl == "compiled":
         return activations.gelu(support.in_rows(x), bias).view(x.shape)
     support.check_dtype(x, bias)

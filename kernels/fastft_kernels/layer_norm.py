@@ -254,6 +254,7 @@ def layer_norm(
         wide = torch.promote_types(s.dtype, torch.float32)
         y = F.layer_norm(s.to(wide), s.shape[-1:], weight.to(wide), bias.to(wide), eps).to(out_dtype or x.dtype)
         return y if residual is None else (y, s)
+    weight, bias = weight.contiguous(), bias.contiguous()
     rows, residual_rows = support.in_rows(x), None if residual is None else support.in_rows(residual)
     if impl == "compiled":
         y, s = norms.layer_norm(rows, weight, bias, eps=eps, residual=residual_rows, out_dtype=out_dtype or x.dtype)

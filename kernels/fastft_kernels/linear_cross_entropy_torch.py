@@ -133,7 +133,8 @@ def _through_chunks(
 
 def _to_gradient_in_c(logits: Tensor, targets: Tensor, losses: Tensor, row_weights: Tensor | None) -> None:
     """As `_to_gradient`, in one pass."""
-    rows_in_c.of_rows(logits, targets, losses, weights=row_weights, out=None if row_weights is None else logits)
+    out = None if row_weights is None else logits
+    rows_in_c.of_rows(logits, targets, losses, weights=row_weights, out=out, ignore_index=rows_in_c.NO_TARGET)
 
 
 def _to_gradient(logits: Tensor, targets: Tensor, losses: Tensor, row_weights: Tensor | None) -> None:

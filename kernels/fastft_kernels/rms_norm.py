@@ -259,6 +259,7 @@ def rms_norm(
         apply: Callable[..., Tensor] = _InTorch.apply
         y = apply(s, weight, eps, offset, out_dtype)
         return y if residual is None else (y, s)
+    weight = weight.contiguous()
     rows, residual_rows = support.in_rows(x), None if residual is None else support.in_rows(residual)
     if impl == "compiled":
         y, s = norms.rms_norm(rows, weight, eps=eps, offset=offset, residual=residual_rows, out_dtype=out_dtype)

@@ -47,6 +47,7 @@ OLDEST_CUDA = (8, 0)
 INTERPRETED_ARCH = "sm_80"
 """The architecture whose tiles the interpreter uses."""
 
+_PLAIN = (Tensor, torch.nn.Parameter)
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 COMPILED_DTYPES = (torch.float32, torch.bfloat16)
 
@@ -110,7 +111,23 @@ def why_not_compiled(x: Tensor, *others: Tensor | torch.dtype | None) -> str | N
             return f"the tensors are {dtype}, and compiled code takes float32 and bfloat16"
     if torch.compiler.is_compiling():
         return "torch.compile is at work, which cannot look into it"
+    for other in (x, *others):
+        if not (other is None or type(other) is torch.dtype) and (why := _why_not_at_address(cast(Tensor, other))):
+            return why
     return library.why_not()
+
+
+def _why_not_at_address(x: Tensor) -> str | None:
+    """Why a tensor's numbers are not what lies at its address; None where they are."""
+    if type(x) not in _PLAIN or torch._C._len_torch_dispatch_stack():
+        return (
+            "a tensor is of a class of its own, or a dispatch mode is on, which may have no memory, or trace operators"
+        )
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return "torch.func is at work, which differentiates operators"
+    if x.layout is not torch.strided or x.is_neg():
+        return "a tensor is not laid out by strides, or is the negative of what is in memory"
+    return None
 
 
 def choose(impl: str, x: Tensor, *others: Tensor | torch.dtype | None, has_compiled: bool = False) -> Impl:

@@ -149,7 +149,7 @@ def swiglu(gate: Tensor, up: Tensor, *, impl: Impl = "auto") -> Tensor:
         ValueError: shapes, dtypes or devices that do not fit, or `triton` or `compiled` where it cannot run.
     """
     _check(gate, up)
-    impl = support.choose(impl, gate, has_compiled=True)
+    impl = support.choose(impl, gate, up, has_compiled=True)
     if impl == "reference":
         return reference(gate, up)
     if impl == "torch":

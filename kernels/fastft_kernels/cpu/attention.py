@@ -48,7 +48,8 @@ def attention(
     """
     asked = None if rows is None else rows.to(torch.int64).contiguous()
     if until.dtype == torch.int64:
-        until = until.clamp(max=torch.iinfo(torch.int32).max)
+        limits = torch.iinfo(torch.int32)
+        until = until.clamp(limits.min, limits.max)
     apply: Callable[..., tuple[Tensor, Tensor]] = _Interval.apply
     return apply(*map(given.in_rows, (q, k, v)), until.to(torch.int32).contiguous(), asked, scale)
 

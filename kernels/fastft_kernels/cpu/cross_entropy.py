@@ -13,6 +13,9 @@ from fastft_kernels.cpu import given
 from fastft_kernels.cpu.library import run
 from fastft_kernels.once import differentiable_once
 
+NO_TARGET = torch.iinfo(torch.int64).min
+"""An `ignore_index` where none is ignored."""
+
 
 class _CrossEntropy(ctypes.Structure):
     _fields_ = [

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -35,6 +36,7 @@ _OF_PROCESSOR = {
 _CONTRACTS = ("-ffp-contract=fast",)
 _OF_FILE = {"update.c": ("-ffp-contract=off",)}
 _SECONDS = 120
+_DIGEST = hashlib.sha256().digest_size
 
 
 def _own_folder() -> Path:
@@ -115,12 +117,12 @@ def _built() -> tuple[Any, str | None]:
     if compiler is None:
         return None, "there is no C compiler (cc, gcc or clang), or what CC names is not there"
     try:
-        functions = ctypes.CDLL(str(_file(compiler)))
+        functions = _functions(compiler)
         functions.fastft_in_threads.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, *3 * [ctypes.c_void_p]]
         functions.fastft_in_threads.restype = None
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
-        return None, f"{compiler} did not compile it ({' '.join(said.split())[:200]})"
+        return None, f"{shlex.join(compiler)} did not compile it ({' '.join(said.split())[:200]})"
     return _Library(functions, _openmp()), None
 
 
@@ -134,50 +136,75 @@ def _openmp() -> tuple[ctypes.c_void_p, ...] | None:
     return tuple(ctypes.cast(function, ctypes.c_void_p) for function in found)
 
 
-def _compiler() -> str | None:
-    """What CC names, or the first one that there is."""
-    named = os.environ.get("CC")
-    found = [shutil.which(name) for name in ([named] if named else ("cc", "gcc", "clang"))]
-    return next((path for path in found if path), None)
+def _compiler() -> list[str] | None:
+    """What CC names, a path or a command with arguments; or the first one that there is."""
+    named = os.environ.get("CC", "").strip()
+    if shutil.which(named):
+        return [named]
+    commands = [_words(named)] if named else [["cc"], ["gcc"], ["clang"]]
+    return next(([path, *rest] for name, *rest in commands if (path := shutil.which(name))), None)
 
 
-def _file(compiler: str) -> Path:
-    """The library's file, compiled unless it was kept.
+def _words(command: str) -> list[str]:
+    try:
+        return shlex.split(command)
+    except ValueError:  # a quotation mark without another: then it is no command
+        return [command]
+
+
+def _functions(compiler: list[str]) -> ctypes.CDLL:
+    """The library, compiled unless it was kept.
 
     Raises:
         OSError, subprocess.SubprocessError: it cannot be.
     """
     sources = [path.read_text(encoding="utf-8") for path in (*_HEADERS, *_SOURCES)]
-    made_of = "\n".join([*sources, _said_by([compiler, "--version"]), repr(_commands(compiler, Path())), _processor()])
+    made_of = "\n".join([*sources, _said_by([*compiler, "--version"]), repr(_commands(compiler, Path())), _processor()])
     name = f"{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
     folder = _own_folder() if _folder is None else _folder
-    if (folder / name).is_file():
-        return folder / name
+    if _is_whole(folder / name):
+        return ctypes.CDLL(str(folder / name))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(dir=folder, prefix="."))
     except OSError:  # nobody's cache to write: for this process alone
-        folder = beside = Path(tempfile.mkdtemp(prefix="fastft-"))
-    made = beside / name
+        beside = Path(tempfile.mkdtemp(prefix="fastft-"))
     try:
-        with ThreadPoolExecutor(len(_SOURCES)) as pool:
-            [*pool.map(_said_by, _commands(compiler, beside))]
-        objects = [str(beside / f"{source.stem}.o") for source in _SOURCES]
-        _said_by([compiler, "-shared", *objects, "-o", str(made), "-lm"])
-        if beside == folder:
-            return made
-        return made.replace(folder / name)  # whole, whoever else makes it at the same time
+        made = _compiled(compiler, beside, name)
+        if beside.parent == folder:
+            made = made.replace(folder / name)  # at once, whoever else makes it at the same time
+        return ctypes.CDLL(str(made))  # it stays in memory where its file goes
     finally:
-        if beside != folder:
-            shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(beside, ignore_errors=True)
 
 
-def _commands(compiler: str, folder: Path) -> list[list[str]]:
+def _compiled(compiler: list[str], folder: Path, name: str) -> Path:
+    made = folder / name
+    with ThreadPoolExecutor(len(_SOURCES)) as pool:
+        [*pool.map(_said_by, _commands(compiler, folder))]
+    objects = [str(folder / f"{source.stem}.o") for source in _SOURCES]
+    _said_by([*compiler, "-shared", *objects, "-o", str(made), "-lm"])
+    digest = hashlib.sha256(made.read_bytes()).digest()
+    with made.open("ab") as file:  # behind its end, where no loader looks
+        file.write(digest)
+    return made
+
+
+def _is_whole(kept: Path) -> bool:
+    """Whether a file is as it was made: loading what is cut off, by a full disk or a crash, ends the process."""
+    try:
+        content = kept.read_bytes()
+    except OSError:
+        return False
+    return hashlib.sha256(content[:-_DIGEST]).digest() == content[-_DIGEST:]
+
+
+def _commands(compiler: list[str], folder: Path) -> list[list[str]]:
     """What makes each file's object in a folder."""
     flags = (*_FLAGS, *_OF_PROCESSOR.get(platform.machine(), ()))
     return [
         [
-            compiler,
+            *compiler,
             *flags,
             *_OF_FILE.get(source.name, _CONTRACTS),
             "-c",
@@ -190,7 +217,9 @@ def _commands(compiler: str, folder: Path) -> list[list[str]]:
 
 
 def _said_by(command: list[str]) -> str:
-    return subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=True).stdout
+    return subprocess.run(
+        command, capture_output=True, text=True, errors="replace", timeout=_SECONDS, check=True
+    ).stdout
 
 
 def _processor() -> str:
