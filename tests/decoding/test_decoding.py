@@ -383,7 +383,7 @@ class TestBlocks:
         prompts = with_beginning(5, [4, 11, 7], seed=0)
         rest: dict[str, int] = {"max_new_tokens": 14, "stop": NO_STOP}
         for place in (support, ops):
-            monkeypatch.setattr(place, "why_not_compiled", lambda _: "it is switched off")
+            monkeypatch.setattr(place, "why_not_compiled", lambda *_: "it is switched off")
         monkeypatch.setattr(ops, "attention_of_blocks", None)
         assert same_but_for_ties(
             decode(in_float32("wider"), prompts, **rest), expected(model("wider"), prompts, **rest)

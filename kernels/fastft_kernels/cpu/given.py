@@ -26,6 +26,8 @@ def at(x: Tensor | None, *shape: int, dtype: torch.dtype | None = None, name: st
     ):
         expected = "float32 or bfloat16" if dtype is None else dtype
         raise ValueError(f"got {name} {tuple(x.shape)} {x.dtype} on {x.device}, expected {shape} {expected} on the CPU")
+    if x.is_neg():  # what torch negates when it reads it, as it does parts of complex numbers
+        raise ValueError(f"got {name} whose numbers are not those at its address, expected x.resolve_neg()")
     if x.stride(-1) != 1 and shape[-1] > 1 and x.numel():
         raise ValueError(f"got {name} with strides {x.stride()}, expected rows in one piece")
     return x.data_ptr()
@@ -72,6 +74,7 @@ def step(x: Tensor | None) -> int:
 
 def in_rows(x: Tensor) -> Tensor:
     """x with its rows, along its last axis, in one piece each."""
+    x = x.resolve_neg()
     return x if x.stride(-1) == 1 else x.contiguous()
 
 

@@ -102,6 +102,12 @@ def test_what_has_no_address_goes_through_torch() -> None:
     torch.testing.assert_close(fastft_kernels.attention(q.clone(), q, q.clone(), until), expected)
     with pytest.raises(ValueError, match="negative"):
         fastft_kernels.gelu(negative, bias, impl="compiled")
+    wanted = []
+    for flow in (negative, negative.clone()):  # which flows back as it is
+        y = x.clone().requires_grad_()
+        fastft_kernels.gelu(y, bias).backward(flow)
+        wanted.append(y.grad)
+    assert torch.equal(*wanted)
 
 
 def test_what_traces_operators_sees_them() -> None:
