@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -32,8 +32,6 @@ from fastft.model.precision import BF16Copies, autocast, choose_device, choose_d
 from fastft.model.weights import load_weights
 from fastft.ranks.world import ALONE, World
 from fastft.run.config import TrainOptions
-
-UpdatesBy = Literal["torch", "compiled code"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +58,6 @@ class AnyEngine(Protocol):
     """Steps that may be under way when another one is begun, before the first one's result is asked for."""
     holds_moments: bool
     """Whether AdamW's moments are in memory from the beginning."""
-    updates_by: UpdatesBy
-    """Whose code updates the weights: others round a few of them otherwise."""
 
     def accumulate(self, batch: Batch, count: int, *, last: bool = True) -> tuple[Tensor, Tensor]:
         """Forward and backward of one batch of a step.
@@ -181,8 +177,6 @@ class Engine(WholeModel):
             copies=self.copies,
             in_one_pass=self.dtype == "fp32" and self.device.type == "cpu",
         )
-        is_compiled = isinstance(self.optimizer, CpuAdamW) and self.optimizer.is_compiled
-        self.updates_by: UpdatesBy = "compiled code" if is_compiled else "torch"
         if options.compile:
             ops.compile_model(self.model if self.copies is None else self.copies.computes)
         # fp16's range is too small for raw gradients. Other dtypes need no scaling, and the scaler passes through.

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fastft.batches.batch import Batch
 from fastft.common.errors import UserError
-from fastft.engines.engine import Update, UpdatesBy, WholeModel, abandoned_on_error
+from fastft.engines.engine import Update, WholeModel, abandoned_on_error
 from fastft.engines.flat import Bucket, FlatWeights
 from fastft.engines.moments import Moments, laid_out, states_of
 from fastft.gpu.cuda_graphs import Graphs
@@ -47,7 +47,6 @@ class GpuEngine(WholeModel):
 
     in_flight = 1
     holds_moments = True
-    updates_by: UpdatesBy = "torch"
 
     def __init__(self, model: GPT2, options: TrainOptions, world: World | None = None) -> None:
         self.world = world or ALONE

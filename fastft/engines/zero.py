@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastft.batches.batch import Batch
 from fastft.common.errors import UserError
-from fastft.engines.engine import Update, UpdatesBy, abandoned_on_error
+from fastft.engines.engine import Update, abandoned_on_error
 from fastft.engines.moments import Moments
 from fastft.engines.optim import BETAS, EPSILON, parameter_groups
 from fastft.engines.zero_config import ZeroConfig
@@ -52,7 +52,6 @@ class ZeroEngine:
 
     in_flight = 0
     holds_moments = True
-    updates_by: UpdatesBy = "torch"
 
     def __init__(self, model: GPT2, options: TrainOptions, world: World, config: ZeroConfig, dtype: DType) -> None:
         """Parts the model among the ranks.

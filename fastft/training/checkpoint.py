@@ -241,7 +241,7 @@ def load_checkpoint(path: Path, engine: AnyEngine) -> Progress:
     """
     state = _state_of(path)
     _check_part(path, state["part"], engine.model.part)
-    _say_whose_code(path, state["updates_by"], engine.updates_by)
+    _say_whose_code(path, state["computed_by"], _whose_code(engine))
     if path.name.startswith(_SHARDS):
         assert isinstance(engine, ZeroEngine)  # `newest_whole` gives them to no other
         engine.load_shards(path)
@@ -291,7 +291,7 @@ def _state_of(path: Path) -> dict[str, Any]:
     """
     state = files.read_json(path / _STATE, what="checkpoint state")
     got = set(state) if isinstance(state, dict) else set()
-    expected = {*_PROGRESS, "model", "part", "updates_by", *_BESIDE_PROGRESS[path.name.partition("-")[0]]}
+    expected = {*_PROGRESS, "model", "part", "computed_by", *_BESIDE_PROGRESS[path.name.partition("-")[0]]}
     if odd := sorted(got ^ expected):
         lacking = [f"no {name}" for name in odd if name not in got]
         unknown = [f"an unknown {name}" for name in odd if name in got]
@@ -308,8 +308,14 @@ def _described(engine: AnyEngine, progress: Progress) -> dict[str, Any]:
     model, part = engine.model, engine.model.part
     return {
         **asdict(progress), "model": model.config.shape(), "part": None if part is None else part.as_json(),
-        "updates_by": engine.updates_by,
+        "computed_by": _whose_code(engine),
     }  # fmt: skip
+
+
+def _whose_code(engine: AnyEngine) -> str:
+    """Whose code computes what stands between a step's products, and the update."""
+    may_be_compiled = engine.device.type == "cpu" and engine.dtype in ("fp32", "bf16")
+    return "compiled code" if may_be_compiled and why_no_compiled() is None else "torch"
 
 
 def _say_whose_code(path: Path, before: str, now: str) -> None:
@@ -317,8 +323,8 @@ def _say_whose_code(path: Path, before: str, now: str) -> None:
     if before != now:
         reason = f" ({why_no_compiled()})" if now == "torch" and why_no_compiled() else ""
         warn(
-            f"{path} was updated by {before}, and here it goes on by {now}{reason}: the same but for the rounding of a "
-            "few weights, so that bits may differ"
+            f"{path} was computed by {before}, and here it goes on by {now}{reason}: the same but for rounding, so "
+            "that bits may differ"
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fastft_kernels.cpu import library
 from safetensors.torch import load_file
 
 from fastft.batches.batch import Batch, padded_batch
@@ -108,6 +109,22 @@ def test_an_engine_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path, dtype
     do_steps(loaded, 4, 5)
     assert not same(state(loaded), at_save)
     assert same(state(loaded), state(saved))
+
+
+def test_going_on_by_other_code_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a machine without a compiler: bits may differ."""
+    monkeypatch.setattr(library, "why_not", lambda: None)
+    saved = engine()
+    save_checkpoint(tmp_path, saved, Progress(step=1), keep=1)
+    load_checkpoint(tmp_path / "step-1", saved)
+    assert "bits may differ" not in capsys.readouterr().err
+    monkeypatch.setattr(library, "why_not", lambda: "there is no C compiler")
+    load_checkpoint(tmp_path / "step-1", saved)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "computed by compiled code, and here it goes on by torch (there is no C compiler)" in said
+    assert "bits may differ" in said
 
 
 def test_a_checkpoint_without_loss_scale_suits_a_run_with_one(tmp_path: Path) -> None:
