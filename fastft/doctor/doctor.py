@@ -101,7 +101,7 @@ def doctor(options: DoctorOptions) -> int:
     return EXIT_DONE if report.is_sound else EXIT_FAILED
 
 
-_WHAT = {"triton": "The Triton kernels", "cpu": "The torch implementations", "reference": "The reference's operations"}
+_WHAT = {"triton": "The Triton kernels", "cpu": "The CPU implementations", "reference": "The reference's operations"}
 
 
 def _ran(found: Found) -> list[str]:
@@ -300,6 +300,7 @@ def choice(device: torch.device) -> dict[str, str]:
         if why_not is None and impl == "triton"
         else f"not triton: {why_not}",
         "dtype": choose_dtype("auto", device),
+        **({"C for CPUs": ops.why_no_compiled() or "compiled, and runs"} if device.type == "cpu" else {}),
     }
 
 

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from fastft_kernels.cpu import library
 from torch import Tensor
 
 from fastft.cli import main
@@ -85,6 +86,7 @@ def test_the_command_without_a_gpu(
     found = json.loads(out.read_text())
     assert found["choice"]["impl"] == "cpu"
     assert "not triton" in found["choice"]["why"]
+    assert found["choice"]["C for CPUs"] == (library.why_not() or "compiled, and runs")
     assert found["environment"]["torch"] == torch.__version__.split("+")[0] or found["environment"]["torch"]
     assert all(check["ok"] for check in found["checks"])
     assert all(found["proofs"].values())
