@@ -101,7 +101,11 @@ def doctor(options: DoctorOptions) -> int:
     return EXIT_DONE if report.is_sound else EXIT_FAILED
 
 
-_WHAT = {"triton": "The Triton kernels", "cpu": "The CPU implementations", "reference": "The reference's operations"}
+_WHAT = {
+    "triton": "The Triton kernels",
+    "cpu": "The implementations without Triton",
+    "reference": "The reference's operations",
+}
 
 
 def _ran(found: Found) -> list[str]:

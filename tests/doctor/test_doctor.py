@@ -78,7 +78,7 @@ def test_the_command_without_a_gpu(
     out = tmp_path / "found.json"
     assert main(["doctor", "--json", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "The torch implementations compute what they should here." in printed
+    assert "The implementations without Triton compute what they should here." in printed
     did_not = printed.partition("\ndid not run\n")[2]
     assert "the Triton kernels: " in did_not
     assert "speeds: they are measured on a GPU alone" in did_not
