@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastft.model import ops
 from fastft.model.gpt2 import GPT2
 
 
@@ -69,6 +70,18 @@ class Prefix:
         queries = padded(q, row, place, n, W).transpose(1, 2)
         out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
         return out.transpose(1, 2)[row, place]
+
+    def packed_attention(self, layer: int, q: Tensor, k: Tensor, v: Tensor, until: Tensor) -> Tensor:
+        """The same by compiled code, without padding.
+
+        Args:
+            layer: whose beginning they see.
+            q, k, v: `[T, H, D]`.
+            until: `[P + T]` int32: until which token each is visible, the beginning's first.
+        """
+        if (prefix := self.of(layer)) is not None:
+            k, v = torch.cat([prefix[0], k]), torch.cat([prefix[1], v])
+        return ops.attention_of_prompts(q, k, v, until)
 
     def _attend(self, _layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # A head's keys beside each other: every answer's every token reads them.

@@ -15,12 +15,14 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fastft.decoding.answers import Answer, Request, next_prompts
 from fastft.decoding.kv_cache import BlockCache, KVCache
 from fastft.decoding.prefix import Prefix, common_beginning, padded
 from fastft.decoding.sampling import Sampler
 from fastft.model import ops
+from fastft.model.gpt2 import Attend
 
 
 def answers(request: Request) -> Iterator[Answer]:
@@ -52,8 +54,10 @@ class _Decoder:
         self.answers: list[Answer] = []
         self._last = torch.zeros(0, dtype=torch.int64, device=self._device)  # [N] tokens that the model has not seen
         head_dim = config.n_embd // config.n_head
-        kind = BlockCache if ops.has_blocks(request.impl, weight, head_dim) else KVCache
-        self._cache = kind(config.n_layer, config.n_head, weight, head_dim)
+        self._is_compiled = ops.has_blocks(request.impl, weight, head_dim)
+        self._cache = (BlockCache if self._is_compiled else KVCache)(config.n_layer, config.n_head, weight, head_dim)
+        is_cpu = self._device.type == "cpu"  # elsewhere, and in float32, a new size costs nothing
+        self._rounding = ops.rounding(self._device, is_narrow=weight.dtype.itemsize == 2) if is_cpu else None
         P = common_beginning(request.prompts)
         beginning = torch.tensor(request.prompts[0][:P] if P else [], dtype=torch.int64, device=self._device)
         self._prefix = Prefix(model, beginning, request.impl)
@@ -72,16 +76,15 @@ class _Decoder:
         row = torch.arange(n, device=self._device).repeat_interleave(lengths)  # [T]
         last = lengths.cumsum(0) - 1  # [n] of [T]
         place = torch.arange(len(tokens), device=self._device) - (last + 1 - lengths)[row]  # [T]
-        visible = self._prefix.visible(int(lengths.max()), self._device)
+        attention = self._of_packed(last, row) if self._is_compiled else self._of_padded(lengths, row, place)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             self._cache.write(layer, row + first, place, k, v)
             if layer == self._model.config.n_layer - 1:  # only the last tokens of the prompts are asked
                 return self._cache.attention(layer, q, self._prefix.of(layer), self._impl, first=first)
-            keys, values = (padded(x, row, place, n, len(visible)).transpose(1, 2) for x in (k, v))
-            return self._prefix.prompt_attention(layer, q, keys, values, row, place, visible)
+            return attention(layer, q, k, v)
 
-        return self._model.hidden(tokens, place + P, attend, rows=last, impl=self._impl)
+        return self._hidden(tokens, place + P, attend, last)
 
     def step(self) -> Tensor:
         """Computes the last token of each answer: the final hidden states, `[N, C]`."""
@@ -90,7 +93,42 @@ class _Decoder:
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return self._cache.step_attention(layer, q, k, v, self._prefix.of(layer), self._impl)
 
-        return self._model.hidden(self._last, place + self._prefix.length, attend, impl=self._impl)
+        return self._hidden(self._last, place + self._prefix.length, attend)
+
+    def _of_packed(self, last: Tensor, row: Tensor) -> Attend:
+        """Attention of new prompts' own tokens, as they lie."""
+        P, T = self._prefix.length, len(row)
+        until = torch.cat([torch.full((P,), P + T), P + 1 + last[row]]).to(torch.int32)
+        return lambda layer, q, k, v: self._prefix.packed_attention(layer, q, k, v, until)
+
+    def _of_padded(self, lengths: Tensor, row: Tensor, place: Tensor) -> Attend:
+        """The same, in rows of equal length."""
+        visible = self._prefix.visible(int(lengths.max()), self._device)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            keys, values = (padded(x, row, place, len(lengths), len(visible)).transpose(1, 2) for x in (k, v))
+            return self._prefix.prompt_attention(layer, q, keys, values, row, place, visible)
+
+        return attend
+
+    def _hidden(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
+        """The final hidden states of all tokens `[T]`, or of `rows` `[n]` alone, in products of few sizes: further
+        tokens and rows, which attention does not see, are thrown away."""
+        T, n = len(tokens), len(tokens if rows is None else rows)
+        more, last = self._more(T), self._model.config.n_layer - 1
+
+        def of_real(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            real = T if rows is None or layer < last else n
+            out = attend(layer, q[:real], k[:T], v[:T])
+            return F.pad(out, (0, 0, 0, 0, 0, len(q) - real)) if len(q) > real else out
+
+        asked = None if rows is None else F.pad(rows, (0, self._more(n)))
+        tokens, positions = F.pad(tokens, (0, more)), F.pad(positions, (0, more))
+        return self._model.hidden(tokens, positions, of_real, rows=asked, impl=self._impl)[:n]
+
+    def _more(self, n: int) -> int:
+        """Padding of n rows; one alone has none."""
+        return 0 if self._rounding is None or n == 1 else self._rounding(n) - n
 
     def note(self, tokens: list[int], first: int) -> None:
         """The answers from number `first` on have been given these tokens."""

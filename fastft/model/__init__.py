@@ -4,7 +4,8 @@ To be read in this order:
 
     names.py          what devices, dtypes and the files of weights are called: `Device`, `DType`, `WEIGHTS`,
                       `STATE`, `ADAPTER`, `ADAPTER_CONFIG`
-    gpt2.py           GPT-2 from scratch: `GPT2`, `GPT2Config`, `Block`, `SIZES`, `config_for`, `number_of_parameters`
+    gpt2.py           GPT-2 from scratch: `GPT2`, `GPT2Config`, `Block`, `SIZES`, `config_for`, `number_of_parameters`,
+                      `Attend`
     ops.py            the choice of kernels, the one file of a model that runs them: `why_no_compiled`
     lora_spec.py      which matrices have adapters: `LoRA`, `TARGETS`, `layers_named`
     lora.py           adapters, and their end: `LoRALinear`, `adapters`, `attach`, `settle`, `merge`

@@ -211,6 +211,13 @@ def attention_of_blocks(
     return cpu_decode.attention_of_blocks(q, block, addresses, layer, lengths, prefix=prefix, new=new)
 
 
+def attention_of_prompts(q: Tensor, k: Tensor, v: Tensor, until: Tensor) -> Tensor:
+    """Attention of the last T of P + T tokens, q `[T, H, D]`, k and v `[P + T, H, D]`, by compiled code; `until` is
+    `Batch.visible_until`."""
+    rows = torch.arange(len(k) - len(q), len(k)) if len(k) > len(q) else None
+    return cast(Tensor, fastft_kernels.attention(q, k, v, until, q_rows=rows, impl="compiled"))
+
+
 def near_best(x: Tensor, *, below: float, relative: float) -> tuple[Tensor, Tensor] | None:
     """Rows and columns of what is at least `best - below - relative * |best|` in the rows of `x` `[N, V]`; None where
     there is no compiled code for it."""
