@@ -176,7 +176,11 @@ def test_resuming_beside_a_running_process_is_refused_and_costs_it_nothing(argv:
     with subprocess.Popen([sys.executable, "-m", "fastft", *longer], stderr=subprocess.PIPE) as process:
         wait_until(lambda: (run / LOCK_FILE).is_file() and (run / "config.yaml").is_file())
         wait_for_lines(run, 2)
-        second = in_fork(lambda: main(["train", "--resume", "--out", str(run)]))
+        process.send_signal(signal.SIGSTOP)  # else it may be over before the other one has begun
+        try:
+            second = in_fork(lambda: main(["train", "--resume", "--out", str(run)]))
+        finally:
+            process.send_signal(signal.SIGCONT)
         assert second.gave == 2
         assert "another process writes to" in second.said
         process.communicate()
