@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from compiled import needs_compiled
 from fastft_kernels import support
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -320,7 +321,7 @@ class TestPrepared:
             assert float(lost.max()) < 0.02 * float(logits.std())
 
 
-@pytest.mark.skipif(ops.why_no_compiled() is not None, reason=f"no compiled code: {ops.why_no_compiled()}")
+@needs_compiled
 class TestBlocks:
     """Keys and values in blocks, as on a CPU in float32 and bf16; the tests above decode in float64, without."""
 

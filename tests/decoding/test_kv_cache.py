@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from compiled import needs_compiled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -113,7 +114,7 @@ class TestFixedCache:
             cache.make_room(21)
 
 
-@pytest.mark.skipif(ops.why_no_compiled() is not None, reason=f"no compiled code: {ops.why_no_compiled()}")
+@needs_compiled
 class TestBlocks:
     @settings(max_examples=40, deadline=None, derandomize=True)
     @given(steps)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import warnings
 from types import SimpleNamespace
 from typing import Any
@@ -76,6 +77,15 @@ def test_compiled_code_is_for_what_it_is_made_for(monkeypatch: pytest.MonkeyPatc
     assert support.choose("auto", x, has_compiled=True) == "torch"
     with pytest.raises(ValueError, match="no C compiler"):
         support.choose("compiled", x, has_compiled=True)
+
+
+@pytest.mark.skipif(
+    os.name != "posix" or os.environ.get(library.SWITCH) == "0" or library._compiler() is None,
+    reason="there is no C compiler, or it is switched off",  # what `why_not` says of these has tests of its own
+)
+def test_where_there_is_a_compiler_there_is_compiled_code() -> None:
+    """Its tests are skipped where there is none: C that does not compile would look like that."""
+    assert library.why_not() is None
 
 
 def test_tiles_are_those_of_the_architecture_then_of_its_family_then_the_default() -> None:

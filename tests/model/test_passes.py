@@ -7,6 +7,7 @@ import contextlib
 import numpy as np
 import pytest
 import torch
+from compiled import needs_compiled
 from torch import Tensor
 
 from fastft.batches.batch import pack
@@ -14,7 +15,7 @@ from fastft.model import ops
 from fastft.model.gpt2 import GPT2, GPT2Config
 from fastft.model.precision import BF16Copies
 
-pytestmark = pytest.mark.skipif(ops.why_no_compiled() is not None, reason=f"no compiled code: {ops.why_no_compiled()}")
+pytestmark = needs_compiled
 
 
 def gradients(arithmetic: str, monkeypatch: pytest.MonkeyPatch, few: float, seen: list[str]) -> Tensor:

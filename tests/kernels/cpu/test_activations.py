@@ -7,13 +7,13 @@ import math
 import fastft_kernels
 import pytest
 import torch
-from fastft_kernels.cpu import library
+from compiled import needs_compiled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-pytestmark = pytest.mark.skipif(library.why_not() is not None, reason=f"no compiled code: {library.why_not()}")
+pytestmark = needs_compiled
 DTYPES = (torch.float32, torch.bfloat16)
 EPS = {torch.float32: 2.0**-22, torch.bfloat16: 2.0**-8}
 """A few roundings of float32's exponential and products, and one of bf16's."""

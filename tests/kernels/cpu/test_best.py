@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from fastft_kernels.cpu import library
+from compiled import needs_compiled
 from fastft_kernels.cpu.best import near_best
 
-pytestmark = pytest.mark.skipif(library.why_not() is not None, reason=f"no compiled code: {library.why_not()}")
+pytestmark = needs_compiled
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -12,6 +12,7 @@ import fastft_kernels
 import numpy as np
 import pytest
 import torch
+from compiled import needs_compiled
 from fastft_kernels import plan_tiles, support
 from fastft_kernels.attention import visible_mask
 from fastft_kernels.cpu import attention as compiled
@@ -23,7 +24,7 @@ from torch import Tensor
 from fastft.batches.batch import pack
 from fastft.model.gpt2 import GPT2, config_for
 
-pytestmark = pytest.mark.skipif(library.why_not() is not None, reason=f"no compiled code: {library.why_not()}")
+pytestmark = needs_compiled
 EPS = torch.finfo(torch.float32).eps
 ROUNDINGS = 8
 """Roundings of float32 that a sum of up to 256 terms takes, each at random: half of the root of 256."""

@@ -8,13 +8,14 @@ from typing import Any
 import fastft_kernels
 import pytest
 import torch
-from fastft_kernels.cpu import cross_entropy, library
+from compiled import needs_compiled
+from fastft_kernels.cpu import cross_entropy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-pytestmark = pytest.mark.skipif(library.why_not() is not None, reason=f"no compiled code: {library.why_not()}")
+pytestmark = needs_compiled
 DTYPES = (torch.float32, torch.bfloat16)
 EPS = {torch.float32: 2.0**-22, torch.bfloat16: 2.0**-8}
 

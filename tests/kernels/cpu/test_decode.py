@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from compiled import needs_compiled
 from fastft_kernels import attention_decode, support
-from fastft_kernels.cpu import decode, library
+from fastft_kernels.cpu import decode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-pytestmark = pytest.mark.skipif(library.why_not() is not None, reason=f"no compiled code: {library.why_not()}")
+pytestmark = needs_compiled
 DTYPES = (torch.float32, torch.bfloat16)
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 import fastft_kernels
 import pytest
 import torch
+from compiled import needs_compiled
 from fastft_kernels.cpu import library
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
-pytestmark = pytest.mark.skipif(library.why_not() is not None, reason=f"no compiled code: {library.why_not()}")
+pytestmark = needs_compiled
 
 _ASK = """
 from pathlib import Path

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import fastft_kernels
 import pytest
 import torch
-from fastft_kernels.cpu import library
+from compiled import needs_compiled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-pytestmark = pytest.mark.skipif(library.why_not() is not None, reason=f"no compiled code: {library.why_not()}")
+pytestmark = needs_compiled
 DTYPES = (torch.float32, torch.bfloat16)
 EPS = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-8}
 NORMS = ("layer", "rms")

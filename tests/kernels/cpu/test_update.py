@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from compiled import needs_compiled
 from fastft_kernels.cpu import library, update
 from torch import Tensor
 
 from fastft.engines.optim import BETAS, EPSILON, CpuAdamW
 
-needs_it = pytest.mark.skipif(library.why_not() is not None, reason=f"no compiled code: {library.why_not()}")
 SIZES = (1, 15, 64, 4096 + 48, 3 * (1 << 16) + 16)
 
 
@@ -66,7 +66,7 @@ def by_torch(pieces: list[update.Piece], scale: float, dtype: torch.dtype) -> li
     return results
 
 
-@needs_it
+@needs_compiled
 @pytest.mark.parametrize("scale", [1.0, 0.3])
 @pytest.mark.parametrize("has_copy", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -90,7 +90,7 @@ def rounding(value: Tensor, was: Tensor) -> Tensor:
     return 4 * torch.finfo(torch.float32).eps * (was.abs() + (value - was).abs())
 
 
-@needs_it
+@needs_compiled
 def test_the_limit_rejects_a_step_of_another_count() -> None:
     one, other = pieces_of(torch.float32, has_copy=False), pieces_of(torch.float32, has_copy=False)
     other[-1].step += 1
@@ -100,7 +100,7 @@ def test_the_limit_rejects_a_step_of_another_count() -> None:
     assert (apart > 10 * rounding(one[-1].weight, was)).float().mean() > 0.9
 
 
-@needs_it
+@needs_compiled
 def test_any_number_of_threads_gives_the_same_bits(threads: None) -> None:
     found, norms = [], set()
     for n in (1, 2, 3, 7):
@@ -116,7 +116,7 @@ def test_any_number_of_threads_gives_the_same_bits(threads: None) -> None:
             assert torch.equal(piece.square, first.square)
 
 
-@needs_it
+@needs_compiled
 def test_copies_are_rounded_as_torch_rounds() -> None:
     """Ties, subnormals, what overflows to infinity, and what is no number: through an update that changes nothing."""
     bits = torch.arange(-(1 << 31), 1 << 31, 65_537 * 7, dtype=torch.int64).to(torch.int32)
@@ -131,7 +131,7 @@ def test_copies_are_rounded_as_torch_rounds() -> None:
     assert piece.copy[~numbers].isnan().all()
 
 
-@needs_it
+@needs_compiled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_norm_is_that_of_float64(dtype: torch.dtype) -> None:
     """Where one sum in float32 is 0.3% off."""
@@ -144,7 +144,7 @@ def test_the_norm_is_that_of_float64(dtype: torch.dtype) -> None:
     assert math.isinf(update.norm([torch.tensor([1.0, math.inf])]))
 
 
-@needs_it
+@needs_compiled
 def test_what_there_is_no_code_for_is_refused() -> None:
     (piece,) = pieces_of(torch.float32, has_copy=True, sizes=(64,))
     for name, value in (
@@ -161,7 +161,7 @@ def test_what_there_is_no_code_for_is_refused() -> None:
         setattr(piece, name, right)
 
 
-@pytest.mark.parametrize("by", ["torch", pytest.param("compiled", marks=needs_it)])
+@pytest.mark.parametrize("by", ["torch", pytest.param("compiled", marks=needs_compiled)])
 def test_weights_that_are_no_piece_of_memory_are_refused(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And not updated in a copy that nobody sees."""
     if by == "torch":
@@ -202,7 +202,7 @@ for change in ({"FASTFT_COMPILED": "0"}, {"CC": "no-such-compiler"}, {"CC": os.e
     assert "no such flag" in failed
 
 
-@needs_it
+@needs_compiled
 def test_a_cache_that_cannot_be_written_is_no_hindrance(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert reported(XDG_CACHE_HOME=str(tmp_path / "file")) == "None\n"
@@ -211,7 +211,7 @@ def test_a_cache_that_cannot_be_written_is_no_hindrance(tmp_path: Path) -> None:
     assert made.suffix == ".so"
 
 
-@needs_it
+@needs_compiled
 def test_without_openmp_threads_of_our_own_do_it(threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where torch's OpenMP library lacks GNU's names."""
     torch.set_num_threads(3)
