@@ -136,7 +136,7 @@ def test_a_target_without_logits_is_refused(wrong: int) -> None:
     hidden, weight = random(1, 3, 8).requires_grad_(), random(2, 4, 8)
     for reduction in ("mean", "none"):
         with pytest.raises(IndexError, match=f"got target {wrong}"):
-            fastft_kernels.linear_cross_entropy(hidden, weight, targets, reduction=reduction, impl="compiled")  # type: ignore[arg-type] # one of its words
+            fastft_kernels.linear_cross_entropy(hidden, weight, targets, reduction=reduction, impl="compiled")
 
 
 def test_what_there_is_no_code_for_is_refused() -> None:
@@ -167,7 +167,7 @@ def test_the_linear_one_is_torchs(dtype: torch.dtype, chunk_bytes: int, reductio
         hidden, weight = (random(seed, n, 24).to(dtype).requires_grad_() for seed, n in ((3, 20), (4, 60)))
         loss = fastft_kernels.linear_cross_entropy(
             hidden, weight, targets, row_weights=weights.abs(), reduction=reduction, logit_chunk_bytes=chunk_bytes,
-            impl=impl,  # type: ignore[arg-type] # one of its words
+            impl=impl,
         )  # fmt: skip
         found[impl] = (loss.detach(), *torch.autograd.grad(loss.sum(), (hidden, weight)))
     rtol, atol = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (2**-7, 0.05)}[dtype]

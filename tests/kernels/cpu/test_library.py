@@ -84,7 +84,7 @@ class _Elsewhere(Tensor):
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def] # torch's signature
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         inner = [x.of if isinstance(x, _Elsewhere) else x for x in args]
         return function(*inner, **(kwargs or {}))
 
