@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from fastft.model.fixed_norm import FixedNorm, can_fix
 from fastft.model.gpt2 import GPT2
 from fastft.model.packed_linear import PackedLinear, can_pack
 
@@ -29,4 +30,8 @@ def prepared(model: GPT2, dtype: torch.dtype, *, rows: int = 64) -> GPT2:
             for name, layer in parent.named_children():
                 if isinstance(layer, nn.Linear):
                     setattr(parent, name, PackedLinear(layer.weight, layer.bias, rows))
+    for parent in (model, *model.h):
+        for name, layer in [*parent.named_children()]:
+            if isinstance(layer, nn.LayerNorm) and can_fix(layer, dtype):
+                setattr(parent, name, FixedNorm(layer, dtype))
     return model

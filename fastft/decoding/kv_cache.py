@@ -11,6 +11,7 @@ from collections.abc import Collection
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fastft.model import ops
 
@@ -92,9 +93,12 @@ class KVCache(_Rows):
     def step_attention(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, prefix: tuple[Tensor, Tensor] | None, impl: str
     ) -> Tensor:
-        """The same of all sequences, whose last places are filled with `k` and `v` `[N, H, D]` before."""
-        self.write(layer, torch.arange(len(q), device=q.device), self.lengths - 1, k, v)
-        return self.attention(layer, q, prefix, impl)
+        """The same of all sequences, whose last places are filled with `k` and `v` before. Of these and of q,
+        `[M, H, D]` each, rows behind the N sequences are padding: 0 in the result."""
+        N, M = len(self.lengths), len(q)
+        self.write(layer, torch.arange(N, device=q.device), self.lengths - 1, k[:N], v[:N])
+        out = self.attention(layer, q[:N], prefix, impl)
+        return F.pad(out, (0, 0, 0, 0, 0, M - N)) if M > N else out
 
     def drop(self, over: Collection[int]) -> list[int]:
         """Ends the sequences of the numbers `over`.
@@ -133,6 +137,7 @@ class BlockCache:
         self._free = [self._like.data_ptr()]
         self._addresses = np.zeros((0, 0), np.int64)  # [rows, W]
         self._counts: list[int] = []  # [N] blocks of each sequence
+        self._of_all: ops.BlockTable | None = None
 
     def add(self, lengths: Tensor) -> None:
         """Room for new sequences behind the others, whose first `lengths` `[n]` places are going to be filled."""
@@ -149,22 +154,23 @@ class BlockCache:
 
     def write(self, layer: int, rows: Tensor, places: Tensor, k: Tensor, v: Tensor) -> None:
         """Fills a place with each of `k` and `v` `[T, H, D]`: of sequence `rows[t]`, place `places[t]`."""
-        ops.fill_blocks(self._like, self._of(0), layer, rows, places, k, v)
+        self._table().fill(layer, rows, places, k, v)
 
     def attention(
         self, layer: int, q: Tensor, prefix: tuple[Tensor, Tensor] | None, _impl: str, *, first: int = 0
     ) -> Tensor:
         """See `KVCache`."""
-        return ops.attention_of_blocks(q, self._like, self._of(first), layer, self.lengths[first:], prefix)
+        return self._table(first).attention(layer, q, prefix=prefix)
 
     def step_attention(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, prefix: tuple[Tensor, Tensor] | None, _impl: str
     ) -> Tensor:
         """See `KVCache`; in one pass."""
-        return ops.attention_of_blocks(q, self._like, self._of(0), layer, self.lengths, prefix, new=(k, v))
+        return self._table().attention(layer, q, prefix=prefix, new=(k, v))
 
     def drop(self, over: Collection[int]) -> list[int]:
         """See `KVCache`: only addresses move."""
+        self._of_all = None
         order, holes, moved = _after(len(self.lengths), over)
         for number in over:
             self._free += self._addresses[number, : self._counts[number]].tolist()
@@ -173,12 +179,19 @@ class BlockCache:
         self.lengths = self.lengths[order]
         return order
 
-    def _of(self, first: int) -> Tensor:
-        """`[n, W]`, the addresses of the sequences from number `first` on."""
-        return torch.from_numpy(self._addresses[first : len(self.lengths)])
+    def _table(self, first: int = 0) -> ops.BlockTable:
+        """Of the sequences from number `first` on; that of all is kept until there are others, or further places."""
+        if first == 0 and self._of_all is not None:
+            return self._of_all
+        addresses = torch.from_numpy(self._addresses[first : len(self.lengths)])
+        table = ops.block_table(self._like, addresses, self.lengths[first:])
+        if first == 0:
+            self._of_all = table
+        return table
 
     def _make_room(self) -> None:
         """Blocks for all places that are filled, or going to be."""
+        self._of_all = None
         needed = [-(-length // ops.BLOCK_PLACES) for length in self.lengths.tolist()]
         (rows, W), N, widest = self._addresses.shape, len(needed), max(needed, default=0)
         if rows < N or widest > W:

@@ -79,10 +79,13 @@ class _Decoder:
         attention = self._of_packed(last, row) if self._is_compiled else self._of_padded(lengths, row, place)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            k, v = k[: len(tokens)], v[: len(tokens)]
             self._cache.write(layer, row + first, place, k, v)
             if layer == self._model.config.n_layer - 1:  # only the last tokens of the prompts are asked
-                return self._cache.attention(layer, q, self._prefix.of(layer), self._impl, first=first)
-            return attention(layer, q, k, v)
+                out = self._cache.attention(layer, q[:n], self._prefix.of(layer), self._impl, first=first)
+            else:
+                out = attention(layer, q[: len(tokens)], k, v)
+            return F.pad(out, (0, 0, 0, 0, 0, len(q) - len(out)))
 
         return self._hidden(tokens, place + P, attend, last)
 
@@ -112,19 +115,14 @@ class _Decoder:
         return attend
 
     def _hidden(self, tokens: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
-        """The final hidden states of all tokens `[T]`, or of `rows` `[n]` alone, in products of few sizes: further
-        tokens and rows, which attention does not see, are thrown away."""
+        """The final hidden states of all tokens `[T]`, or of `rows` `[n]` alone, in products of few sizes: attention is
+        given further tokens and rows behind them, which it is not to look at."""
         T, n = len(tokens), len(tokens if rows is None else rows)
-        more, last = self._more(T), self._model.config.n_layer - 1
-
-        def of_real(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            real = T if rows is None or layer < last else n
-            out = attend(layer, q[:real], k[:T], v[:T])
-            return F.pad(out, (0, 0, 0, 0, 0, len(q) - real)) if len(q) > real else out
-
+        more = self._more(T)
         asked = None if rows is None else F.pad(rows, (0, self._more(n)))
-        tokens, positions = F.pad(tokens, (0, more)), F.pad(positions, (0, more))
-        return self._model.hidden(tokens, positions, of_real, rows=asked, impl=self._impl)[:n]
+        if more:
+            tokens, positions = F.pad(tokens, (0, more)), F.pad(positions, (0, more))
+        return self._model.hidden(tokens, positions, attend, rows=asked, impl=self._impl)[:n]
 
     def _more(self, n: int) -> int:
         """Padding of n rows; one alone has none."""

@@ -167,7 +167,10 @@ class Sampler:
                 is_seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
                 is_seen[seen] = True
                 scores = torch.where(is_seen[rows, tokens], _penalised(scores, penalty), scores)
-        return _best(len(logits), zip(rows.tolist(), tokens.tolist(), scores.tolist(), strict=True))
+        n, of_rows = len(logits), rows.tolist()
+        if of_rows == [*range(n)]:  # as most of the time: none comes close to any best one
+            return [Choice(token) for token in tokens.tolist()]
+        return _best(n, zip(of_rows, tokens.tolist(), scores.tolist(), strict=True))
 
     def _seen(
         self, prompts: Sequence[int], answers: Sequence[Sequence[int]], device: torch.device

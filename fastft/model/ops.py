@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from fastft.batches.batch import Batch, Batcher, Planner, Rounding, few_sizes, near_sizes
 from fastft.common.errors import UserError
 from fastft.common.files import cache_folder
+from fastft.model.fixed_norm import FixedNorm
 from fastft.model.lora import LoRALinear
 from fastft.model.packed_linear import PackedLinear
 
@@ -189,26 +190,13 @@ def new_block(layers: int, heads: int, head_dim: int, like: Tensor) -> Tensor:
     return cpu_decode.new_block(layers, heads, head_dim, like)
 
 
-def fill_blocks(
-    block: Tensor, addresses: Tensor, layer: int, rows: Tensor, places: Tensor, k: Tensor, v: Tensor
-) -> None:
-    """Writes the keys and values of tokens, `[T, H, D]`, into the places `[T]` of sequences `[T]`, whose blocks have
-    the addresses `[N, W]`; `block` is any of them."""
-    cpu_decode.fill_blocks(block, addresses, layer, rows, places, k, v)
+BlockTable = cpu_decode.BlockTable
 
 
-def attention_of_blocks(
-    q: Tensor,
-    block: Tensor,
-    addresses: Tensor,
-    layer: int,
-    lengths: Tensor,
-    prefix: tuple[Tensor, Tensor] | None,
-    new: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
-    """`attention_decode` over blocks, which `new` keys and values `[N, H, D]` are written into before: each sequence's
-    last place."""
-    return cpu_decode.attention_of_blocks(q, block, addresses, layer, lengths, prefix=prefix, new=new)
+def block_table(block: Tensor, addresses: Tensor, lengths: Tensor) -> BlockTable:
+    """What reads and writes the keys and values of N sequences: `block` is any block, `addresses` `[N, W]` are those of
+    their blocks, of which the first `lengths` `[N]` places count."""
+    return cpu_decode.BlockTable(block, addresses, lengths)
 
 
 def attention_of_prompts(q: Tensor, k: Tensor, v: Tensor, until: Tensor) -> Tensor:
@@ -257,6 +245,8 @@ def add_layer_norm(
     Returns:
         The normalised rows in that dtype, and the sum.
     """
+    if isinstance(norm, FixedNorm) and impl == "cpu":
+        return norm.added(stream, branch)
     if impl == "triton" or _is_compiled(impl, stream):
         if torch.is_autocast_enabled(stream.device.type):
             dtype = torch.get_autocast_dtype(stream.device.type)
@@ -313,7 +303,8 @@ def add_rows_(total: Tensor, grad: Tensor, rows: Rows, impl: str) -> Tensor:
 
 def split_heads(product: Tensor, n: int, H: int, impl: str) -> tuple[Tensor, ...]:
     """A layer's product `[T, n H D]` as n views of its heads, `[T, H, D]` each."""
-    if kernel_impl(impl, product.device) == "auto" and why_not_compiled(product) is None:
+    learns = torch.is_grad_enabled()
+    if learns and kernel_impl(impl, product.device) == "auto" and why_not_compiled(product) is None:
         return cpu_attention.split_heads(product, n, H)
     heads: Tensor = product.unflatten(1, (n, H, -1))
     return heads.unbind(1)

@@ -350,7 +350,7 @@ class TestBlocks:
         prompts = with_beginning(5, [4, 11, 7, 3, 9], seed=0)
         stop = expected(model("wider"), prompts, max_new_tokens=14, stop=NO_STOP)[0][3]
         wanted = expected(model("wider"), prompts, max_new_tokens=14, stop=stop)
-        real_drop, real_attention = BlockCache.drop, ops.attention_of_blocks
+        real_drop, real_attention = BlockCache.drop, ops.BlockTable.attention
 
         def drop(self: BlockCache, over: set[int]) -> list[int]:
             addresses = self._addresses.copy()
@@ -361,18 +361,16 @@ class TestBlocks:
                 self._free.append(int(self._addresses[0, 0]))
             return order
 
-        def attention(
-            q: Tensor, block: Tensor, addresses: Tensor, layer: int, lengths: Tensor, prefix: Any, new: Any = None
-        ) -> Tensor:
-            out = real_attention(q, block, addresses, layer, lengths, prefix, new=new)
+        def attention(self: ops.BlockTable, layer: int, q: Tensor, *, prefix: Any, new: Any = None) -> Tensor:
+            out = real_attention(self, layer, q, prefix=prefix, new=new)
             apart = {"a step sees too few": -1, "a step sees too many": 1}.get(mistake)
             if new is None or apart is None:
                 return out
-            lengths = (lengths + apart).clamp_max(addresses.shape[1] * ops.BLOCK_PLACES)
-            return real_attention(q, block, addresses, layer, lengths, prefix)
+            lengths = (self._lengths + apart).clamp_max(self._addresses.shape[1] * ops.BLOCK_PLACES)
+            return real_attention(ops.BlockTable(self._block, self._addresses, lengths), layer, q, prefix=prefix)
 
         monkeypatch.setattr(BlockCache, "drop", drop)
-        monkeypatch.setattr(ops, "attention_of_blocks", attention)
+        monkeypatch.setattr(ops.BlockTable, "attention", attention)
         got = decode(in_float32("wider"), prompts, max_new_tokens=14, stop=stop, batch_size=3)
         try:
             is_right = same_but_for_ties(got, wanted)
@@ -385,7 +383,7 @@ class TestBlocks:
         rest: dict[str, int] = {"max_new_tokens": 14, "stop": NO_STOP}
         for place in (support, ops):
             monkeypatch.setattr(place, "why_not_compiled", lambda *_: "it is switched off")
-        monkeypatch.setattr(ops, "attention_of_blocks", None)
+        monkeypatch.setattr(ops, "block_table", None)
         assert same_but_for_ties(
             decode(in_float32("wider"), prompts, **rest), expected(model("wider"), prompts, **rest)
         )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastft_kernels.cpu import given
+from fastft_kernels.cpu.function import applied
 from fastft_kernels.cpu.library import run
 from fastft_kernels.once import differentiable_once
 
@@ -24,14 +24,14 @@ class _Activation(ctypes.Structure):
 
 def gelu(x: Tensor, bias: Tensor | None) -> Tensor:
     """GELU of `x + bias`, x `[N, F]` with rows in one piece, bias `[F]`: `[N, F]` in the dtype of x."""
-    apply: Callable[..., Tensor] = _Gelu.apply
-    return apply(x, bias)
+    y: Tensor = applied(_Gelu, x, bias)
+    return y
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """`silu(gate) * up`, `[N, F]` each, of one dtype, with rows in one piece."""
-    apply: Callable[..., Tensor] = _Swiglu.apply
-    return apply(gate, up)
+    y: Tensor = applied(_Swiglu, gate, up)
+    return y
 
 
 class _Gelu(torch.autograd.Function):

@@ -6,13 +6,14 @@ Letters: T tokens, R queries, H heads of queries, G heads of keys and values, D 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastft_kernels.cpu import given
+from fastft_kernels.cpu.function import applied
 from fastft_kernels.cpu.library import run
 from fastft_kernels.once import differentiable_once
 
@@ -50,8 +51,10 @@ def attention(
     if until.dtype == torch.int64:
         limits = torch.iinfo(torch.int32)
         until = until.clamp(limits.min, limits.max)
-    apply: Callable[..., tuple[Tensor, Tensor]] = _Interval.apply
-    return apply(*map(given.in_rows, (q, k, v)), until.to(torch.int32).contiguous(), asked, scale)
+    found: tuple[Tensor, Tensor] = applied(
+        _Interval, *map(given.in_rows, (q, k, v)), until.to(torch.int32).contiguous(), asked, scale
+    )
+    return found
 
 
 def split_heads(product: Tensor, n: int, H: int) -> tuple[Tensor, ...]:
@@ -60,8 +63,8 @@ def split_heads(product: Tensor, n: int, H: int) -> tuple[Tensor, ...]:
     The gradients that `attention` gives to such views are views of one tensor, which is then the product's: torch's own
     `unbind` copies them into another.
     """
-    apply: Callable[..., tuple[Tensor, ...]] = _Heads.apply
-    return apply(product, n, H)
+    heads: tuple[Tensor, ...] = applied(_Heads, product, n, H)
+    return heads
 
 
 class _Heads(torch.autograd.Function):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastft_kernels.cpu import given
+from fastft_kernels.cpu.function import applied
 from fastft_kernels.cpu.library import run
 from fastft_kernels.once import differentiable_once
 
@@ -27,8 +27,8 @@ class _CrossEntropy(ctypes.Structure):
 
 def cross_entropy(logits: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
     """Losses `[N]` float32 of logits `[N, V]`, rows in one piece; 0 where ignored. They alone are kept."""
-    apply: Callable[..., Tensor] = _Losses.apply
-    return apply(logits, targets, ignore_index)
+    losses: Tensor = applied(_Losses, logits, targets, ignore_index)
+    return losses
 
 
 class _Losses(torch.autograd.Function):

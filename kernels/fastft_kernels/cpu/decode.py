@@ -67,10 +67,11 @@ def attention(
     Raises:
         ValueError: a length that is negative or more than the cache's places, or what `why_not` says.
     """
+    _refuse(q.dtype, q.device, q.shape[-1])
     k_cache, v_cache = given.in_rows(k_cache), given.in_rows(v_cache)
-    N, S, G, D = k_cache.shape
-    asked = _asked(q, lengths, prefix, scale, G, S)
-    of = asked.of
+    (N, S, G, D), lengths = k_cache.shape, lengths.to(torch.int64).contiguous()
+    of = _Decode(lengths=given.at_integers("lengths", lengths, len(q)), G=G, D=D, is_narrow=given.is_narrow(q))
+    asked = _asked(of, q, N, given.extremes("lengths", lengths, S)[1], prefix, scale)
     of.k, of.v = (given.at(x, N, S, G, D, dtype=q.dtype, name="a cache") for x in (k_cache, v_cache))
     of.places = max(S, 1)
     of.row_k, of.place_k, of.head_k, _ = k_cache.stride()
@@ -83,72 +84,102 @@ def new_block(layers: int, heads: int, head_dim: int, like: Tensor) -> Tensor:
     return like.new_empty(layers, heads, 2, PLACES, head_dim)
 
 
-def attention_of_blocks(
-    q: Tensor,
-    block: Tensor,
-    addresses: Tensor,
-    layer: int,
-    lengths: Tensor,
-    *,
-    prefix: tuple[Tensor, Tensor] | None = None,
-    new: tuple[Tensor, Tensor] | None = None,
-    scale: float | None = None,
-) -> Tensor:
-    """Attention of one query a sequence over the keys and values of its blocks, and of a shared prefix.
+class BlockTable:
+    """The blocks of N sequences, and how many of their places count: looked at once, for all layers of a step."""
 
-    Args:
-        q: `[N, H, D]` on the CPU, in the blocks' dtype.
-        block: any of them, of `new_block`.
-        addresses: `[N, W]` int64, of the blocks of each sequence, as far as its length needs them.
-        layer: whose keys and values.
-        lengths: `[N]` int64, from 0 to `W * PLACES`: the places that count.
-        prefix: keys and values `[P, G, D]` in front of all sequences' own.
-        new: keys and values `[N, G, D]` that are to be written into each sequence's last place before: no length is 0.
-        scale: factor of the scores; `1 / sqrt(D)` where it is not given.
+    def __init__(self, block: Tensor, addresses: Tensor, lengths: Tensor) -> None:
+        """Keeps what it is given, none of which may change as long as it is used.
 
-    Returns:
-        `[N, H, D]`; 0 for a sequence that sees nothing.
+        Args:
+            block: any of them, of `new_block`.
+            addresses: `[N, W]` int64, of the blocks of each sequence, as far as its length needs them.
+            lengths: `[N]` int64, from 0 to `W * PLACES`: the places that count.
 
-    Raises:
-        ValueError: what would be read or written outside the blocks, or `why_not`.
-    """
-    N, D = len(q), block.shape[-1]
-    _check_blocks(block, addresses, layer, N)
-    if q.ndim != 3 or q.shape[2] != D or q.dtype != block.dtype:
-        raise ValueError(f"got q {tuple(q.shape)} {q.dtype}, expected a head dim of {D} in {block.dtype}, as blocks")
-    asked = _asked(
-        q, lengths, prefix, 1 / math.sqrt(D) if scale is None else scale, block.shape[1], addresses.shape[1] * PLACES
-    )
-    _place_in_blocks(asked.of, block, addresses, layer)
-    if new is not None:
-        if N and int(lengths.min()) < 1:
-            raise ValueError("got a length of 0 with new keys and values, expected lengths that count them")
-        asked.keep += _place_new(asked.of, *new, block, N)
-    return asked.answered()
+        Raises:
+            ValueError: what would be read or written outside the blocks, or what `why_not` says.
+        """
+        _refuse(block.dtype, block.device, block.shape[-1])
+        _check_blocks(block, addresses, len(lengths))
+        self._N, self._block, self._addresses, self._lengths = (
+            len(lengths),
+            block,
+            addresses,
+            lengths.to(torch.int64).contiguous(),
+        )
+        self._least, self._longest = given.extremes("lengths", self._lengths, addresses.shape[1] * PLACES)
+        _, G, _, _, D = block.shape
+        of_layer, of_head, of_kind, of_place, _ = block.stride()
+        self._of_layer, self._of_kind = of_layer, of_kind
+        self._of = _Decode(
+            lengths=given.at_integers("lengths", self._lengths, len(lengths)), blocks=addresses.data_ptr(),
+            width=addresses.stride(0), places=PLACES, G=G, D=D, head_k=of_head, head_v=of_head, place_k=of_place,
+            place_v=of_place, is_narrow=given.is_narrow(block),
+        )  # fmt: skip
 
+    def attention(
+        self,
+        layer: int,
+        q: Tensor,
+        *,
+        prefix: tuple[Tensor, Tensor] | None = None,
+        new: tuple[Tensor, Tensor] | None = None,
+        scale: float | None = None,
+    ) -> Tensor:
+        """Attention of one query a sequence over the keys and values of its blocks, and of a shared prefix.
 
-def fill_blocks(
-    block: Tensor, addresses: Tensor, layer: int, rows: Tensor, places: Tensor, k: Tensor, v: Tensor
-) -> None:
-    """Writes keys and values of T tokens, `[T, G, D]`: each into the place `places[t]` of the sequence `rows[t]`.
+        Args:
+            layer: whose keys and values.
+            q: `[M, H, D]` on the CPU, in the blocks' dtype; rows behind the N sequences see nothing.
+            prefix: keys and values `[P, G, D]` in front of all sequences' own.
+            new: keys and values `[M, G, D]`, the first N of which are to be written into each sequence's last place
+                before: no length is 0.
+            scale: factor of the scores; `1 / sqrt(D)` where it is not given.
 
-    Args:
-        block, addresses, layer, k, v: as `attention_of_blocks` has them.
-        rows, places: `[T]` int64, no two the same.
+        Returns:
+            `[M, H, D]`; 0 for what sees nothing.
 
-    Raises:
-        ValueError: what would be written outside the blocks.
-    """
-    T = len(rows)
-    _check_blocks(block, addresses, layer, len(addresses))
-    for name, at, most in (("rows", rows, len(addresses)), ("places", places, addresses.shape[1] * PLACES)):
-        given.at_integers(name, at, T)
-        given.largest(name, at, most - 1)
-    of = _Decode(N=T, H=block.shape[1], G=block.shape[1], D=block.shape[-1], is_narrow=given.is_narrow(k))
-    _place_in_blocks(of, block, addresses, layer)
-    kept = _place_new(of, k, v, block, T)
-    run("fastft_fill_places", _Fill(ctypes.addressof(of), rows.data_ptr(), places.data_ptr(), T))
-    del kept  # until here what `of` has the addresses of is there
+        Raises:
+            ValueError: tensors of other shapes or dtypes, or no such layer.
+        """
+        block, N, of = self._block, self._N, self._of_layer_alone(layer)
+        if q.ndim != 3 or q.shape[0] < N or q.shape[2] != of.D or q.dtype != block.dtype:
+            raise ValueError(f"got q {tuple(q.shape)} {q.dtype}, expected [{N}, H, {of.D}] {block.dtype}, as blocks")
+        asked = _asked(of, q, N, self._longest, prefix, 1 / math.sqrt(of.D) if scale is None else scale)
+        if new is not None:
+            if N and self._least < 1:
+                raise ValueError("got a length of 0 with new keys and values, expected lengths that count them")
+            asked.keep += _place_new(of, *new, block, len(q))
+        return asked.answered()
+
+    def fill(self, layer: int, rows: Tensor, places: Tensor, k: Tensor, v: Tensor) -> None:
+        """Writes keys and values of T tokens, `[T, G, D]`: each into the place `places[t]` of the sequence `rows[t]`.
+
+        Args:
+            layer: whose.
+            rows, places: `[T]` int64, no two the same; also places that do not count yet.
+            k, v: in the blocks' dtype.
+
+        Raises:
+            ValueError: what would be written outside the blocks, or no such layer.
+        """
+        T, (N, W) = len(rows), self._addresses.shape
+        for name, at, most in (("rows", rows, N), ("places", places, W * PLACES)):
+            given.at_integers(name, at, T)
+            given.extremes(name, at, most - 1)
+        of = self._of_layer_alone(layer)
+        of.N, of.H = T, of.G
+        kept = _place_new(of, k, v, self._block, T)
+        run("fastft_fill_places", _Fill(ctypes.addressof(of), rows.data_ptr(), places.data_ptr(), T))
+        del kept  # until here what `of` has the addresses of is there
+
+    def _of_layer_alone(self, layer: int) -> _Decode:
+        """A copy, of a layer's keys and values."""
+        if not 0 <= layer < len(self._block):
+            raise ValueError(f"got layer {layer}, expected 0 to {len(self._block) - 1}")
+        of = _Decode.from_buffer_copy(self._of)
+        of.offset_k = layer * self._of_layer
+        of.offset_v = of.offset_k + self._of_kind
+        return of
 
 
 class _Asked:
@@ -163,30 +194,32 @@ class _Asked:
         return self._out
 
 
-def _asked(q: Tensor, lengths: Tensor, prefix: tuple[Tensor, Tensor] | None, scale: float, G: int, most: int) -> _Asked:
-    N, H, D = q.shape
-    if (why := why_not(q.dtype, q.device, D)) is not None:
-        raise ValueError(f"got q {tuple(q.shape)}: {why}")
+def _asked(of: _Decode, q: Tensor, N: int, longest: int, prefix: tuple[Tensor, Tensor] | None, scale: float) -> _Asked:
+    """`of` with the first N queries, the prefix and the result; its sizes G and D and its lengths are there."""
+    (M, H, D), G = q.shape, of.G
     if H % G:
         raise ValueError(f"got {H} heads of queries, expected a multiple of the {G} of keys")
-    q, lengths, out = given.in_rows(q), lengths.to(torch.int64).contiguous(), torch.empty(N, H, D, dtype=q.dtype)
-    row_q, head_q, _ = q.stride()
-    of = _Decode(
-        q=given.at(q, N, H, D), lengths=given.at_integers("lengths", lengths, N), out=out.data_ptr(), N=N, H=H, G=G,
-        D=D, row_q=row_q, head_q=head_q, scale=scale, is_narrow=given.is_narrow(q),
-    )  # fmt: skip
-    longest = given.largest("lengths", lengths, most)
-    keep = [q, lengths]
+    q, out = given.in_rows(q), torch.empty(M, H, D, dtype=q.dtype)
+    if N < M:
+        out[N:] = 0
+    of.q, of.out, of.N, of.H, of.scale = given.at(q, M, H, D), out.data_ptr(), N, H, scale
+    of.row_q, of.head_q, _ = q.stride()
+    keep = [q]
     if prefix is not None and len(prefix[0]):
         k, v = map(given.in_rows, prefix)
-        of.prefix_k, of.prefix_v = (given.at(x, len(k), G, D, dtype=q.dtype, name="a prefix") for x in (k, v))
         of.P = len(k)
+        of.prefix_k, of.prefix_v = (given.at(x, of.P, G, D, dtype=q.dtype, name="a prefix") for x in (k, v))
         (of.prefix_place_k, of.prefix_head_k, _), (of.prefix_place_v, of.prefix_head_v, _) = k.stride(), v.stride()
         keep += [k, v]
-    return _Asked(of, out, keep, N * (longest + int(of.P)) * H * D)
+    return _Asked(of, out, keep, N * (longest + of.P) * H * D)
 
 
-def _check_blocks(block: Tensor, addresses: Tensor, layer: int, N: int) -> None:
+def _refuse(dtype: torch.dtype, device: torch.device, head_dim: int) -> None:
+    if (why := why_not(dtype, device, head_dim)) is not None:
+        raise ValueError(f"got {dtype} with a head dim of {head_dim}: {why}")
+
+
+def _check_blocks(block: Tensor, addresses: Tensor, N: int) -> None:
     if block.ndim != 5 or block.shape[2:4] != (2, PLACES) or not block.is_contiguous():
         raise ValueError(f"got a block {tuple(block.shape)}, expected [L, G, 2, {PLACES}, D] in one piece")
     if (
@@ -198,16 +231,6 @@ def _check_blocks(block: Tensor, addresses: Tensor, layer: int, N: int) -> None:
             f"got addresses {tuple(addresses.shape)} {addresses.dtype} on {addresses.device}, expected [{N}, W] int64 "
             "on the CPU, rows in one piece"
         )
-    if not 0 <= layer < len(block):
-        raise ValueError(f"got layer {layer}, expected 0 to {len(block) - 1}")
-
-
-def _place_in_blocks(of: _Decode, block: Tensor, addresses: Tensor, layer: int) -> None:
-    of_layer, of_head, of_kind, of_place, _ = block.stride()
-    of.blocks, of.width, of.places = addresses.data_ptr(), addresses.stride(0), PLACES
-    of.offset_k, of.offset_v = layer * of_layer, layer * of_layer + of_kind
-    of.head_k = of.head_v = of_head
-    of.place_k = of.place_v = of_place
 
 
 def _place_new(of: _Decode, k: Tensor, v: Tensor, block: Tensor, count: int) -> list[Tensor]:

@@ -48,18 +48,18 @@ def at_integers(name: str, x: Tensor | None, count: int, dtype: torch.dtype = to
     return x.data_ptr()
 
 
-def largest(name: str, x: Tensor, most: int) -> int:
-    """The largest of integers from 0 to `most`; 0 of none.
+def extremes(name: str, x: Tensor, most: int) -> tuple[int, int]:
+    """The least and the largest of integers from 0 to `most`; 0 of none.
 
     Raises:
         ValueError: one that is less or more.
     """
     if not x.numel():
-        return 0
-    least, found = (int(value) for value in x.aminmax())
-    if least < 0 or found > most:
-        raise ValueError(f"got {name} from {least} to {found}, expected 0 to {most}")
-    return found
+        return 0, 0
+    least, largest = (int(value) for value in x.aminmax())
+    if least < 0 or largest > most:
+        raise ValueError(f"got {name} from {least} to {largest}, expected 0 to {most}")
+    return least, largest
 
 
 def is_narrow(x: Tensor | None) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastft_kernels import support
 from fastft_kernels.cpu import given
+from fastft_kernels.cpu.function import applied
 from fastft_kernels.cpu.library import run
 from fastft_kernels.once import differentiable_once
 
@@ -54,9 +55,51 @@ def rms_norm(
     return _norm(x, residual, weight, None, eps, offset, False, out_dtype)
 
 
+class FixedLayerNorm:
+    """`layer_norm` for answering: of weights that stay where they are, and without gradients.
+
+    What a call looks at and makes is as little as it can be: of one token for each of a hundred sequences, the
+    interpreter's part of `layer_norm` takes longer than the work.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, *, eps: float, out_dtype: torch.dtype) -> None:
+        """Args: weight and bias `[C]`, and the dtype of the result.
+
+        Raises:
+            ValueError: a dtype or device for which there is no such code.
+        """
+        self._kept = weight, bias = weight.detach(), bias.detach()
+        self._C, self._dtype = _size(weight[None])[1], out_dtype
+        if (why := support.why_not_compiled(weight, bias, out_dtype)) is not None:
+            raise ValueError(f"got weights of a layer norm in {weight.dtype}: {why}")
+        self._of = _Norm(
+            weight=given.at(weight, self._C), bias=given.at(bias, self._C), C=self._C, chunk=1, eps=eps,
+            weight_is_narrow=given.is_narrow(weight), bias_is_narrow=given.is_narrow(bias),
+            y_is_narrow=out_dtype == torch.bfloat16,
+        )  # fmt: skip
+
+    def __call__(self, x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`[N, C]`, rows in one piece -> y, and the sum (x itself without a residual).
+
+        Raises:
+            ValueError: other shapes, dtypes or devices.
+        """
+        N, C = x.shape[0], self._C
+        at, narrow, of = given.at, torch.bfloat16, _Norm.from_buffer_copy(self._of)
+        y, stats = torch.empty(N, C, dtype=self._dtype), torch.empty(2, N)
+        of.x, of.stride_x, of.x_is_narrow, of.y, of.N = at(x, N, C), x.stride(0), x.dtype == narrow, y.data_ptr(), N
+        of.mean, of.rstd = _places(stats)
+        s = x
+        if residual is not None:
+            s = torch.empty(N, C, dtype=torch.promote_types(x.dtype, residual.dtype))
+            of.residual, of.stride_residual, of.s = at(residual, N, C), residual.stride(0), s.data_ptr()
+            of.residual_is_narrow, of.s_is_narrow = residual.dtype == narrow, s.dtype == narrow
+        run("fastft_norm", of, threads=given.threads(N * C))
+        return y, s
+
+
 def _norm(x: Tensor, residual: Tensor | None, *others: Any) -> tuple[Tensor, Tensor]:
-    apply: Callable[..., Any] = _Normed.apply
-    found = apply(x, residual, *others)
+    found = applied(_Normed, x, residual, *others)
     return (found, x) if residual is None else found
 
 

@@ -60,7 +60,8 @@ class Case:
             for row, place in zip(addresses.tolist(), last.tolist(), strict=True):
                 kept[row[place // decode.PLACES]][layer, :, :, place % decode.PLACES] = math.nan
         block = next(iter(kept.values()))
-        return decode.attention_of_blocks(self.q, block, addresses, layer, self.lengths, prefix=self.prefix, new=new)
+        table = decode.BlockTable(block, addresses, self.lengths)
+        return table.attention(layer, self.q, prefix=self.prefix, new=new)
 
 
 def case_of(
@@ -92,7 +93,8 @@ def blocks_of(case: Case, layer: int) -> tuple[dict[int, Tensor], Tensor]:
     rows = torch.arange(N).repeat_interleave(case.lengths)
     places = torch.cat([torch.arange(int(length)) for length in case.lengths])
     if len(rows):
-        decode.fill_blocks(blocks[0], addresses, layer, rows, places, case.k[rows, places], case.v[rows, places])
+        table = decode.BlockTable(blocks[0], addresses, case.lengths)
+        table.fill(layer, rows, places, case.k[rows, places], case.v[rows, places])
     return {block.data_ptr(): block for block in blocks}, addresses
 
 
@@ -196,9 +198,9 @@ def test_what_is_filled_is_what_was_given_and_nothing_else() -> None:
         ({"layer": 2}, "got layer 2, expected 0 to 1"),
         ({"addresses": torch.zeros(3, 1, dtype=torch.int64)}, r"got addresses \(3, 1\)"),
         ({"q": torch.zeros(2, 3, 8)}, "got 3 heads of queries, expected a multiple of the 2 of keys"),
-        ({"q": torch.zeros(2, 2, 8, dtype=torch.float64)}, "expected a head dim of 8 in torch.float32"),
-        ({"q": torch.zeros(2, 2, 16)}, "expected a head dim of 8"),
-        ({"q": torch.zeros(2, 2, 8, dtype=torch.bfloat16)}, "expected a head dim of 8 in torch.float32"),
+        ({"q": torch.zeros(2, 2, 8, dtype=torch.float64)}, r"expected \[2, H, 8\] torch.float32"),
+        ({"q": torch.zeros(2, 2, 16)}, r"expected \[2, H, 8\]"),
+        ({"q": torch.zeros(2, 2, 8, dtype=torch.bfloat16)}, r"expected \[2, H, 8\] torch.float32"),
         ({"block": torch.zeros(2, 2, 2, 15, 8)}, "got a block"),
         ({"new": (torch.zeros(2, 1, 8), torch.zeros(2, 2, 8))}, "got new"),
         ({"new": 2 * (torch.zeros(2, 2, 8),), "lengths": torch.tensor([0, 1])}, "got a length of 0"),
@@ -211,9 +213,13 @@ def test_what_would_be_read_outside_is_refused(changed: dict[str, Any], said: st
         "q": torch.zeros(2, 2, 8), "block": block, "addresses": torch.full((2, 1), block.data_ptr()), "layer": 0,
         "lengths": torch.tensor([3, 1]),
     }  # fmt: skip
-    decode.attention_of_blocks(**given)
+
+    def answered(layer: int, block: Tensor, addresses: Tensor, lengths: Tensor, **rest: Any) -> Tensor:
+        return decode.BlockTable(block, addresses, lengths).attention(layer, **rest)
+
+    answered(**given)
     with pytest.raises(ValueError, match=said):
-        decode.attention_of_blocks(**{**given, **changed})
+        answered(**{**given, **changed})
 
 
 def test_places_outside_are_not_filled() -> None:
@@ -221,7 +227,9 @@ def test_places_outside_are_not_filled() -> None:
     addresses, kv = torch.tensor([[block.data_ptr()]]), torch.zeros(1, 2, 8)
     for rows, places, said in (([1], [0], "got rows from 1 to 1"), ([0], [16], "got places from 16 to 16")):
         with pytest.raises(ValueError, match=said):
-            decode.fill_blocks(block, addresses, 0, torch.tensor(rows), torch.tensor(places), kv, kv)
+            decode.BlockTable(block, addresses, torch.tensor([0])).fill(
+                0, torch.tensor(rows), torch.tensor(places), kv, kv
+            )
 
 
 def test_where_there_is_no_code_torch_answers(monkeypatch: pytest.MonkeyPatch) -> None:

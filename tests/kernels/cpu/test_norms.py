@@ -8,6 +8,7 @@ import fastft_kernels
 import pytest
 import torch
 from compiled import needs_compiled
+from fastft_kernels.cpu.norms import FixedLayerNorm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -173,3 +174,40 @@ def test_a_gradient_of_a_gradient_is_refused() -> None:
     (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiable once"):
         dx.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("residual", [None, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("N", [0, 1, 5, 300])
+def test_one_of_fixed_weights_has_the_same_bits(N: int, residual: torch.dtype | None, dtype: torch.dtype) -> None:
+    x, other, weight, bias = inputs(N, 48, dtype, residual, torch.float32)
+    assert x is not None
+    assert weight is not None
+    assert bias is not None
+    fixed = FixedLayerNorm(weight, bias, eps=1e-5, out_dtype=dtype)
+    for _ in range(2):  # nothing is left from the first call
+        y, s = fixed(x, other)
+        wanted = normed("layer", (x, other, weight, bias), dtype, "compiled")
+        assert torch.equal(y, wanted[0])
+        assert y.dtype == dtype
+        assert torch.equal(s, x if other is None else wanted[1])
+
+
+def test_one_of_fixed_weights_refuses_what_it_would_misread() -> None:
+    weight, bias = torch.ones(8), torch.zeros(8)
+    fixed = FixedLayerNorm(weight, bias, eps=1e-5, out_dtype=torch.float32)
+    x = torch.zeros(3, 8)
+    for wrong in ((torch.zeros(3, 7), None), (x.double(), None), (x, torch.zeros(2, 8)), (torch.zeros(8, 3).t(), None)):
+        with pytest.raises(ValueError, match="got a tensor"):
+            fixed(*wrong)
+    with pytest.raises(ValueError, match=r"got weights of a layer norm in torch\.float64"):
+        FixedLayerNorm(weight.double(), bias, eps=1e-5, out_dtype=torch.float32)
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_derivatives_forward_are_refused(learns: bool) -> None:
+    x, weight, bias = random(0, 3, 8).requires_grad_(learns), torch.ones(8), torch.zeros(8)
+    with torch.autograd.forward_ad.dual_level(), torch.set_grad_enabled(learns):
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones(3, 8))
+        with pytest.raises((NotImplementedError, RuntimeError)):
+            fastft_kernels.layer_norm(dual, weight, bias, impl="compiled")
