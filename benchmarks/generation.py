@@ -7,7 +7,7 @@ are held against the book's, token for token, those places apart where the two b
 
 `floor` is what no decoder goes below: the matrix products of the prompts and of each step, with the weights laid out as
 fastft has them, and one read a step of the keys and values that are there then, at the memory's measured bandwidth. It
-is measured in turn with fastft's own decoding in the same process, on a GPU by its own clock.
+is measured in the midst of fastft's own decoding, in the same process; on a GPU behind it, by its own clock.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import os
 import statistics
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from fastft.model.gpt2 import GPT2Config
 
 MODULE = "benchmarks.generation"
+PROBE_EVERY = 6
+"""Steps of decoding between two measurements of a step's bare products."""
 BATCH_SIZES = (16, 32, 64, 128)
 """That transformers is tried with."""
 
@@ -142,31 +145,53 @@ def floor(options: argparse.Namespace) -> dict[str, Any]:
     prompts = prompts_of(options)
     model = prepared(model_of(options).eval().to(device), dtype, rows=options.batch_size)
 
-    def ours(new_tokens: int) -> None:
-        rest: dict[str, Any] = {"stop": NO_STOP, "batch_size": options.batch_size}
-        [*decode(model, prompts, max_new_tokens=new_tokens, **rest)]
-
     work = Work.of(model.config, prompts, options.new_tokens, options.batch_size)
 
     @torch.no_grad()
-    def products() -> tuple[list[float], float]:
-        steps = [_products_seconds(model, work.rows, work.rows, device) for _ in range(9)]
-        return steps, sum(_products_seconds(model, tokens, rows, device) for tokens, rows in work.parts)
+    def products(tokens: int, rows: int) -> float:
+        return _products_seconds(model, tokens, rows, device)
 
+    def ours(new_tokens: int, heard: Callable[[object], object] = lambda _: None) -> float:
+        rest: dict[str, Any] = {"stop": NO_STOP, "batch_size": options.batch_size, "heard": heard}
+        begin = time.perf_counter()
+        [*decode(model, prompts, max_new_tokens=new_tokens, **rest)]
+        common.wait_for(device)
+        return time.perf_counter() - begin
+
+    among = _Among(lambda: products(work.rows, work.rows), every=PROBE_EVERY * work.rows)
     ours(2)
-    steps, prefill = products()  # before and behind, as a shared machine's speed changes within the seconds between
-    begin = time.perf_counter()
-    ours(options.new_tokens)
-    common.wait_for(device)
-    decode_seconds = time.perf_counter() - begin
-    more_steps, prefill_again = products()
-    step, prefill = statistics.median(steps + more_steps), (prefill + prefill_again) / 2
+    prefills = [sum(products(*part) for part in work.parts)]
+    # A shared machine's speed changes within seconds. A GPU's does not, and there the host is ahead of the device.
+    decode_seconds = ours(options.new_tokens, among.heard if device == "cpu" else lambda _: None) - among.spent
+    prefills.append(sum(products(*part) for part in work.parts))
+    # The mean, as all steps together are: what others take from the machine falls on both.
+    step = statistics.fmean(among.seconds or [products(work.rows, work.rows) for _ in range(9)])
+    prefill = statistics.fmean(prefills)
     bandwidth = stream_bandwidth(device=device)
     cache = work.numbers_read * dtype.itemsize / bandwidth
     return {
         "seconds": prefill + work.steps * step + cache, "decode_seconds": decode_seconds, "prefill_seconds": prefill,
         "step_seconds": step, "cache_seconds": cache, "bytes_per_second": bandwidth,
     }  # fmt: skip
+
+
+class _Among:
+    """Measures something again and again while something else goes on, and how long that took in all."""
+
+    def __init__(self, measured: Callable[[], float], every: int) -> None:
+        """Args: what gives its own seconds, and at each how many-th call of `heard` it is measured."""
+        self._measured, self._every, self._calls = measured, every, 0
+        self.seconds: list[float] = []
+        self.spent = 0.0
+
+    def heard(self, _: object) -> None:
+        """One more thing has happened."""
+        self._calls += 1
+        if self._calls % self._every == 0:
+            begin = time.perf_counter()
+            self._measured()  # whose data is not in the caches yet
+            self.seconds.append(self._measured())
+            self.spent += time.perf_counter() - begin
 
 
 @dataclass(frozen=True, slots=True)
