@@ -64,7 +64,7 @@ bench: $(BENCH_VENV)/.installed
 	$(BENCH) -m benchmarks.bare $(BENCH_SHARED) --steps $(BENCH_STEPS) --rounds $(BENCH_ROUNDS)
 	$(BENCH) -m benchmarks.ablation $(BENCH_SHARED) --steps $(BENCH_STEPS) --rounds $(BENCH_ROUNDS)
 	$(BENCH) -m benchmarks.sharing $(BENCH_SHARED)
-	$(BENCH) -m benchmarks.generation $(BENCH_SHARED)
+	$(BENCH) -m benchmarks.generation $(BENCH_SHARED) --rounds $(BENCH_ROUNDS)
 	$(BENCH) -m benchmarks.scaling $(BENCH_SHARED)
 	BENCH_SUITE_SIZE=$(BENCH_SIZE) BENCH_THREADS=$(BENCH_THREADS) $(BENCH) -m pytest benchmarks \
 	  --benchmark-json=$(BENCH_RESULTS)/suites.json
