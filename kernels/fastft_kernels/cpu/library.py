@@ -6,6 +6,7 @@ Where there is no compiler, or on Windows, every caller has a way through torch;
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -15,6 +16,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,6 +168,7 @@ def _functions(compiler: list[str]) -> ctypes.CDLL:
         return ctypes.CDLL(str(folder / name))
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _clear(folder)
         beside = Path(tempfile.mkdtemp(dir=folder, prefix="."))
     except OSError:  # nobody's cache to write: for this process alone
         beside = Path(tempfile.mkdtemp(prefix="fastft-"))
@@ -176,6 +179,14 @@ def _functions(compiler: list[str]) -> ctypes.CDLL:
         return ctypes.CDLL(str(made))  # it stays in memory where its file goes
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _clear(folder: Path) -> None:
+    """Removes what was left by processes that were killed while they compiled."""
+    for left in folder.glob(".*"):
+        with contextlib.suppress(OSError):  # another process may do the same
+            if left.is_dir() and time.time() - left.stat().st_mtime > 10 * _SECONDS:
+                shutil.rmtree(left)
 
 
 def _compiled(compiler: list[str], folder: Path, name: str) -> Path:

@@ -56,6 +56,17 @@ def test_a_file_that_was_cut_off_is_made_again(tmp_path: Path) -> None:
     assert _why_not(tmp_path, _CUT_OFF) == "None\nNone"
 
 
+def test_what_killed_compilers_left_is_removed(tmp_path: Path) -> None:
+    left, of_another = (tmp_path / "fastft_kernels" / name for name in (".left", ".of_another"))
+    for folder in (left, of_another):
+        folder.mkdir(parents=True)
+        (folder / "best.o").write_bytes(b"half")
+    os.utime(left, (0, 0))
+    assert _why_not(tmp_path) == "None"
+    assert not left.exists()
+    assert of_another.exists()
+
+
 def test_a_compiler_with_arguments_and_a_cache_that_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
