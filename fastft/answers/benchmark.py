@@ -61,7 +61,7 @@ def read_conversations(source: str) -> list[Conversation]:
             say(hidden)
         rows: Iterable[tuple[int, Any]] = enumerate(sample_rows(), start=1)
     else:
-        rows = rows_of(Path(source))
+        rows = rows_of(Path(source), expected="--conversation takes a file, or `sample`")
     found = [_read(row, value) for row, value in rows]
     bad = [str(one) for one in found if isinstance(one, BadRecord)]
     if bad:

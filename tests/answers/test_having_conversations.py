@@ -297,3 +297,5 @@ def test_the_sample_is_a_keyword(run: Run, tmp_path: Path, monkeypatch: pytest.M
     assert "sample means the embedded conversations, not the file here" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(UserError, match="holds no conversation"):
         read_conversations("./sample")
+    with pytest.raises(UserError, match=r"nope\.json; --conversation takes a file, or `sample`"):
+        read_conversations("nope.json")
