@@ -17,6 +17,7 @@ import yaml
 from fastft.common.errors import UserError
 from fastft.common.files import object_or_empty
 from fastft.common.nearest import did_you_mean_path
+from fastft.common.shell import command
 from fastft.metrics.statistics import bootstrap_mean, sign_flip, wilson
 from fastft.reports.answers import MOST_ANSWERS, Answer, answers_of, are_short, by_question
 from fastft.reports.numbers import finite, sum_of, values_of
@@ -207,19 +208,19 @@ def read_run(folder: Path, name: str | None = None) -> RunFigures:
     """
     if not folder.is_dir():
         near = did_you_mean_path(folder)
-        raise UserError(f"no such run: {folder} is not a folder{near}; make one with `fastft train --out {folder}`")
+        raise UserError(f"no such run: {folder} is not a folder{near}; make one with `{command('train', out=folder)}`")
     if not any((folder / name).is_file() for name in _NAMED_FILES):
         raise UserError(
             f"nothing to report: {folder} holds none of {', '.join(_NAMED_FILES)}; "
-            f"make them with `fastft train --out {folder}`"
+            f"make them with `{command('train', out=folder)}`"
         )
     run = Run(folder)
     if name is not None and not any(
         path.is_file() for path in (run.responses_of("test", name), run.scores(name), run.conversations(name))
     ):
         raise UserError(
-            f"{folder} has neither responses nor conversations of the name {name}; make them with `fastft generate "
-            f"--run {folder} --name {name}`, or leave --name out"
+            f"{folder} has neither responses nor conversations of the name {name}; make them with "
+            f"`{command('generate', run=folder, name=name)}`, or leave --name out"
         )
     steps, validation = _read_metrics(run.metrics)
     scores, problem = _read_scores(run, name)
@@ -388,7 +389,7 @@ def _read_scores(run: Run, name: str | None) -> tuple[dict[str, Any] | None, str
     if not responses.is_file():
         return scores, f"{responses.name}, which was scored, is gone"
     if scored != responses_sha256(run.folder, name):
-        again = f"fastft score --run {run.folder}{'' if name is None else f' --name {name}'}"
+        again = command("score", run=run.folder, name=name)
         return scores, f"{responses.name} has changed since it was scored: run {again} again"
     return scores, None
 

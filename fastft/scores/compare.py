@@ -26,6 +26,7 @@ from fastft.common.errors import JudgeUnavailable, UserError
 from fastft.common.lock import writing
 from fastft.common.nearest import did_you_mean_path
 from fastft.common.options import names_checked
+from fastft.common.shell import command
 from fastft.data.records import category_of, choices_of
 from fastft.judging import pairwise
 from fastft.judging.journal import Journal
@@ -455,7 +456,7 @@ def _scores_of(side: Side, n: int) -> tuple[Floats | None, Any, str | None]:
     """A run's scores `[n]`, NaN where there is none; who gave them; why there are none."""
     run, name = side
     path = Run(run).scores(name)
-    remedy = f"`fastft score --run {run}{'' if name is None else f' --name {name}'}` makes them"
+    remedy = f"`{command('score', run=run, name=name)}` makes them"
     if not path.is_file():
         return None, None, f"{_said(side)} has no scores; {remedy}"
     saved = read_scores(path)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastft.common.errors import UserError
+from fastft.common.shell import command
 from fastft.metrics.statistics import LEVEL, bootstrap_mean, sign_flip
 from fastft.metrics.text_metrics import bounds
 from fastft.pages.render import chance
@@ -86,7 +87,7 @@ def _scores_of(side: Side, talks: Talks) -> tuple[_Scores, Any, str | None]:
     run, name = side
     path = Run(run).scores(name)
     said = str(run) if name is None else f"{run} ({name})"
-    remedy = f"`fastft score --run {run}{'' if name is None else f' --name {name}'}`"
+    remedy = f"`{command('score', run=run, name=name)}`"
     saved = read_scores(path) if path.is_file() else {}
     summary = (saved.get("summary") or {}).get("conversations")
     if summary is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
 from fastft.common.files import read_json, write_json
 from fastft.common.lock import writing
+from fastft.common.shell import command
 from fastft.metrics.statistics import (
     Floats,
     WinTieLoss,
@@ -182,7 +184,7 @@ def _sheet_of(file: RatingsFile, options: AbOptions) -> Sheet:
     elif not all(responses_of(*side).is_file() for side in zip(runs, file.names, strict=True)):
         raise UserError(
             f"{file.path} was made of {runs[0]} and {runs[1]}, which are not here; "
-            f"say where they are: fastft ab RUN_A RUN_B --import {file.path}"
+            f"say where they are: fastft ab RUN_A RUN_B --import {shlex.quote(str(file.path))}"
         )
     sheet = make_sheet(runs, file.seed, file.limit, file.names)
     if sheet.page != file.page:
@@ -406,7 +408,7 @@ def _judge_agreement(sheet: Sheet, verdicts: Sequence[Verdict]) -> dict[str, Any
 def _judge_scores(run: Path, name: str | None) -> tuple[list[float | None], Any] | str:
     """The judge's score of each response of a run, and who gave them; or why they cannot be used."""
     path = Run(run).scores(name)
-    remedy = f"fastft score --run {run}{'' if name is None else f' --name {name}'}"
+    remedy = command("score", run=run, name=name)
     if not path.is_file():
         return f"{path} does not exist: {remedy}"
     held = read_scores(path)

@@ -24,6 +24,7 @@ from fastft.common.kinds import kind_of
 from fastft.common.lock import writing
 from fastft.common.nearest import did_you_mean_path
 from fastft.common.options import names_checked
+from fastft.common.shell import command
 from fastft.data.records import category_of, choices_of, fault_of_category, fault_of_choices, left_out
 from fastft.judging.journal import Journal
 from fastft.judging.judge import Judge
@@ -167,11 +168,6 @@ class _Paths(NamedTuple):
     def scores(self) -> Path:
         return Run(self.run).scores(self.name)
 
-    @property
-    def naming(self) -> str:
-        """What a command takes for the name."""
-        return "" if self.name is None else f" --name {self.name}"
-
 
 class _Asking(NamedTuple):
     """Who is asked, and how."""
@@ -302,7 +298,7 @@ def read_responses(run: Path, name: str | None = None) -> list[dict[str, Any]]:
     """
     paths = _Paths(run, name)
     path = paths.responses
-    remedy = f"make it with `fastft generate --run {run}{paths.naming}`"
+    remedy = f"make it with `{command('generate', run=run, name=name)}`"
     if not path.is_file():
         near = "" if run.is_dir() else did_you_mean_path(run)
         raise UserError(f"no responses to score: {path} does not exist{near}; {remedy}")
@@ -346,7 +342,7 @@ def _check_data(paths: _Paths, files: str | Sequence[str], entries: Sequence[Map
         if records[_asked(entry)] < 0:
             raise UserError(
                 f"{paths.responses} row {row}: it answers no record of the test split of {source}; answer again with "
-                f"`fastft generate --run {paths.run}{paths.naming} --data {source}`"
+                f"`{command('generate', run=paths.run, name=paths.name, data=files)}`"
             )
 
 
