@@ -26,6 +26,8 @@ from fastft.run.decodings import decoding_of, made_from, page_called
 from fastft.run.folder import AB_NUMBERS, CONFIG, CONVERSATIONS, DEMO, METRICS, RESPONSES, SCORES, Run
 from fastft.run.ledger import read_ledger
 from fastft.run.metrics_file import read_metrics
+from fastft.scores.compare import raise_for_all
+from fastft.scores.compare_conversations import compare_conversations, rows_of
 from fastft.scores.conversations import Talks, read_talks
 from fastft.scores.score import judge_identity, other_judges, read_responses, responses_sha256
 from fastft.scores.scores_file import read_scores
@@ -44,6 +46,8 @@ _OF_PEOPLE: dict[str, Any] = {
     "agreement": {"raters": (dict, _NONE), "judge": dict},
 }  # fmt: skip
 """Of ab.json what the page shows, by kinds."""
+_TESTED = ("judge", "exact_match", "rouge_l")
+"""Rows of a difference between two runs, each with a p of its own."""
 _OF_THE_PLACE = {"out", "overwrite", "resume", "config"}  # settings that two runs of one kind may differ in
 
 
@@ -121,6 +125,12 @@ class RunFigures:
         """Who gave the judge's scores, so that only those of one judge are compared; None where there are none."""
         judged = self.summary is not None and any(answer.judge is not None for answer in self.answers)
         return judge_identity((self.summary or {}).get("judge")) if judged else None
+
+    @property
+    def judge_of_talks(self) -> Any:
+        """Who gave the scores of the conversations' turns; None where there are none."""
+        held = self.conversations
+        return None if held is None or held.get("judge_mean") is None else judge_identity(held.get("judge"))
 
     @property
     def was_judged(self) -> bool:
@@ -256,8 +266,11 @@ def read_run(folder: Path, name: str | None = None) -> RunFigures:
 
 
 def side_by_side(run: RunFigures, others: Sequence[RunFigures]) -> list[dict[str, Any]]:
-    """Each other run less this one, over the questions that both answer, with paired intervals and tests."""
-    return [_difference(run, other) for other in others]
+    """Each other run less this one, over the questions that both answer, with paired intervals and tests, and the same
+    of their conversations. Each row's `p_of_all` is its `p` raised for the number of rows of all the runs (Holm)."""
+    found = [_difference(run, other) for other in others]
+    raise_for_all([row for one in found for row in (*(one[name] for name in _TESTED), *rows_of(one["conversations"]))])
+    return found
 
 
 def differing_settings(runs: Sequence[RunFigures]) -> dict[str, list[str | None]]:
@@ -282,6 +295,7 @@ def _difference(run: RunFigures, other: RunFigures) -> dict[str, Any]:
     judged = [(a, b) for one, two in pairs if (a := one.judge) is not None and (b := two.judge) is not None]
     rouge = [(a, b) for one, two in pairs if (a := one.rouge_l) is not None and (b := two.rouge_l) is not None]
     same_judge = run.judge == other.judge
+    talks, no_talks = compare_conversations([(one.folder, one.responses_name) for one in (other, run)])
     return {
         "run": other.name,
         "n": len(pairs),
@@ -290,6 +304,8 @@ def _difference(run: RunFigures, other: RunFigures) -> dict[str, Any]:
         "rouge_l": _paired(rouge),
         "judge": _paired(judged) if same_judge else None,
         "no_judge": other_judges(run.judge, other.judge) if judged and not same_judge else None,
+        "conversations": talks,
+        "no_conversations": no_talks,
     }
 
 
