@@ -29,7 +29,7 @@ from fastft.run.metrics_file import read_metrics
 from fastft.scores.compare import raise_for_all
 from fastft.scores.compare_conversations import compare_conversations, rows_of
 from fastft.scores.conversations import Talks, read_talks
-from fastft.scores.score import judge_identity, other_judges, read_responses, responses_sha256
+from fastft.scores.score import answer_notes, judge_identity, other_judges, read_responses, responses_sha256
 from fastft.scores.scores_file import read_scores
 
 TOKEN_KINDS = ("padded", "real", "computed", "supervised")
@@ -114,6 +114,8 @@ class RunFigures:
     """The figures of the run's conversations in scores.json; None where they are not of those that are there."""
     talks: Sequence[Talk] = ()
     """The conversations themselves, with what the judge said of them where these are the ones."""
+    answer_notes: Sequence[str] = ()
+    """What a reader has to know of responses and conversations: that they are of other weights, or not whole."""
 
     @property
     def name(self) -> str:
@@ -202,6 +204,7 @@ class RunFigures:
             "decoding": self.decoding,
             "conversations": self.conversations,
             "talks": [talk.as_json() for talk in self.talks],
+            "answer_notes": list(self.answer_notes),
         }
 
 
@@ -262,6 +265,7 @@ def read_run(folder: Path, name: str | None = None) -> RunFigures:
         decoding=decoding_of(run.responses_of("test", name)),
         conversations=of_talks,
         talks=talks_of(talks, None if of_talks is None else (scores or {}).get("conversations")),
+        answer_notes=answer_notes(folder, name),
     )
 
 

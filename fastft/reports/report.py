@@ -163,6 +163,7 @@ def _context(runs: Sequence[RunFigures]) -> dict[str, Any]:
         "compared": _compared(runs),
         "categories": _categories(runs),
         "problems": [(name, one.scores_problem) for name, one in named if one.scores_problem],
+        "answer_notes": [(name, note) for name, one in named for note in one.answer_notes],
         "reasons": [(name, shared_reasons(one.answers)) for name, one in named],
         "differences": side_by_side(run, others),
         "differing_settings": differing_settings(runs) if others else {},

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastft.common import files
-from fastft.common.console import SafeConsole, meter, say
+from fastft.common.console import SafeConsole, meter, say, warn
 from fastft.common.errors import JudgeUnavailable, UserError
 from fastft.common.lock import writing
 from fastft.common.nearest import did_you_mean_path
@@ -58,6 +58,7 @@ from fastft.run.folder import COMPARISON, COMPARISON_ELSEWHERE, JUDGE_REPLIES, R
 from fastft.scores.compare_conversations import Side, compare_conversations, conversation_lines, rows_of
 from fastft.scores.conversations import read_talks
 from fastft.scores.score import (
+    answer_notes,
     judge_identity,
     judges_differ,
     left_out_rows,
@@ -253,6 +254,9 @@ def _sides_of(options: CompareOptions) -> list[Side]:
             raise UserError(f"no such run: {run} is not a folder{near}; compare takes the folders of two runs")
     if _same_file(*sides):
         say("A and B are the same responses")
+    for side in dict.fromkeys(sides):
+        for note in answer_notes(*side):
+            warn(f"{_said(side)}: {note}")
     return sides
 
 
