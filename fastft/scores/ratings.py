@@ -8,6 +8,7 @@ mean on the scale where the page asks for one; the intervals are over questions.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import shlex
@@ -24,10 +25,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from fastft.common.console import SafeConsole
+from fastft.common.console import SafeConsole, warn
 from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
-from fastft.common.files import read_json, write_json
+from fastft.common.files import object_or_empty, read_json, write_json
 from fastft.common.lock import writing
 from fastft.common.shell import command
 from fastft.metrics.statistics import (
@@ -112,8 +113,22 @@ def import_ratings(options: AbOptions) -> tuple[Path, dict[str, Any]]:
     result = summary(sheet, by_rater)
     path = sheet.runs[0] / page_called(AB_NUMBERS, sheet.names)
     with writing(sheet.runs[0]):
+        _say_who_is_gone(path, sheet, by_rater)
         write_json(path, result)
     return path, result
+
+
+def _say_who_is_gone(path: Path, sheet: Sheet, by_rater: Mapping[str, Any]) -> None:
+    """Warns where an earlier sum of the same page's ratings, which is replaced, has raters that this one has not."""
+    earlier: dict[str, Any] = {}
+    with contextlib.suppress(UserError):  # what is no JSON has nobody's ratings
+        earlier = object_or_empty(path)
+    raters = earlier.get("raters")
+    if earlier.get("page") != sheet.page or not isinstance(raters, list):
+        return
+    gone = [str(one["name"]) for one in raters if isinstance(one, dict) and one.get("name") not in (None, *by_rater)]
+    if gone:
+        warn(f"{path} has no longer the ratings of {', '.join(gone)}: --import takes the files of all raters at once")
 
 
 # --- Files ---
