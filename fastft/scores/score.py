@@ -126,7 +126,7 @@ def _score(options: ScoreOptions) -> dict[str, Any]:
     for note in answer_notes(options.run, options.name):
         warn(note)
     journal = Journal(options.run / JUDGE_REPLIES)
-    _check_ours(paths.scores)
+    judged_by = _judged_by(paths)
     earlier = _of_earlier(paths.scores, journal, asked)
     judge = _judge(options, journal, entries, earlier)
     of_talks = None if talks is None else _judge(options, journal, talks.entries, earlier, turn_prompt)
@@ -143,11 +143,16 @@ def _score(options: ScoreOptions) -> dict[str, Any]:
             problem = of_talks.ask()
     finally:  # also where Ctrl-C or a full disk ends the asking
         sheet.write()
+    scores = sheet.as_json()
+    if judged_by is not None and scores["summary"]["judge_mean"] is None:
+        warn(
+            f"{paths.scores} has no longer the scores that {judged_by} gave; its answers are kept: score with its "
+            "options again, which asks nothing anew"
+        )
     if problem is not None and options.require_judge:
         raise JudgeUnavailable(problem)
     if problem is not None and options.judge != "none":
         say(f"no judge, everything else is kept: {problem}")
-    scores = sheet.as_json()
     held = scores["summary"]["conversations"]
     for line in [*judge_notes(scores["summary"]), *(talk_notes(held) if held else [])]:
         say(line)
@@ -513,11 +518,18 @@ class _Sheet:
         return {"by_category": rows}
 
 
-def _check_ours(path: Path) -> None:
-    """Refuses to write over a scores.json of something else."""
-    if not path.is_file():
-        return
-    read_scores(path)
+def _judged_by(paths: _Paths) -> str | None:
+    """The model whose scores of these very responses are in scores.json; None where there are none.
+
+    Raises:
+        UserError: it is a file of something else, which is not written over.
+    """
+    if not paths.scores.is_file():
+        return None
+    summary = read_scores(paths.scores)["summary"]
+    if summary.get("judge_mean") is None or summary.get("responses_sha256") != responses_sha256(paths.run, paths.name):
+        return None
+    return str((summary.get("judge") or {}).get("model"))
 
 
 def _scores(judgements: Sequence[Judgement]) -> list[int]:

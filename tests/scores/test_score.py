@@ -350,14 +350,19 @@ def test_only_changed_responses_are_asked_about_and_old_answers_stay(run: Path) 
         assert len(stub.asked) == 4
 
 
-def test_another_model_is_asked_anew_and_the_first_ones_answers_stay(run: Path) -> None:
+def test_another_model_is_asked_anew_and_the_first_ones_answers_stay(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     models = {"llama3:latest": "a", "phi3:latest": "b"}
     with OllamaStub(says("10"), says("20"), says("40"), says("99"), models=models) as stub:
         scored(run, stub)
         scores = scored(run, stub, judge_model="phi3")
         assert given(scores) == [99, 99, 0, 99]
         assert scores["summary"]["judge"]["model"] == "phi3"
+        assert "no longer" not in capsys.readouterr().err
         assert given(scored(run, stub, judge_model="mistyped")) == [None] * 4
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"{run / 'scores.json'} has no longer the scores that phi3 gave; its answers are kept" in said
         assert given(scored(run, unused_url())) == [10, 20, 0, 40]
 
 
