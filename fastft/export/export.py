@@ -16,6 +16,7 @@ from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
 from fastft.common.optional import need
 from fastft.common.options import Condition, check_values, names_checked, option
+from fastft.common.shell import command
 from fastft.data.chat_template import as_jinja
 from fastft.export.base import base_of
 from fastft.export.card import model_card
@@ -106,8 +107,8 @@ def export(options: ExportOptions) -> list[str]:
     run.options()  # that there is a run is said first
     if not run.weights.is_file():
         raise UserError(
-            f"no model in {run.folder}: expected {run.weights}; finish the run with `fastft train --resume "
-            f"--out {run.folder}`"
+            f"no model in {run.folder}: expected {run.weights}; "
+            f"finish the run with `{command('train', resume=True, out=run.folder)}`"
         )
     _check_possible(options, run)
     weights_sha256 = str(files.identity(run.weights)["sha256"])
