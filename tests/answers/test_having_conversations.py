@@ -90,6 +90,13 @@ class TestReading:
         with pytest.raises(UserError, match="the same `id`"):
             self.read(tmp_path, json.dumps([{"turns": ["a"], "id": 2}, {"turns": ["a"]}]))
 
+    def test_keys_that_are_not_read_are_said(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.read(tmp_path, json.dumps([{"turns": ["a"], "references": ["b"]}, {"turns": ["a"], "note": "c"}]))
+        said = " ".join(capsys.readouterr().err.split())
+        assert "keys of rows with `turns` that are not read: `references` (did you mean reference?), `note`;" in said
+        self.read(tmp_path, json.dumps(ROWS))
+        assert "not read" not in capsys.readouterr().err
+
     def test_the_sample_is_short_and_of_many_kinds(self) -> None:
         sample = read_conversations("sample")
         assert len(sample) == 20 == len({one.turns for one in sample})
