@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -114,13 +115,17 @@ class RunFigures:
     """The figures of the run's conversations in scores.json; None where they are not of those that are there."""
     talks: Sequence[Talk] = ()
     """The conversations themselves, with what the judge said of them where these are the ones."""
-    answer_notes: Sequence[str] = ()
-    """What a reader has to know of responses and conversations: that they are of other weights, or not whole."""
 
     @property
     def name(self) -> str:
         """The folder's own name."""
         return self.folder.resolve().name
+
+    @cached_property
+    def answer_notes(self) -> list[str]:
+        """What a reader has to know of responses and conversations: that they are of other weights, or not whole. The
+        weights are read for it, whole."""
+        return answer_notes(self.folder, self.responses_name)
 
     @property
     def judge(self) -> Any:
@@ -204,7 +209,7 @@ class RunFigures:
             "decoding": self.decoding,
             "conversations": self.conversations,
             "talks": [talk.as_json() for talk in self.talks],
-            "answer_notes": list(self.answer_notes),
+            "answer_notes": self.answer_notes,
         }
 
 
@@ -265,7 +270,6 @@ def read_run(folder: Path, name: str | None = None) -> RunFigures:
         decoding=decoding_of(run.responses_of("test", name)),
         conversations=of_talks,
         talks=talks_of(talks, None if of_talks is None else (scores or {}).get("conversations")),
-        answer_notes=answer_notes(folder, name),
     )
 
 
