@@ -241,8 +241,9 @@ def read_run(folder: Path, name: str | None = None) -> RunFigures:
             f"`{command('generate', run=folder, name=name)}`, or leave --name out"
         )
     steps, validation = _read_metrics(run.metrics)
-    scores, problem = _read_scores(run, name)
+    # Before the scores, which are held against the file: should it be replaced now, they are not these answers'.
     entries = read_responses(folder, name) if run.responses_of("test", name).is_file() else []
+    scores, problem = _read_scores(run, name)
     answers = answers_of(entries, [] if scores is None or problem else _judgements(scores))
     settings, made_with = _read_config(run.config)
     tokens = _tokens(steps)

@@ -55,7 +55,13 @@ from fastft.metrics.text_metrics import NAMES, Measure, bounds, measures, multip
 from fastft.pages.render import chance
 from fastft.run.decodings import UNNAMED, Names, decoding_of, differing, names_joined, names_of_two
 from fastft.run.folder import COMPARISON, COMPARISON_ELSEWHERE, JUDGE_REPLIES, Run
-from fastft.scores.compare_conversations import Side, compare_conversations, conversation_lines, rows_of
+from fastft.scores.compare_conversations import (
+    Side,
+    compare_conversations,
+    conversation_lines,
+    decoding_in_words,
+    rows_of,
+)
 from fastft.scores.conversations import read_talks
 from fastft.scores.score import (
     answer_notes,
@@ -578,7 +584,7 @@ def _table(result: Mapping[str, Any]) -> Table:
 
 def _decoding_lines(result: Mapping[str, Any]) -> list[str]:
     """What A and B were decoded with, where it is not the same."""
-    found = ", ".join(f"{name} {a} in A and {b} in B" for name, (a, b) in result["differing_decoding"].items())
+    found = decoding_in_words(result["differing_decoding"])
     unknown = [side for side, one in zip("AB", result["decodings"], strict=True) if one is None]
     lines = [f"the decoding differs: {found}"] if found else []
     if len(unknown) == 1:

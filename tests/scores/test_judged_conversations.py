@@ -292,6 +292,20 @@ class TestComparing:
         assert f"… turn 2 −15.00 {number(low)} to {number(high)} 1.000 1.000" in text
         assert "raised for the number of rows in the table (Holm)" in text
 
+    def test_another_decoding_is_said(self, runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+        """Though the responses were all decoded alike."""
+        for run, temperature in zip(runs, (0.0, 1.0), strict=True):
+            (run / "responses.made-from.json").write_text('{"temperature": 0.0}')
+            (run / "conversations.made-from.json").write_text(json.dumps({"temperature": temperature}))
+        assert main(["compare", *map(str, runs)]) == 0
+        said = capsys.readouterr().out
+        assert "the conversations' decoding differs: temperature 0.0 in A and 1.0 in B" in said
+        assert "\nthe decoding differs" not in said
+        page = report(ReportOptions(run=runs[1], against=[runs[0]])).read_text(encoding="utf-8")
+        assert "The conversations were decoded otherwise: temperature 0.0 and 1.0." in page
+        (runs[1] / "conversations.made-from.json").write_text('{"temperature": 0.0}')
+        assert compare(CompareOptions(*runs))["conversations"]["differing_decoding"] == {}
+
     def test_the_report_says_why_conversations_are_not_compared(self, runs: tuple[Path, Path]) -> None:
         """And calls none of two judges' means the best."""
         a, b = runs
