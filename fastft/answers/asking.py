@@ -31,6 +31,7 @@ from fastft.run.folder import Run
 from fastft.run.given import run_of
 
 STANDARD_INPUT = "-"
+_EXPECTED = f"--prompts takes a file, or {STANDARD_INPUT} for standard input"
 _IN_PYTHON = "prompts"
 """Stands for a file where questions are given as objects."""
 _ANSWERS = {"instruction": ("output", "response"), "prompt": ("completion",)}
@@ -140,7 +141,7 @@ def _questions(options: GenerateOptions) -> list[Record]:
             raise UserError("got an empty --prompt, expected a question")
         return [Record(instruction=options.prompt, output="", row=1)]
     given = options.prompts or ""
-    rows = _standard_input() if given == STANDARD_INPUT else rows_of(Path(given))
+    rows = _standard_input() if given == STANDARD_INPUT else rows_of(Path(given), expected=_EXPECTED)
     return _read("standard input" if given == STANDARD_INPUT else given, rows, options)
 
 

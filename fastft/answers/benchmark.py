@@ -17,13 +17,16 @@ from fastft.common.console import say
 from fastft.common.errors import UserError
 from fastft.common.keywords import hidden_path, is_keyword
 from fastft.common.kinds import kind_of
+from fastft.common.nearest import did_you_mean
 from fastft.data.containers import rows_of
 from fastft.data.formats import checked
-from fastft.data.json_rows import BadRecord
+from fastft.data.json_rows import BadRecord, in_one_line
 from fastft.data.records import ReadingRules, Record, category_of, fault_of_category
 from fastft.data.texts import Malformed, check_text, from_text
 
 _IDS = ("id", "question_id")
+_KEYS = ("turns", "reference", "category", "system", *_IDS)
+_MOST_NAMED = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,8 +64,13 @@ def read_conversations(source: str) -> list[Conversation]:
             say(hidden)
         rows: Iterable[tuple[int, Any]] = enumerate(sample_rows(), start=1)
     else:
-        rows = rows_of(Path(source))
-    found = [_read(row, value) for row, value in rows]
+        rows = rows_of(Path(source), expected="--conversation takes a file, or `sample`")
+    unread: dict[str, None] = {}
+    found = []
+    for row, value in rows:
+        found.append(_read(row, value))
+        if isinstance(value, dict) and "turns" in value:
+            unread |= dict.fromkeys(key for key in value if key not in _KEYS)
     bad = [str(one) for one in found if isinstance(one, BadRecord)]
     if bad:
         raise UserError(f"{source}: {'; '.join(bad[:5])}; mend them, or remove these rows")
@@ -72,6 +80,9 @@ def read_conversations(source: str) -> list[Conversation]:
     seen = {str(one.id) for one in conversations}
     if len(seen) < len(conversations):
         raise UserError(f"{source} has conversations with the same `id`; give each its own, or leave the key out")
+    if unread:
+        named = ", ".join(f"`{in_one_line(key)}`{did_you_mean(key, _KEYS)}" for key in list(unread)[:_MOST_NAMED])
+        say(f"{source}: keys of rows with `turns` that are not read: {named}; read are {', '.join(_KEYS)}")
     return conversations
 
 

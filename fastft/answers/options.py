@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from fastft.common.errors import UserError
 from fastft.common.options import Condition, check_values, names_checked, option
+from fastft.common.shell import command
 from fastft.data.chat_template import AnyTemplate
 from fastft.model.names import Device
 from fastft.run.decodings import check_name
@@ -199,5 +200,5 @@ def _check_model(run: Run) -> None:
     if not (run.weights).is_file():
         raise UserError(
             f"no model in {run.folder}: expected {run.weights}; "
-            f"finish the run with `fastft train --resume --out {run.folder}`"
+            f"finish the run with `{command('train', resume=True, out=run.folder)}`"
         )

@@ -8,6 +8,7 @@ one way are not replaced by those of another unless that is said.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -86,7 +87,6 @@ class Responses:
         if not self._lines:
             # A full disk leaves the old journal, which says what the old answers are made from.
             files.write_text(self._journal.path, json.dumps({"made_from": self._made_from}) + "\n")
-            self.made_from.unlink(missing_ok=True)
 
     def add(self, index: int, answer: Answer, response: str) -> None:
         """Writes down the answer to question `index` and the response that it holds.
@@ -119,6 +119,7 @@ class Responses:
             UserError: the disk is full, or the folder cannot be written.
         """
         entries = self._entries(self._lines)
+        self._forget_others()
         files.write_json(self._path, entries)
         lines = self._lines.values()
         files.write_json(
@@ -128,9 +129,20 @@ class Responses:
                 "seconds": sum(line["seconds"] for line in lines),
                 "tokens": sum(line["tokens"] for line in lines),
                 "near_ties": self.near_ties(),
+                "n_answered": len(lines),
+                "n_asked": len(self._rows),
             },
         )
         return entries
+
+    def _forget_others(self) -> None:
+        """Removes what other answers were made from, as late as these take their place: a kill leaves neither answers
+        beside what others were made from, nor old ones of which nothing says that they are old."""
+        known: dict[str, Any] = {}
+        with contextlib.suppress(UserError):
+            known = files.object_or_empty(self.made_from)
+        if known | self._made_from != known:
+            self.made_from.unlink(missing_ok=True)
 
     def near_ties(self) -> list[dict[str, Any]]:
         """The places where a greedy choice was a close one, by the records' rows in the data."""

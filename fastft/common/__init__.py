@@ -19,6 +19,7 @@ To be read in this order:
     effects.py   options that can have no effect: `check_effects`
     keywords.py  words that an option takes as themselves: `is_keyword`, `hidden_path`, `Option`
     optional.py  what is installed beside fastft, or a line that says how: `need`
+    shell.py     commands as they can be pasted into a shell: `command`
     memory.py    memory taken, and kept on a CPU: `peak_memory`, `keep_freed_memory`
     version.py   `__version__`
 """

@@ -6,6 +6,7 @@ The lock is the system's own (`flock`), on a file that stays: it is free again w
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,12 +45,17 @@ def writing(folder: Path) -> Iterator[None]:
             "end, or take another folder"
         ) from None
     except (OSError, NotImplementedError) as error:
-        if not (isinstance(error, OSError) and error.errno in _TOLD_BY_THE_WRITE):
+        if not (isinstance(error, OSError) and _is_told_by_the_write(error, folder)):
             warn(f"{folder} cannot be locked ({error}): see to it that no other process writes to it")
     try:
         yield
     finally:
         lock.release()
+
+
+def _is_told_by_the_write(error: OSError, folder: Path) -> bool:
+    """Whether the block will fail too: not where the lock alone is somebody else's, in a folder that several share."""
+    return error.errno in _TOLD_BY_THE_WRITE and not os.access(folder, os.W_OK | os.X_OK)
 
 
 def refuse_if_held(folder: Path) -> None:

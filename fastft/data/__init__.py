@@ -6,7 +6,7 @@ To be read in this order:
                          `EndOfTextInData`, `Format`, `Role`, `ROLES`, `digest_of`, `Split`, `split`; what an entry
                          holds: `category_of`, `fault_of_category`, `choices_of`, `fault_of_choices`, `right_choice`,
                          `answers_of`, `left_out`, `END_OF_TEXT_MARK`
-    json_rows.py         rows of JSON text: `BadRecord`
+    json_rows.py         rows of JSON text: `BadRecord`, `in_one_line`
     csv_rows.py          rows of CSV and TSV
     arrow_rows.py        rows of Parquet, Arrow and Hugging Face data sets
     containers.py        which of them a file gets, by its content; folders: `rows_of`

@@ -55,6 +55,7 @@ _BINARY: dict[bytes, Kind] = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff
 _TEXT_IN_A_BYTE = {"gzip": 4, "zstd": 4, "parquet": 3}
 """Bytes of JSON text in a byte of a file, roughly."""
 
+_EXPECTED = "--data takes a file, `book` or `sample`"
 _READ_BYTES = 1 << 20
 _SPLIT_NAME = re.compile(r"(?i)(?:^|/)(train|test|val|valid|validation|dev|eval)(?![a-z])")
 
@@ -125,8 +126,9 @@ def _is_about(file: Path) -> bool:
 
 
 def rows_of(
-    path: Path, *, read: Callable[[int], None] | None = None, formed: Callable[[Form], None] | None = None
-) -> Iterator[tuple[int, Any]]:
+    path: Path, *, read: Callable[[int], None] | None = None, formed: Callable[[Form], None] | None = None,
+    expected: str = _EXPECTED,
+) -> Iterator[tuple[int, Any]]:  # fmt: skip
     """Yields (row, value or `BadRecord`) of a data file or a data set; rows count from 1, in a file of lines its blank
     ones too, in a table without its header.
 
@@ -134,6 +136,7 @@ def rows_of(
         path: the file.
         read: is told the number of bytes after each read of the file.
         formed: is told how the file is read, before its first row.
+        expected: what the option takes that names the file, said where there is none.
 
     Raises:
         UserError: while iterating, where the file cannot be read or is not what it should be.
@@ -160,16 +163,16 @@ def rows_of(
         formed(Form(kind))
         yield from (arrow_rows.parquet_rows if kind == "parquet" else arrow_rows.arrow_rows)(path, read)
     except FileNotFoundError:
-        raise _not_found(path) from None
+        raise _not_found(path, expected) from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{path} is not a whole {packed} file: {error}; fetch or compress it again") from error
     except OSError as error:
         raise UserError(f"cannot read the data file {path}: {error.strerror or error}; check the path") from error
 
 
-def _not_found(path: Path) -> UserError:
+def _not_found(path: Path, expected: str = _EXPECTED) -> UserError:
     near = did_you_mean_path(path)
-    return UserError(f"data file not found: {path}{near}; --data takes a file, `book` or `sample`")
+    return UserError(f"data file not found: {path}{near}; {expected}")
 
 
 def _packed(begin: bytes) -> Packed | None:

@@ -16,6 +16,7 @@ from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
 from fastft.common.optional import need
 from fastft.common.options import Condition, check_values, names_checked, option
+from fastft.common.shell import command
 from fastft.data.chat_template import as_jinja
 from fastft.export.base import base_of
 from fastft.export.card import model_card
@@ -98,18 +99,19 @@ def export(options: ExportOptions) -> list[str]:
         What there is to be told: the folder, and what to do with it.
 
     Raises:
-        UserError: the run has no model; the folder holds something; the format cannot hold the model; an option can
-            have no effect.
+        UserError: the run has no model, or another one before the end; the folder holds something; the format cannot
+            hold the model; an option can have no effect.
     """
     check_effects(options)
     run = Run(options.run)
     run.options()  # that there is a run is said first
     if not run.weights.is_file():
         raise UserError(
-            f"no model in {run.folder}: expected {run.weights}; finish the run with `fastft train --resume "
-            f"--out {run.folder}`"
+            f"no model in {run.folder}: expected {run.weights}; "
+            f"finish the run with `{command('train', resume=True, out=run.folder)}`"
         )
     _check_possible(options, run)
+    there = _version(run.weights)
     weights_sha256 = str(files.identity(run.weights)["sha256"])
     chosen = {name: getattr(options, name) for name in _CHOICES[options.to]}
     adapter = read_adapter(run.model) if run.has_adapter else None
@@ -123,7 +125,15 @@ def export(options: ExportOptions) -> list[str]:
         if options.to in ("hf", "peft"):
             card = model_card(run, run.template(), weights_sha256, config.n_ctx, adapter, merged=options.to == "hf")
             files.write_text(folder / "README.md", card)
+        if _version(run.weights) != there:
+            raise UserError(f"{run.weights} was replaced while it was exported, by a training that ended; export again")
     return _told(options)
+
+
+def _version(weights: Path) -> tuple[int, ...]:
+    """What is another one when a file has been replaced."""
+    found = weights.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _check_possible(options: ExportOptions, run: Run) -> None:

@@ -30,6 +30,7 @@ from fastft.common.errors import UserError
 from fastft.common.keywords import is_keyword
 from fastft.common.kinds import kind_of
 from fastft.common.nearest import did_you_mean_path
+from fastft.common.shell import command
 from fastft.data.folder_tokenizer import NAMES as TOKENIZER_FILES
 from fastft.data.folder_tokenizer import UNREAD, tokenizer_of
 from fastft.data.tokenizer import VOCAB_SIZE, Tokenizer, gpt2_tokenizer
@@ -514,8 +515,8 @@ def _safetensors_of(folder: Path) -> list[Path]:
     if not (folder / _INDEX).is_file():
         if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
             raise UserError(
-                f"{folder} holds a run without a model; give one of its checkpoints, or finish it with `fastft train "
-                f"--resume --out {folder}`"
+                f"{folder} holds a run without a model; give one of its checkpoints, or finish it with "
+                f"`{command('train', resume=True, out=folder)}`"
             )
         found = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".h5", ".msgpack")))
         raise UserError(

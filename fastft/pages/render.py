@@ -19,6 +19,7 @@ import jinja2
 from markupsafe import Markup
 
 from fastft.common.files import write_text
+from fastft.common.shell import command
 
 _THEME = "theme.js"  # runs before the page is drawn, so that it does not change its colours before one's eyes
 
@@ -89,6 +90,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals.update(command=command)
     environment.filters.update(number=number, duration=duration, signed=signed, embedded=embedded, chance=chance)
     return environment
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,6 +18,7 @@ import yaml
 from fastft.common.errors import UserError
 from fastft.common.files import object_or_empty
 from fastft.common.nearest import did_you_mean_path
+from fastft.common.shell import command
 from fastft.metrics.statistics import bootstrap_mean, sign_flip, wilson
 from fastft.reports.answers import MOST_ANSWERS, Answer, answers_of, are_short, by_question
 from fastft.reports.numbers import finite, sum_of, values_of
@@ -25,8 +27,10 @@ from fastft.run.decodings import decoding_of, made_from, page_called
 from fastft.run.folder import AB_NUMBERS, CONFIG, CONVERSATIONS, DEMO, METRICS, RESPONSES, SCORES, Run
 from fastft.run.ledger import read_ledger
 from fastft.run.metrics_file import read_metrics
+from fastft.scores.compare import raise_for_all
+from fastft.scores.compare_conversations import compare_conversations, rows_of
 from fastft.scores.conversations import Talks, read_talks
-from fastft.scores.score import judge_identity, other_judges, read_responses, responses_sha256
+from fastft.scores.score import answer_notes, judge_identity, other_judges, read_responses, responses_sha256
 from fastft.scores.scores_file import read_scores
 
 TOKEN_KINDS = ("padded", "real", "computed", "supervised")
@@ -43,6 +47,8 @@ _OF_PEOPLE: dict[str, Any] = {
     "agreement": {"raters": (dict, _NONE), "judge": dict},
 }  # fmt: skip
 """Of ab.json what the page shows, by kinds."""
+_TESTED = ("judge", "exact_match", "rouge_l")
+"""Rows of a difference between two runs, each with a p of its own."""
 _OF_THE_PLACE = {"out", "overwrite", "resume", "config"}  # settings that two runs of one kind may differ in
 
 
@@ -115,11 +121,23 @@ class RunFigures:
         """The folder's own name."""
         return self.folder.resolve().name
 
+    @cached_property
+    def answer_notes(self) -> list[str]:
+        """What a reader has to know of responses and conversations: that they are of other weights, or not whole. The
+        weights are read for it, whole."""
+        return answer_notes(self.folder, self.responses_name)
+
     @property
     def judge(self) -> Any:
         """Who gave the judge's scores, so that only those of one judge are compared; None where there are none."""
         judged = self.summary is not None and any(answer.judge is not None for answer in self.answers)
         return judge_identity((self.summary or {}).get("judge")) if judged else None
+
+    @property
+    def judge_of_talks(self) -> Any:
+        """Who gave the scores of the conversations' turns; None where there are none."""
+        held = self.conversations
+        return None if held is None or held.get("judge_mean") is None else judge_identity(held.get("judge"))
 
     @property
     def was_judged(self) -> bool:
@@ -191,6 +209,7 @@ class RunFigures:
             "decoding": self.decoding,
             "conversations": self.conversations,
             "talks": [talk.as_json() for talk in self.talks],
+            "answer_notes": self.answer_notes,
         }
 
 
@@ -207,23 +226,24 @@ def read_run(folder: Path, name: str | None = None) -> RunFigures:
     """
     if not folder.is_dir():
         near = did_you_mean_path(folder)
-        raise UserError(f"no such run: {folder} is not a folder{near}; make one with `fastft train --out {folder}`")
+        raise UserError(f"no such run: {folder} is not a folder{near}; make one with `{command('train', out=folder)}`")
     if not any((folder / name).is_file() for name in _NAMED_FILES):
         raise UserError(
             f"nothing to report: {folder} holds none of {', '.join(_NAMED_FILES)}; "
-            f"make them with `fastft train --out {folder}`"
+            f"make them with `{command('train', out=folder)}`"
         )
     run = Run(folder)
     if name is not None and not any(
         path.is_file() for path in (run.responses_of("test", name), run.scores(name), run.conversations(name))
     ):
         raise UserError(
-            f"{folder} has neither responses nor conversations of the name {name}; make them with `fastft generate "
-            f"--run {folder} --name {name}`, or leave --name out"
+            f"{folder} has neither responses nor conversations of the name {name}; make them with "
+            f"`{command('generate', run=folder, name=name)}`, or leave --name out"
         )
     steps, validation = _read_metrics(run.metrics)
-    scores, problem = _read_scores(run, name)
+    # Before the scores, which are held against the file: should it be replaced now, they are not these answers'.
     entries = read_responses(folder, name) if run.responses_of("test", name).is_file() else []
+    scores, problem = _read_scores(run, name)
     answers = answers_of(entries, [] if scores is None or problem else _judgements(scores))
     settings, made_with = _read_config(run.config)
     tokens = _tokens(steps)
@@ -255,8 +275,11 @@ def read_run(folder: Path, name: str | None = None) -> RunFigures:
 
 
 def side_by_side(run: RunFigures, others: Sequence[RunFigures]) -> list[dict[str, Any]]:
-    """Each other run less this one, over the questions that both answer, with paired intervals and tests."""
-    return [_difference(run, other) for other in others]
+    """Each other run less this one, over the questions that both answer, with paired intervals and tests, and the same
+    of their conversations. Each row's `p_of_all` is its `p` raised for the number of rows of all the runs (Holm)."""
+    found = [_difference(run, other) for other in others]
+    raise_for_all([row for one in found for row in (*(one[name] for name in _TESTED), *rows_of(one["conversations"]))])
+    return found
 
 
 def differing_settings(runs: Sequence[RunFigures]) -> dict[str, list[str | None]]:
@@ -281,6 +304,7 @@ def _difference(run: RunFigures, other: RunFigures) -> dict[str, Any]:
     judged = [(a, b) for one, two in pairs if (a := one.judge) is not None and (b := two.judge) is not None]
     rouge = [(a, b) for one, two in pairs if (a := one.rouge_l) is not None and (b := two.rouge_l) is not None]
     same_judge = run.judge == other.judge
+    talks, no_talks = compare_conversations([(one.folder, one.responses_name) for one in (other, run)])
     return {
         "run": other.name,
         "n": len(pairs),
@@ -289,6 +313,8 @@ def _difference(run: RunFigures, other: RunFigures) -> dict[str, Any]:
         "rouge_l": _paired(rouge),
         "judge": _paired(judged) if same_judge else None,
         "no_judge": other_judges(run.judge, other.judge) if judged and not same_judge else None,
+        "conversations": talks,
+        "no_conversations": no_talks,
     }
 
 
@@ -388,7 +414,7 @@ def _read_scores(run: Run, name: str | None) -> tuple[dict[str, Any] | None, str
     if not responses.is_file():
         return scores, f"{responses.name}, which was scored, is gone"
     if scored != responses_sha256(run.folder, name):
-        again = f"fastft score --run {run.folder}{'' if name is None else f' --name {name}'}"
+        again = command("score", run=run.folder, name=name)
         return scores, f"{responses.name} has changed since it was scored: run {again} again"
     return scores, None
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 
 def finite(value: Any) -> float | None:
-    """The value as a number, or None: no number, infinite, or not-a-number."""
-    usable = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if usable else None
+    """The value as a number, or None: no number, infinite, not-a-number, or a whole number larger than any other."""
+    usable = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if usable and abs(value) <= sys.float_info.max else None
 
 
 def values_of(lines: Sequence[Mapping[str, Any]], key: str) -> list[float]:

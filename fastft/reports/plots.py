@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastft.common.console import warn
 from fastft.common.errors import UserError
 from fastft.common.files import make_folder, replacing
 from fastft.common.optional import need
@@ -68,19 +69,19 @@ def plots(*folders: Path) -> list[Plot]:
 
 
 def plots_of(runs: Sequence[RunFigures]) -> list[Plot]:
-    """`plots` of runs that have been read."""
+    """`plots` of runs that have been read. Scores of other responses than are there are not drawn, and it is said."""
     matplotlib = need("matplotlib", extra="plots")
     names = names_of([run.folder for run in runs])
-    makers: dict[str, Callable[[Sequence[RunFigures], Sequence[str]], Figure | None]] = {
-        "loss": _losses, "learning-rate": _learning_rates, "tokens": _tokens, "scores": _scores,
-    }  # fmt: skip
+    for run, name in zip(runs, names, strict=True):
+        if run.scores_problem:
+            warn(f"the scores of {name} are not drawn: {run.scores_problem}")
     with matplotlib.rc_context(_STYLE):
-        made = {name: make(runs, names) for name, make in makers.items()}
+        made = {name: make(runs, names) for name, make in _MAKERS.items()}
     return [Plot(name, figure) for name, figure in made.items() if figure is not None]
 
 
 def write_plots(made: Sequence[Plot], folder: Path) -> list[Path]:
-    """Writes each plot into a folder in all `FORMATS`.
+    """Writes each plot into a folder in all `FORMATS`; those of an earlier call which this one has not are removed.
 
     Raises:
         UserError: there is nothing to draw, or a file cannot be written.
@@ -94,6 +95,9 @@ def write_plots(made: Sequence[Plot], folder: Path) -> list[Path]:
             paths.append(folder / f"{plot.name}.{kind}")
             with replacing(paths[-1]) as file:
                 file.write(plot.as_bytes(kind))
+    for name in _MAKERS.keys() - {plot.name for plot in made}:
+        for kind in FORMATS:
+            (folder / f"{name}.{kind}").unlink(missing_ok=True)
     return paths
 
 
@@ -202,7 +206,8 @@ def _tokens(runs: Sequence[RunFigures], names: Sequence[str]) -> Figure | None:
 
 def _scores(runs: Sequence[RunFigures], names: Sequence[str]) -> Figure | None:
     """The headline figures of 0 to 100 with their 95% intervals, and the first of them in each category."""
-    held = [{one.label: one for one in [*headlines(run), *_by_category(run)] if one.of_100} for run in runs]
+    shown = [[] if run.scores_problem else [*headlines(run), *_by_category(run)] for run in runs]
+    held = [{one.label: one for one in figures if one.of_100} for figures in shown]
     labels = list(dict.fromkeys(label for one in held for label in one))
     if not labels:
         return None
@@ -235,7 +240,7 @@ def _mark(axes: Axes, at: float, value: float, interval: Sequence[float] | None)
 
 
 def _by_category(run: RunFigures) -> list[Headline]:
-    categories = {} if run.scores_problem else (run.summary or {}).get("by_category") or {}
+    categories = (run.summary or {}).get("by_category") or {}
     key, what = ("judge_mean", "judge") if run.main_score == "judge" else ("exact_match", "exact")
     if not 1 < len(categories) <= _MOST_CATEGORIES:
         return []
@@ -244,6 +249,12 @@ def _by_category(run: RunFigures) -> list[Headline]:
         Headline(f"{shorten(name, 30, placeholder='…')} ({what})", figures[key], _interval_of(figures, key))
         for name, figures in shown.items()
     ]
+
+
+_MAKERS: dict[str, Callable[[Sequence[RunFigures], Sequence[str]], Figure | None]] = {
+    "loss": _losses, "learning-rate": _learning_rates, "tokens": _tokens, "scores": _scores,
+}  # fmt: skip
+"""By the plots' names."""
 
 
 def _interval_of(figures: Mapping[str, Any], key: str) -> Any:

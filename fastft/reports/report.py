@@ -163,6 +163,7 @@ def _context(runs: Sequence[RunFigures]) -> dict[str, Any]:
         "compared": _compared(runs),
         "categories": _categories(runs),
         "problems": [(name, one.scores_problem) for name, one in named if one.scores_problem],
+        "answer_notes": [(name, note) for name, one in named for note in one.answer_notes],
         "reasons": [(name, shared_reasons(one.answers)) for name, one in named],
         "differences": side_by_side(run, others),
         "differing_settings": differing_settings(runs) if others else {},
@@ -217,8 +218,10 @@ def _compared(runs: Sequence[RunFigures]) -> list[dict[str, Any]]:
     none = {"scores": None}  # of other responses, or of conversations alone
     held = [{**run.as_json(), **(none if run.scores_problem or not (run.summary or {}).get("n") else {})}
             for run in runs]  # fmt: skip
-    judges = [run.judge for run in runs if run.judge is not None]
-    same_judge = all(judge == judges[0] for judge in judges)
+    one_judge = {
+        "scores": _are_one([run.judge for run in runs]),
+        "conversations": _are_one([run.judge_of_talks for run in runs]),
+    }
     groups = []
     for title, figures in _COMPARED.items():
         lines = []
@@ -226,11 +229,17 @@ def _compared(runs: Sequence[RunFigures]) -> list[dict[str, Any]]:
             found = [_at(one, path) for one in held]
             if any(there for there, _ in found):
                 values = [value for _, value in found]
-                ranked = best if same_judge or path[-1] != "judge_mean" else None
+                ranked = best if path[-1] != "judge_mean" or one_judge[path[0]] else None
                 lines.append({"label": label, "values": values, "digits": digits, "best": _top(values, ranked)})
         if lines:
             groups.append({"title": title, "lines": lines})
     return groups
+
+
+def _are_one(judges: Sequence[Any]) -> bool:
+    """Whether all runs that were judged were judged by one, so that the best of them may be called so."""
+    known = [judge for judge in judges if judge is not None]
+    return all(judge == known[0] for judge in known)
 
 
 def _at(value: Any, path: Sequence[str]) -> tuple[bool, Any]:

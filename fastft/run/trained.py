@@ -10,6 +10,7 @@ from typing import Any
 from fastft.common import files
 from fastft.common.errors import UserError
 from fastft.common.keywords import is_keyword
+from fastft.common.shell import command
 from fastft.data.tokenizer import Tokenizer
 from fastft.model.gpt2 import GPT2
 from fastft.model.weights import load
@@ -35,7 +36,7 @@ def data_of(run: Run, moved_to: str | Sequence[str] | None = None) -> Data:
     if not check_same_data(run, data):
         raise UserError(
             f"{run.data} does not say what {run.folder} was trained on, so that its test split may hold training "
-            f"records; write it again with `fastft train --resume --out {run.folder}`"
+            f"records; write it again with `{command('train', resume=True, out=run.folder)}`"
         )
     return data
 

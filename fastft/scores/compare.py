@@ -21,11 +21,12 @@ from rich.table import Table
 from rich.text import Text
 
 from fastft.common import files
-from fastft.common.console import SafeConsole, meter, say
+from fastft.common.console import SafeConsole, meter, say, warn
 from fastft.common.errors import JudgeUnavailable, UserError
 from fastft.common.lock import writing
 from fastft.common.nearest import did_you_mean_path
 from fastft.common.options import names_checked
+from fastft.common.shell import command
 from fastft.data.records import category_of, choices_of
 from fastft.judging import pairwise
 from fastft.judging.journal import Journal
@@ -54,9 +55,16 @@ from fastft.metrics.text_metrics import NAMES, Measure, bounds, measures, multip
 from fastft.pages.render import chance
 from fastft.run.decodings import UNNAMED, Names, decoding_of, differing, names_joined, names_of_two
 from fastft.run.folder import COMPARISON, COMPARISON_ELSEWHERE, JUDGE_REPLIES, Run
-from fastft.scores.compare_conversations import Side, compare_conversations, conversation_lines, rows_of
+from fastft.scores.compare_conversations import (
+    Side,
+    compare_conversations,
+    conversation_lines,
+    decoding_in_words,
+    rows_of,
+)
 from fastft.scores.conversations import read_talks
 from fastft.scores.score import (
+    answer_notes,
     judge_identity,
     judges_differ,
     left_out_rows,
@@ -252,6 +260,9 @@ def _sides_of(options: CompareOptions) -> list[Side]:
             raise UserError(f"no such run: {run} is not a folder{near}; compare takes the folders of two runs")
     if _same_file(*sides):
         say("A and B are the same responses")
+    for side in dict.fromkeys(sides):
+        for note in answer_notes(*side):
+            warn(f"{_said(side)}: {note}")
     return sides
 
 
@@ -455,7 +466,7 @@ def _scores_of(side: Side, n: int) -> tuple[Floats | None, Any, str | None]:
     """A run's scores `[n]`, NaN where there is none; who gave them; why there are none."""
     run, name = side
     path = Run(run).scores(name)
-    remedy = f"`fastft score --run {run}{'' if name is None else f' --name {name}'}` makes them"
+    remedy = f"`{command('score', run=run, name=name)}` makes them"
     if not path.is_file():
         return None, None, f"{_said(side)} has no scores; {remedy}"
     saved = read_scores(path)
@@ -573,7 +584,7 @@ def _table(result: Mapping[str, Any]) -> Table:
 
 def _decoding_lines(result: Mapping[str, Any]) -> list[str]:
     """What A and B were decoded with, where it is not the same."""
-    found = ", ".join(f"{name} {a} in A and {b} in B" for name, (a, b) in result["differing_decoding"].items())
+    found = decoding_in_words(result["differing_decoding"])
     unknown = [side for side, one in zip("AB", result["decodings"], strict=True) if one is None]
     lines = [f"the decoding differs: {found}"] if found else []
     if len(unknown) == 1:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastft.common.errors import UserError
+from fastft.common.shell import command
 from fastft.metrics.statistics import LEVEL, bootstrap_mean, sign_flip
 from fastft.metrics.text_metrics import bounds
 from fastft.pages.render import chance
+from fastft.run.decodings import decoding_of, differing
 from fastft.run.folder import Run
 from fastft.scores.conversations import Talks, read_talks
 from fastft.scores.score import judge_identity, other_judges
@@ -27,7 +29,8 @@ def compare_conversations(sides: Sequence[Side]) -> tuple[dict[str, Any] | None,
     """The figures of both runs' conversations, A less B; None where either has none, and why where both have some.
 
     A conversation counts with the turns that have a score in both. `n` counts conversations; `a`, `b` and `difference`
-    are means over them, with `interval` and `p`; `turns` has the same for the first turns, the second ones, ...
+    are means over them, with `interval` and `p`; `turns` has the same for the first turns, the second ones, ...;
+    `differing_decoding` says in what the answers were decoded otherwise, with A's value and B's.
     """
     talks = [read_talks(*side) for side in sides]
     a, b = talks
@@ -43,7 +46,8 @@ def compare_conversations(sides: Sequence[Side]) -> tuple[dict[str, Any] | None,
         why_not = other_judges(judge_a, judge_b)
     if why_not is not None:
         return None, why_not
-    return _figures(scores_a, [scores_b[index] for index in order]), None
+    decoding = differing(*(decoding_of(one.path) for one in (a, b)))
+    return {**_figures(scores_a, [scores_b[index] for index in order]), "differing_decoding": decoding}, None
 
 
 def rows_of(found: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -56,7 +60,14 @@ def conversation_lines(found: dict[str, Any] | None, why_not: str | None) -> lis
     if found is None:
         return [] if why_not is None else [f"the conversations are not compared: {why_not}"]
     lines = [f"{found['n']} conversations, judge's mean: {_row(found)}"]
-    return [*lines, *(f"  turn {turn['turn']}: {_row(turn)}" for turn in found["turns"])]
+    lines += [f"  turn {turn['turn']}: {_row(turn)}" for turn in found["turns"]]
+    said = decoding_in_words(found["differing_decoding"])
+    return [*lines, *([f"the conversations' decoding differs: {said}"] if said else [])]
+
+
+def decoding_in_words(differing_decoding: Mapping[str, Sequence[Any]]) -> str:
+    """`temperature 0.0 in A and 1.0 in B`; empty where nothing differs."""
+    return ", ".join(f"{name} {a} in A and {b} in B" for name, (a, b) in differing_decoding.items())
 
 
 def _row(row: dict[str, Any]) -> str:
@@ -86,7 +97,7 @@ def _scores_of(side: Side, talks: Talks) -> tuple[_Scores, Any, str | None]:
     run, name = side
     path = Run(run).scores(name)
     said = str(run) if name is None else f"{run} ({name})"
-    remedy = f"`fastft score --run {run}{'' if name is None else f' --name {name}'}`"
+    remedy = f"`{command('score', run=run, name=name)}`"
     saved = read_scores(path) if path.is_file() else {}
     summary = (saved.get("summary") or {}).get("conversations")
     if summary is None:

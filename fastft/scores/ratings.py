@@ -8,8 +8,10 @@ mean on the scale where the page asks for one; the intervals are over questions.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,11 +25,12 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from fastft.common.console import SafeConsole
+from fastft.common.console import SafeConsole, warn
 from fastft.common.effects import check_effects
 from fastft.common.errors import UserError
-from fastft.common.files import read_json, write_json
+from fastft.common.files import object_or_empty, read_json, write_json
 from fastft.common.lock import writing
+from fastft.common.shell import command
 from fastft.metrics.statistics import (
     Floats,
     WinTieLoss,
@@ -110,8 +113,22 @@ def import_ratings(options: AbOptions) -> tuple[Path, dict[str, Any]]:
     result = summary(sheet, by_rater)
     path = sheet.runs[0] / page_called(AB_NUMBERS, sheet.names)
     with writing(sheet.runs[0]):
+        _say_who_is_gone(path, sheet, by_rater)
         write_json(path, result)
     return path, result
+
+
+def _say_who_is_gone(path: Path, sheet: Sheet, by_rater: Mapping[str, Any]) -> None:
+    """Warns where an earlier sum of the same page's ratings, which is replaced, has raters that this one has not."""
+    earlier: dict[str, Any] = {}
+    with contextlib.suppress(UserError):  # what is no JSON has nobody's ratings
+        earlier = object_or_empty(path)
+    raters = earlier.get("raters")
+    if earlier.get("page") != sheet.page or not isinstance(raters, list):
+        return
+    gone = [str(one["name"]) for one in raters if isinstance(one, dict) and one.get("name") not in (None, *by_rater)]
+    if gone:
+        warn(f"{path} has no longer the ratings of {', '.join(gone)}: --import takes the files of all raters at once")
 
 
 # --- Files ---
@@ -182,7 +199,7 @@ def _sheet_of(file: RatingsFile, options: AbOptions) -> Sheet:
     elif not all(responses_of(*side).is_file() for side in zip(runs, file.names, strict=True)):
         raise UserError(
             f"{file.path} was made of {runs[0]} and {runs[1]}, which are not here; "
-            f"say where they are: fastft ab RUN_A RUN_B --import {file.path}"
+            f"say where they are: fastft ab RUN_A RUN_B --import {shlex.quote(str(file.path))}"
         )
     sheet = make_sheet(runs, file.seed, file.limit, file.names)
     if sheet.page != file.page:
@@ -406,7 +423,7 @@ def _judge_agreement(sheet: Sheet, verdicts: Sequence[Verdict]) -> dict[str, Any
 def _judge_scores(run: Path, name: str | None) -> tuple[list[float | None], Any] | str:
     """The judge's score of each response of a run, and who gave them; or why they cannot be used."""
     path = Run(run).scores(name)
-    remedy = f"fastft score --run {run}{'' if name is None else f' --name {name}'}"
+    remedy = command("score", run=run, name=name)
     if not path.is_file():
         return f"{path} does not exist: {remedy}"
     held = read_scores(path)

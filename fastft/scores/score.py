@@ -19,11 +19,12 @@ from typing import Any, NamedTuple, get_args
 
 from fastft.common.console import say, warn
 from fastft.common.errors import FastftError, JudgeUnavailable, UserError
-from fastft.common.files import object_or_empty, read_json, write_json
+from fastft.common.files import identity, object_or_empty, read_json, write_json
 from fastft.common.kinds import kind_of
 from fastft.common.lock import writing
 from fastft.common.nearest import did_you_mean_path
 from fastft.common.options import names_checked
+from fastft.common.shell import command
 from fastft.data.records import category_of, choices_of, fault_of_category, fault_of_choices, left_out
 from fastft.judging.journal import Journal
 from fastft.judging.judge import Judge
@@ -35,7 +36,7 @@ from fastft.judging.questions import PromptOf, Style, response_prompt, turn_prom
 from fastft.metrics import text_metrics as metrics
 from fastft.run.decodings import check_name, decoding_of, made_from
 from fastft.run.folder import JUDGE_REPLIES, Run
-from fastft.scores.conversations import Talks, read_talks, talk_notes, talks_in_words
+from fastft.scores.conversations import read_talks, talk_notes, talks_in_words
 from fastft.scores.scores_file import read_scores
 
 _RUNGS = {
@@ -114,7 +115,7 @@ def _score(options: ScoreOptions) -> dict[str, Any]:
         options.judge_tokens,
     )
     paths = _Paths(options.run, options.name)
-    talks = _talks(options)
+    talks = read_talks(options.run, options.name)
     has_only_talked = talks is not None and not paths.responses.is_file()
     entries = [] if has_only_talked else read_responses(options.run, options.name)
     if has_only_talked:
@@ -122,10 +123,10 @@ def _score(options: ScoreOptions) -> dict[str, Any]:
     if options.data is not None:
         _check_data(paths, options.data, entries)
     answered = [] if has_only_talked else _answered(entries, paths.responses)
-    if are_stale(options.run, paths.responses):
-        warn("the responses are not those of the run's model as it is now; `fastft generate` answers again")
+    for note in answer_notes(options.run, options.name):
+        warn(note)
     journal = Journal(options.run / JUDGE_REPLIES)
-    _check_ours(paths.scores)
+    judged_by = _judged_by(paths)
     earlier = _of_earlier(paths.scores, journal, asked)
     judge = _judge(options, journal, entries, earlier)
     of_talks = None if talks is None else _judge(options, journal, talks.entries, earlier, turn_prompt)
@@ -142,11 +143,16 @@ def _score(options: ScoreOptions) -> dict[str, Any]:
             problem = of_talks.ask()
     finally:  # also where Ctrl-C or a full disk ends the asking
         sheet.write()
+    scores = sheet.as_json()
+    if judged_by is not None and scores["summary"]["judge_mean"] is None:
+        warn(
+            f"{paths.scores} has no longer the scores that {judged_by} gave; its answers are kept: score with its "
+            "options again, which asks nothing anew"
+        )
     if problem is not None and options.require_judge:
         raise JudgeUnavailable(problem)
     if problem is not None and options.judge != "none":
         say(f"no judge, everything else is kept: {problem}")
-    scores = sheet.as_json()
     held = scores["summary"]["conversations"]
     for line in [*judge_notes(scores["summary"]), *(talk_notes(held) if held else [])]:
         say(line)
@@ -166,11 +172,6 @@ class _Paths(NamedTuple):
     @property
     def scores(self) -> Path:
         return Run(self.run).scores(self.name)
-
-    @property
-    def naming(self) -> str:
-        """What a command takes for the name."""
-        return "" if self.name is None else f" --name {self.name}"
 
 
 class _Asking(NamedTuple):
@@ -206,14 +207,6 @@ def _judge(
         judge.find(partial(options.before, asked.server))
         judges.append(judge)
     return next((judge for judge in judges if judge.was_heard()), judges[-1])
-
-
-def _talks(options: ScoreOptions) -> Talks | None:
-    """The run's conversations, where it has had some."""
-    talks = read_talks(options.run, options.name)
-    if talks is not None and are_stale(options.run, talks.path):
-        warn("the conversations are not those of the run's model as it is now; `fastft generate` has them again")
-    return talks
 
 
 def _of_earlier(scores: Path, journal: Journal, asked: _Asking) -> list[_Asking]:
@@ -302,7 +295,7 @@ def read_responses(run: Path, name: str | None = None) -> list[dict[str, Any]]:
     """
     paths = _Paths(run, name)
     path = paths.responses
-    remedy = f"make it with `fastft generate --run {run}{paths.naming}`"
+    remedy = f"make it with `{command('generate', run=run, name=name)}`"
     if not path.is_file():
         near = "" if run.is_dir() else did_you_mean_path(run)
         raise UserError(f"no responses to score: {path} does not exist{near}; {remedy}")
@@ -346,7 +339,7 @@ def _check_data(paths: _Paths, files: str | Sequence[str], entries: Sequence[Map
         if records[_asked(entry)] < 0:
             raise UserError(
                 f"{paths.responses} row {row}: it answers no record of the test split of {source}; answer again with "
-                f"`fastft generate --run {paths.run}{paths.naming} --data {source}`"
+                f"`{command('generate', run=paths.run, name=paths.name, data=files)}`"
             )
 
 
@@ -359,14 +352,27 @@ def left_out_rows(entries: Sequence[Mapping[str, Any]]) -> list[int]:
     return [row for row, entry in enumerate(entries, start=1) if left_out(entry) is not None]
 
 
-def are_stale(run: Path, answers: Path) -> bool:
-    """Whether the run's weights have changed since answers of it were generated."""
-    origin, weights = made_from(answers), Run(run).weights
-    if not (origin.is_file() and weights.is_file()):
-        return False
-    noted = object_or_empty(origin)
-    with weights.open("rb") as file:
-        return bool(noted.get("weights_sha256") != hashlib.file_digest(file, "sha256").hexdigest())
+def answer_notes(run: Path, name: str | None = None) -> list[str]:
+    """What a reader of figures over a run's answers has to know, one line each: that the run's weights have changed
+    since, as they do where a training goes on; or that some of what was asked has no answer yet."""
+    held = {"responses": Run(run).responses_of("test", name), "conversations": Run(run).conversations(name)}
+    made = {called: object_or_empty(made_from(path)) for called, path in held.items() if _say_how_made(path)}
+    weights = Run(run).weights
+    now = identity(weights)["sha256"] if made and weights.is_file() else None
+    notes = []
+    for called, one in made.items():
+        if now is not None and one.get("weights_sha256") != now:
+            notes.append(f"the {called} are not those of the run's model as it is now; `fastft generate` answers again")
+        n, of = one.get("n_answered"), one.get("n_asked")
+        if isinstance(n, int) and isinstance(of, int) and n < of:
+            found = f"the {called} are not whole: {n} of {of} answers are there"
+            notes.append(f"{found}; `fastft generate` gives the others")
+    return notes
+
+
+def _say_how_made(answers: Path) -> bool:
+    """Whether answers are there, and a file that says what they were made from."""
+    return answers.is_file() and made_from(answers).is_file()
 
 
 def _check_entry(entry: Any, where: str, remedy: str) -> None:
@@ -512,11 +518,18 @@ class _Sheet:
         return {"by_category": rows}
 
 
-def _check_ours(path: Path) -> None:
-    """Refuses to write over a scores.json of something else."""
-    if not path.is_file():
-        return
-    read_scores(path)
+def _judged_by(paths: _Paths) -> str | None:
+    """The model whose scores of these very responses are in scores.json; None where there are none.
+
+    Raises:
+        UserError: it is a file of something else, which is not written over.
+    """
+    if not paths.scores.is_file():
+        return None
+    summary = read_scores(paths.scores)["summary"]
+    if summary.get("judge_mean") is None or summary.get("responses_sha256") != responses_sha256(paths.run, paths.name):
+        return None
+    return str((summary.get("judge") or {}).get("model"))
 
 
 def _scores(judgements: Sequence[Judgement]) -> list[int]:

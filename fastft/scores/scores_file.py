@@ -6,7 +6,6 @@ error of Python's, is refused here, in one line.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,4 +68,4 @@ def _fault_of_summary(summary: Mapping[str, Any]) -> str | None:
 def _is_score(value: Any) -> bool:
     if value is None:
         return True
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and 0 <= value <= 100
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 100  # NaN is not either

@@ -176,6 +176,12 @@ def test_what_does_not_go_together(options: dict[str, Any], says: str) -> None:
     assert says in str(error.value)
 
 
+def test_a_file_of_questions_that_is_not_there(trained: Path, tmp_path: Path) -> None:
+    options = GenerateOptions(run=trained, prompts=str(tmp_path / "none.json"))
+    with pytest.raises(UserError, match=r"none\.json; --prompts takes a file, or - for standard input"):
+        list(ask(options))
+
+
 def test_what_cannot_be_asked(trained: Path, tmp_path: Path) -> None:
     file = tmp_path / "some.jsonl"
     for rows, says in (

@@ -20,6 +20,7 @@ from fastft.answers import generation
 from fastft.answers.generation import generate
 from fastft.answers.options import GenerateOptions
 from fastft.batches.batch import from_padded
+from fastft.common import files
 from fastft.common.errors import UserError
 from fastft.data.tokenizer import END_OF_TEXT, gpt2_tokenizer
 from fastft.decoding.decode import Answer, NearTie, decode, greedy_reference
@@ -29,6 +30,7 @@ from fastft.model.weights import load, save_hf
 from fastft.run.config import TrainOptions, to_yaml
 from fastft.run.data import load_data
 from fastft.run.folder import Run
+from fastft.scores.score import answer_notes
 from fastft.training.models import initial_model
 from fastft.training.train import train
 
@@ -246,10 +248,30 @@ class TestStage:
         with pytest.raises(KeyboardInterrupt):
             ask(Asked(die_at=4), max_new_tokens=4, overwrite=True)
         assert json.loads(run.responses.read_text()) == greedy
+        made_from = run.folder / "responses.made-from.json"
+        assert json.loads(made_from.read_text())["max_new_tokens"] == 5  # it stays as long as they do
         rest = Asked()
         shorter = ask(rest, max_new_tokens=4)  # what was asked for is under way already
         assert rest.prompts == 7
         assert json.loads(run.responses.read_text()) == shorter != greedy
+        assert json.loads(made_from.read_text())["max_new_tokens"] == 4
+
+    def test_a_kill_between_answers_and_what_they_were_made_from_leaves_no_others(
+        self, run: Run, ask: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        ask(Asked())
+        write = files.write_json
+
+        def killed(path: Path, value: Any) -> None:
+            if path.name.endswith("made-from.json"):
+                raise KeyboardInterrupt
+            write(path, value)
+
+        monkeypatch.setattr("fastft.answers.responses.files.write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            ask(Asked(), max_new_tokens=4, overwrite=True)
+        assert len(json.loads(run.responses.read_text())) == 10
+        assert not (run.folder / "responses.made-from.json").exists()
 
     @pytest.mark.parametrize("split", ["test", pytest.param("val", marks=pytest.mark.long)])
     def test_a_killed_call_of_a_name_is_taken_up_where_it_stopped(
@@ -327,11 +349,15 @@ class TestStage:
         three = ask(first, limit=3)
         assert first.prompts == 3
         assert json.loads(run.responses.read_text()) == three
+        assert answer_notes(run.folder) == [
+            "the responses are not whole: 3 of 10 answers are there; `fastft generate` gives the others"
+        ]
         ten = ask(rest)
         assert rest.prompts == 7
         assert ten[:3] == three
         assert [response["id"] for response in ten] == list(range(85, 95))
         assert ask(Asked(die_at=1), limit=2) == ten[:2]
+        assert answer_notes(run.folder) == []
 
     @pytest.mark.long
     def test_killed_at_ten_random_moments(self, run: Run) -> None:

@@ -90,6 +90,13 @@ class TestReading:
         with pytest.raises(UserError, match="the same `id`"):
             self.read(tmp_path, json.dumps([{"turns": ["a"], "id": 2}, {"turns": ["a"]}]))
 
+    def test_keys_that_are_not_read_are_said(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.read(tmp_path, json.dumps([{"turns": ["a"], "references": ["b"]}, {"turns": ["a"], "note": "c"}]))
+        said = " ".join(capsys.readouterr().err.split())
+        assert "keys of rows with `turns` that are not read: `references` (did you mean reference?), `note`;" in said
+        self.read(tmp_path, json.dumps(ROWS))
+        assert "not read" not in capsys.readouterr().err
+
     def test_the_sample_is_short_and_of_many_kinds(self) -> None:
         sample = read_conversations("sample")
         assert len(sample) == 20 == len({one.turns for one in sample})
@@ -297,3 +304,5 @@ def test_the_sample_is_a_keyword(run: Run, tmp_path: Path, monkeypatch: pytest.M
     assert "sample means the embedded conversations, not the file here" in " ".join(capsys.readouterr().err.split())
     with pytest.raises(UserError, match="holds no conversation"):
         read_conversations("./sample")
+    with pytest.raises(UserError, match=r"nope\.json; --conversation takes a file, or `sample`"):
+        read_conversations("nope.json")

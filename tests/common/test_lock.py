@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -65,6 +66,22 @@ def test_the_second_of_two_gets_one_line_and_the_first_is_left_alone(tmp_path: P
         assert f"another process writes to {tmp_path}" in str(second.gave)
     refuse_if_held(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_lock_of_somebody_elses_in_a_shared_folder_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *, shared: bool
+) -> None:
+    """Where the folder too is theirs, what is written says so."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("fastft.common.lock.filelock.FileLock.acquire", refuse)
+    monkeypatch.setattr("fastft.common.lock.os.access", lambda *_: shared)
+    with writing(tmp_path):
+        said = " ".join(capsys.readouterr().err.split())
+    assert (f"{tmp_path} cannot be locked ([Errno {errno.EACCES}] Permission denied)" in said) is shared
 
 
 def test_looking_leaves_no_trace(tmp_path: Path) -> None:

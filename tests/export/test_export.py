@@ -23,6 +23,7 @@ from fastft.data.prompts import TEMPLATES
 from fastft.data.records import Record, Turn
 from fastft.data.tokenizer import gpt2_tokenizer
 from fastft.decoding.decode import decode
+from fastft.export import export as export_module
 from fastft.export.export import ExportOptions, export
 from fastft.export.prompt_ids import warn_of_other_ids
 from fastft.model.gpt2 import GPT2
@@ -260,6 +261,27 @@ def test_a_template_whose_ids_others_do_not_make_is_told(capsys: pytest.CaptureF
         tokenizer = with_special_tokens(gpt2_tokenizer(), template.special_tokens, template.end)
         warn_of_other_ids(template, tokenizer)
         assert bool(capsys.readouterr().err) == (name == "llama3"), name
+
+
+def test_weights_that_are_replaced_meanwhile_are_not_exported_as_those_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = made_run(tmp_path / "run")
+
+    def replaced(*given: Any) -> Any:
+        made = write(*given)
+        other = tmp_path / "other"
+        other.write_bytes(run.weights.read_bytes())
+        other.replace(run.weights)
+        return made
+
+    write = export_module._write
+    monkeypatch.setattr(export_module, "_write", replaced)
+    with pytest.raises(UserError, match="was replaced while it was exported"):
+        exported(run, "book")
+    assert not run.exported("book").exists()
+    monkeypatch.setattr(export_module, "_write", write)
+    assert (exported(run, "book") / "model.pth").is_file()
 
 
 def test_sizes() -> None:

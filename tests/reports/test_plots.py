@@ -112,6 +112,18 @@ def test_what_a_run_lacks_is_not_drawn(tmp_path: Path) -> None:
     assert not (tmp_path / "bare" / "report.html").exists()
 
 
+def test_scores_of_other_responses_are_not_drawn_and_their_plot_goes(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report(ReportOptions(run=run, plots=True))
+    assert "not drawn" not in capsys.readouterr().err
+    (run / "responses.json").write_text((run / "responses.json").read_text().replace("an owl", "a cat"))
+    report(ReportOptions(run=run, plots=True))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "warning: the scores of run are not drawn: responses.json has changed since it was scored" in said
+    assert {path.stem for path in (run / "plots").iterdir()} == {*NAMES} - {"scores"}
+
+
 def test_without_matplotlib_the_report_is_made_and_plots_are_refused_in_one_line(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

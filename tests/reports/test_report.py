@@ -417,7 +417,7 @@ def test_a_step_written_twice_counts_once_and_odd_values_do_no_harm(tmp_path: Pa
         {**STEPS[0], "tokens_padded": 5},
         STEPS[0],
         {"step": 2, "loss": float("nan"), "lr": None, "grad_norm": "x", "tokens_padded": 500},
-        {"step": 3, "loss": None, "skipped": True},
+        {"step": 3, "loss": None, "grad_norm": 10**400, "skipped": True},
         {"step": 4, "loss": float("inf"), "skipped": True},
         {"step": 4, "event": "sample", "text": "x"},
         ["no", "object"],

@@ -155,6 +155,20 @@ def test_raters_who_agree_and_who_do_not(tmp_path: Path) -> None:
     assert (pairs["Max", "Zoe"]["n"], pairs["Max", "Zoe"]["same"]) == (4, 0)
 
 
+def test_ratings_that_are_imported_one_by_one_say_whose_are_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = made_page(tmp_path)
+    eve, other = (exported(tmp_path, rated(page, name, says("ada")), f"{name}.json") for name in ("Eve", "Max"))
+    imported(eve)
+    imported(eve, other)
+    assert "no longer" not in capsys.readouterr().err
+    result = imported(other)
+    assert [one["name"] for one in result["raters"]] == ["Max"]
+    said = " ".join(capsys.readouterr().err.split())
+    assert "ab.json has no longer the ratings of Eve: --import takes the files of all raters at once" in said
+
+
 def test_full_agreement_over_several_choices_is_an_alpha_of_1(tmp_path: Path) -> None:
     page = made_page(tmp_path)
     file = rated(page, "Eve", says("ada"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from fastft.cli import main
 from fastft.common.errors import UserError
 from fastft.metrics.statistics import bootstrap_mean, holm, sign_flip
 from fastft.metrics.text_metrics import names_it
+from fastft.pages.render import number
 from fastft.reports.figures import read_run
 from fastft.reports.report import ReportOptions, report
 from fastft.reports.talks import side_by_side
@@ -270,3 +272,52 @@ class TestComparing:
         assert [one["conversations"]["judge_mean"] for one in held] == [37.5, 22.5]
         make_run(b, [TALKS[0]])
         assert read_run(b).conversations is None  # of others than are there
+
+    def test_the_report_tests_what_compare_tests(self, runs: tuple[Path, Path]) -> None:
+        """The same rows for conversations, the other run less this one; and p raised for all rows of the page."""
+        a, b = runs
+        page = report(ReportOptions(run=b, against=[a])).read_text(encoding="utf-8")
+        (found,) = json.loads((b / "report.json").read_text())["differences"]
+        compared = compare(CompareOptions(a, b))["conversations"]
+        talks = found["conversations"]
+        rows, theirs = [talks, *talks["turns"]], [compared, *compared["turns"]]
+        for name in ("n", "a", "b", "difference", "interval", "p"):
+            assert [row[name] for row in rows] == [row[name] for row in theirs]
+        tested = [found["judge"], found["exact_match"], found["rouge_l"], *rows]
+        assert [row["p_of_all"] for row in tested] == holm([row["p"] for row in tested])
+        assert talks["p_of_all"] > talks["p"]
+        text = " ".join(re.sub("<[^>]+>", " ", page).split())
+        assert "Conversations, judge’s score (2 scored in both) +15.00" in text
+        low, high = talks["turns"][1]["interval"]
+        assert f"… turn 2 −15.00 {number(low)} to {number(high)} 1.000 1.000" in text
+        assert "raised for the number of rows in the table (Holm)" in text
+
+    def test_another_decoding_is_said(self, runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+        """Though the responses were all decoded alike."""
+        for run, temperature in zip(runs, (0.0, 1.0), strict=True):
+            (run / "responses.made-from.json").write_text('{"temperature": 0.0}')
+            (run / "conversations.made-from.json").write_text(json.dumps({"temperature": temperature}))
+        assert main(["compare", *map(str, runs)]) == 0
+        said = capsys.readouterr().out
+        assert "the conversations' decoding differs: temperature 0.0 in A and 1.0 in B" in said
+        assert "\nthe decoding differs" not in said
+        page = report(ReportOptions(run=runs[1], against=[runs[0]])).read_text(encoding="utf-8")
+        assert "The conversations were decoded otherwise: temperature 0.0 and 1.0." in page
+        (runs[1] / "conversations.made-from.json").write_text('{"temperature": 0.0}')
+        assert compare(CompareOptions(*runs))["conversations"]["differing_decoding"] == {}
+
+    def test_the_report_says_why_conversations_are_not_compared(self, runs: tuple[Path, Path]) -> None:
+        """And calls none of two judges' means the best."""
+        a, b = runs
+        page = report(ReportOptions(run=a, against=[b])).read_text(encoding="utf-8")
+        assert '<td class="n best">37.50</td>' in page
+        scored(b, 20, 30, 40, judge_style="reason")
+        for run in runs:
+            (run / "responses.json").unlink()
+            held = json.loads((run / "scores.json").read_text())
+            held["summary"].update(n=0, responses_sha256=None)
+            (run / "scores.json").write_text(json.dumps({**held, "judgements": []}))
+        page = report(ReportOptions(run=a, against=[b])).read_text(encoding="utf-8")
+        assert "The conversations are not compared: the two runs were scored by other judges" in page
+        assert '<td class="n">37.50</td>' in page
+        assert '<td class="n best">37.50</td>' not in page

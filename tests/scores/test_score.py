@@ -30,6 +30,9 @@ from ollama_stub import (
 from fastft.common.console import Meter
 from fastft.common.errors import JudgeUnavailable, UserError
 from fastft.metrics import text_metrics as metrics
+from fastft.reports.figures import read_run
+from fastft.reports.report import ReportOptions, report
+from fastft.scores.compare import CompareOptions, compare
 from fastft.scores.score import ScoreOptions, score, summary_line
 
 ENTRIES: list[dict[str, Any]] = [
@@ -347,14 +350,19 @@ def test_only_changed_responses_are_asked_about_and_old_answers_stay(run: Path) 
         assert len(stub.asked) == 4
 
 
-def test_another_model_is_asked_anew_and_the_first_ones_answers_stay(run: Path) -> None:
+def test_another_model_is_asked_anew_and_the_first_ones_answers_stay(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     models = {"llama3:latest": "a", "phi3:latest": "b"}
     with OllamaStub(says("10"), says("20"), says("40"), says("99"), models=models) as stub:
         scored(run, stub)
         scores = scored(run, stub, judge_model="phi3")
         assert given(scores) == [99, 99, 0, 99]
         assert scores["summary"]["judge"]["model"] == "phi3"
+        assert "no longer" not in capsys.readouterr().err
         assert given(scored(run, stub, judge_model="mistyped")) == [None] * 4
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"{run / 'scores.json'} has no longer the scores that phi3 gave; its answers are kept" in said
         assert given(scored(run, unused_url())) == [10, 20, 0, 40]
 
 
@@ -882,6 +890,26 @@ def test_responses_of_other_weights_are_scored_with_a_warning(
         origin.write_text(json.dumps({"weights_sha256": hashlib.sha256(made_from).hexdigest()}))
         score(ScoreOptions(run=tmp_path, judge="none"))
         assert ("`fastft generate` answers again" in " ".join(capsys.readouterr().err.split())) is stale
+    said = "the responses are not those of the run's model as it is now; `fastft generate` answers again"
+    assert read_run(tmp_path).answer_notes == [said]
+    assert said.replace("'", "&#39;") in report(ReportOptions(run=tmp_path)).read_text(encoding="utf-8")
+    compare(CompareOptions(tmp_path, tmp_path))
+    assert " ".join(capsys.readouterr().err.split()).count(f"{tmp_path}: {said}") == 1
+
+
+def test_answers_that_are_not_whole_are_scored_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a killed call leaves them, which gives the longest questions' first."""
+    entries = [{"instruction": "a", "input": "", "output": "b", "model_response": "b"}]
+    (tmp_path / "responses.json").write_text(json.dumps(entries))
+    (tmp_path / "conversations.json").write_text('[{"id": 1, "turns": [{"question": "a", "answer": "b"}]}]')
+    for called, n, of in (("responses", 1, 3), ("conversations", 2, 2)):
+        (tmp_path / f"{called}.made-from.json").write_text(json.dumps({"n_answered": n, "n_asked": of}))
+    score(ScoreOptions(run=tmp_path, judge="none"))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the responses are not whole: 1 of 3 answers are there; `fastft generate` gives the others" in said
+    assert said.count("are not whole") == 1
 
 
 def test_responses_of_a_name_have_scores_of_their_own(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ from fastft.scores.scores_file import read_scores
         ({"judgements": [{"score": None}, {"score": 101}]}, "judgement 2 has no score"),
         ({"judgements": [{"score": float("nan")}]}, "judgement 1 has no score"),
         ({"judgements": [{"score": True}]}, "judgement 1 has no score"),
+        ({"judgements": [{"score": 10**400}]}, "judgement 1 has no score"),
         ({"judgements": ["80"]}, "judgement 1 has no score"),
         ({"exact_match": "86%"}, "summary.exact_match is text"),
         ({"n": True}, "summary.n is"),

@@ -283,6 +283,15 @@ def test_one_that_fails_costs_one_warning_and_is_made_up_for(
     assert without_the_clock(figures) == without_the_clock(points_of(lines_of(run)))
 
 
+def test_steps_of_a_call_without_it_are_made_up_for(tmp_path: Path, heard: type[Heard]) -> None:
+    run = tmp_path / "run"
+    fastft.train(options(run, "tensorboard"), records=ROWS, stop_after=2)
+    fastft.train(options(run, None, resume=True), records=ROWS, stop_after=4)
+    assert max(step for step, _, _ in heard.points) == 2
+    fastft.train(options(run, "tensorboard", resume=True), records=ROWS)
+    assert without_the_clock(heard.points) == without_the_clock(points_of(lines_of(run)))
+
+
 def without_the_clock(points: Sequence[Point]) -> list[Point]:
     """Of an evaluation that is done again the clock says something else."""
     kept = [(*point[:2], {name: x for name, x in point[2].items() if name not in OF_THE_CLOCK}) for point in points]

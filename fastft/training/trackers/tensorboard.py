@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -28,7 +29,7 @@ class TensorBoard:
         config = json.dumps(dict(start.config), indent=2, ensure_ascii=False)
         self._writer.add_text("config", "".join(f"    {line}\n" for line in config.splitlines()), start.step)
         self.id = FOLDER
-        self.place = f"tensorboard --logdir {folder}"
+        self.place = f"tensorboard --logdir {shlex.quote(str(folder))}"
 
     def log(self, points: Sequence[Point]) -> None:
         """Takes figures."""

@@ -57,7 +57,8 @@ class Told:
 
 
 class Memory:
-    """The file of a run's folder that says by which id each tracker knows it, and what one has had that missed some."""
+    """The file of a run's folder that says by which id each tracker knows it, and what one has had that missed some or
+    whose call has ended."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -67,7 +68,8 @@ class Memory:
             self._known = files.object_or_empty(path)
 
     def of(self, name: str) -> tuple[str, Told | None] | None:
-        """The id of a tracker's run, and what it was told where it missed something; None of one that is new."""
+        """The id of a tracker's run, and what it was told, which is not known where its call was killed (it is then
+        taken to have had all); None of one that is new."""
         match self._known.get(name):
             case {"id": str(id_), "told": {"step": int(step), "evaluation": int(evaluation)}}:
                 return id_, Told(step, evaluation)
@@ -135,6 +137,8 @@ class Tracked:
                 lines, end = self._heard()
                 self._take(tracker, lines)
             tracker.close(end)
+            # What other calls do without it, the next one with it makes up for.
+            self._memory.keep(self.name, tracker.id, self._told)
         except ImportError as error:
             self._fail(f"{error} (pip install 'fastft[{self.name}]')")
         except Exception as error:  # others' code, on others' machines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,7 +39,7 @@ class Wandb:
         )
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
-        self.place = self._run.url or f"offline; `wandb sync {Path(self._run.dir).parent}` sends it"
+        self.place = self._run.url or f"offline; `wandb sync {shlex.quote(str(Path(self._run.dir).parent))}` sends it"
 
     def log(self, points: Sequence[Point]) -> None:
         """Takes figures. Its own count of steps only ever grows, over resumed runs too: an evaluation has the number
