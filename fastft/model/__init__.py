@@ -15,6 +15,7 @@ To be read in this order:
     loss.py           cross-entropy behind a head, for a loop of one's own: `linear_cross_entropy`
     tied.py           one gradient for the two uses of a tied embedding
     packed_linear.py  weights laid out once for a CPU's products: `PackedLinear`, `can_pack`
+    fixed_norm.py     layer norms of weights that stay: `FixedNorm`, `can_fix`
     precision.py      the arithmetic of a device, and narrow copies of weights: `choose_device`, `choose_dtype`,
                       `autocast`, `NARROW`, `BF16Copies`, `narrow_base`, `is_narrowed`, `with_weights`,
                       `total_norm`

@@ -132,9 +132,9 @@ def test_a_run_without_conversations_has_none_of_this(tmp_path: Path) -> None:
 def test_a_run_that_has_only_talked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is scored, compared and reported by its conversations alone, and no server is asked what is known already."""
     runs = [make_run(tmp_path / name) for name in "ab"]
-    for number, run in enumerate(runs):
+    for more, run in enumerate(runs):
         (run / "responses.json").unlink()
-        with OllamaStub(*(says(str(one + number)) for one in (80, 10, 60))) as stub:
+        with OllamaStub(*(says(str(one + more)) for one in (80, 10, 60))) as stub:
             summary = score(ScoreOptions(run=run, judge_url=stub.url))["summary"]
             assert len(stub.asked) == 3
         assert (summary["n"], summary["exact_match"], summary["responses_sha256"]) == (0, None, None)

@@ -8,6 +8,7 @@ To be read in this order:
     threads.c         a function's parts in torch's threads
     vector.h          floats by the vector: conversions from and to bf16, the exponential
     given.py          what is looked at before a tensor is given away
+    function.py       operations with a graph of gradients, and without: `applied`
     attention.py      interval attention and its gradients, with `attention.c`
     activations.py    GELU with its bias, and SwiGLU, with `activations.c`
     norms.py          layer norm and RMS norm with the addition before them, with `norms.c`
