@@ -23,7 +23,7 @@ from fastft.metrics.statistics import bootstrap_mean, sign_flip, wilson
 from fastft.reports.answers import MOST_ANSWERS, Answer, answers_of, are_short, by_question
 from fastft.reports.numbers import finite, sum_of, values_of
 from fastft.reports.talks import Talk, talks_of
-from fastft.run.decodings import decoding_of, made_from, page_called
+from fastft.run.decodings import all_said, decoding_of, made_from, page_called
 from fastft.run.folder import AB_NUMBERS, CONFIG, CONVERSATIONS, DEMO, METRICS, RESPONSES, SCORES, Run
 from fastft.run.ledger import read_ledger
 from fastft.run.metrics_file import read_metrics
@@ -227,12 +227,12 @@ def read_run(folder: Path, name: str | None = None) -> RunFigures:
     if not folder.is_dir():
         near = did_you_mean_path(folder)
         raise UserError(f"no such run: {folder} is not a folder{near}; make one with `{command('train', out=folder)}`")
-    if not any((folder / name).is_file() for name in _NAMED_FILES):
+    run = Run(folder)
+    if name is None and not any((folder / file).is_file() for file in _NAMED_FILES):
         raise UserError(
             f"nothing to report: {folder} holds none of {', '.join(_NAMED_FILES)}; "
             f"make them with `{command('train', out=folder)}`"
         )
-    run = Run(folder)
     if name is not None and not any(
         path.is_file() for path in (run.responses_of("test", name), run.scores(name), run.conversations(name))
     ):
@@ -289,7 +289,7 @@ def differing_settings(runs: Sequence[RunFigures]) -> dict[str, list[str | None]
 
 def differing_decoding(runs: Sequence[RunFigures]) -> dict[str, list[str | None]]:
     """The settings by which the responses were drawn that are not the same in all runs which have responses."""
-    return _differing([dict(_flat(run.decoding or {})) for run in runs])
+    return _differing([{} if run.decoding is None else dict(_flat(all_said(run.decoding))) for run in runs])
 
 
 def _differing(held: Sequence[Mapping[str, str]]) -> dict[str, list[str | None]]:

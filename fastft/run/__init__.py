@@ -7,8 +7,8 @@ To be read in this order:
                      `from_yaml`, `Schedule`
     needs.py         what its options need to have an effect
     decodings.py     how answers were decoded, and what sets of them are called: `decoding_of`, `settings_in`,
-                     `differing`, `check_name`, `called`, `made_from`, `Names`, `names_of_two`, `names_joined`,
-                     `page_called`, `SPLIT_NAMES`, `UNNAMED`
+                     `differing`, `all_said`, `check_name`, `called`, `made_from`, `Names`, `names_of_two`,
+                     `names_joined`, `page_called`, `SPLIT_NAMES`, `UNNAMED`
     folder.py        the names of its files, and where each lies: `Run`, `names_of`, `CONFIG`, `METRICS`, `RESPONSES`,
                      `SCORES`, `JUDGE_REPLIES`, `REPORT`, `REPORT_NUMBERS`, `PLOTS`, `AB_PAGE`, `AB_NUMBERS`,
                      `COMPARISON`, `COMPARISON_ELSEWHERE`, `DEMO`, `EXPORT_MADE`, `EXPORTED`, `CONVERSATIONS`

@@ -57,9 +57,11 @@ def names_of_two(given: str | list[str] | None) -> Names:
     Raises:
         UserError: there are more than two, or one is no name.
     """
-    names = given if isinstance(given, list) else [given or UNNAMED]
-    if len(names) > 2:
-        raise UserError(f"got --name {' '.join(names)}, expected one name, or two: of A's responses and of B's")
+    names = given if isinstance(given, list) else [UNNAMED if given is None else given]
+    if not 1 <= len(names) <= 2:
+        raise UserError(
+            f"got --name {' '.join(names) or 'without a name'}, expected one name, or two: of A's responses and of B's"
+        )
     a, b = (None if one == UNNAMED else one for one in (names[0], names[-1]))
     check_name(a)
     check_name(b)
@@ -92,6 +94,11 @@ def settings_in(made: Mapping[str, Any]) -> dict[str, Any] | None:
     return {name: made[name] for name in SETTINGS if name in made} or None
 
 
+def all_said(decoding: Mapping[str, Any]) -> dict[str, Any]:
+    """A decoding's settings, also those that greedy answers leave unsaid."""
+    return {**_NEUTRAL, **decoding}
+
+
 def differing(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> dict[str, list[Any]]:
     """The settings that are not the same in two decodings, with both values; none where one is not known.
 
@@ -99,5 +106,5 @@ def differing(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) ->
     """
     if one is None or other is None:
         return {}
-    found = {name: [decoding.get(name, _NEUTRAL.get(name)) for decoding in (one, other)] for name in SETTINGS}
+    found = {name: [all_said(decoding).get(name) for decoding in (one, other)] for name in SETTINGS}
     return {name: pair for name, pair in found.items() if None not in pair and pair[0] != pair[1]}

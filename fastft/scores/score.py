@@ -120,6 +120,8 @@ def _score(options: ScoreOptions) -> dict[str, Any]:
     entries = [] if has_only_talked else read_responses(options.run, options.name)
     if has_only_talked:
         say(f"there is no {paths.responses}: the conversations alone are scored")
+        if options.data is not None:
+            raise UserError("got --data, which responses are held against, where there are none; leave it out")
     if options.data is not None:
         _check_data(paths, options.data, entries)
     answered = [] if has_only_talked else _answered(entries, paths.responses)

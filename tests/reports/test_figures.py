@@ -34,6 +34,8 @@ def test_a_report_of_a_name_is_of_those_responses(tmp_path: Path) -> None:
     assert [figures.time["generate"] for figures in (plain, drawn)] == [5, 7]
     assert [figures.scores_problem for figures in (plain, drawn)] == [None, None]
     assert differing_decoding([plain, drawn]) == {"temperature": ["0.0", "1.0"]}
+    answered(run, "nucleus", "one", temperature=1.0, top_k=0, top_p=0.9)
+    assert differing_decoding([drawn, read_run(run, "nucleus")]) == {"top_p": ["1.0", "0.9"]}  # which 1.0 goes without
     page = report(ReportOptions(run=run, name="t1.0")).read_text(encoding="utf-8")
     assert "responses t1.0" in page
     (held,) = json.loads((run / "report.json").read_text())["runs"]
@@ -45,3 +47,13 @@ def test_a_report_of_a_name_is_of_those_responses(tmp_path: Path) -> None:
     )
     with pytest.raises(UserError, match="got --name train, which is reserved"):
         ReportOptions(run=run, name="train")
+
+
+def test_a_folder_of_named_responses_alone_has_a_report_of_them(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    answered(run, "t1.0", "one", temperature=1.0)
+    assert len(read_run(run, "t1.0").answers) == 2
+    with pytest.raises(UserError, match="nothing to report"):
+        read_run(run)
+    with pytest.raises(UserError, match=r"neither responses nor conversations of the name t0\.5"):
+        read_run(run, "t0.5")

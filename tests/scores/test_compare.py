@@ -493,6 +493,9 @@ def test_a_name_is_both_runs(runs: tuple[Path, Path], capsys: pytest.CaptureFixt
         named(run, "greedy", B)
     result = compared(runs, name="greedy")
     assert (result["names"], result["differing_decoding"]) == (["greedy", "greedy"], {})
+    for nothing in ("", []):
+        with pytest.raises(UserError, match="got --name"):
+            CompareOptions(*runs, name=nothing)
     assert (runs[0] / "compare-b.greedy.json").is_file()
     assert result["judge"]["difference"] == 0
     (runs[1] / "responses.greedy.made-from.json").unlink()

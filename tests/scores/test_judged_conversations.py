@@ -140,6 +140,8 @@ def test_a_run_that_has_only_talked(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert (summary["n"], summary["exact_match"], summary["responses_sha256"]) == (0, None, None)
         assert summary_line(summary).startswith("2 conversations: judge's mean ")
         score(ScoreOptions(run=run, judge_url=unused_url(), require_judge=True))
+        with pytest.raises(UserError, match="got --data, which responses are held against"):
+            score(ScoreOptions(run=run, data="sample", judge="none"))
     assert main(["compare", *map(str, runs)]) == 0
     said = capsys.readouterr().out
     assert "2 conversations, judge's mean: A 37.50, B 38.25, A - B -0.75" in said
