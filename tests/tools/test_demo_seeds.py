@@ -72,13 +72,13 @@ def test_the_least_mean_loss_of_whole_and_fast_settings_is_chosen() -> None:
     rows = [
         *(setting_row(a, *one, loss) for one, loss in zip(CHOOSING, (0.5, 0.7), strict=True)),
         *(setting_row(b, *one, loss) for one, loss in zip(CHOOSING, (0.4, 0.9), strict=True)),
-        *(setting_row(c, *one, 0.1, seconds=100.0) for one in CHOOSING),  # too slow in bf16
+        *(setting_row(c, *one, 0.8) for one in CHOOSING),
         setting_row(d, *CHOOSING[0], 0.1),  # not run for all
     ]
     assert demo_seeds.chosen(rows) == a
     assert demo_seeds.chosen([]) is None
     table = demo_seeds.settings_table(rows)
-    assert f"| **{a}** | 0.6000 (0.5000 to 0.7000) | 0.3000 | 40, 40 |" in table
+    assert f"| **{a}** | 0.6000 (0.5000 to 0.7000) | 0.3000 |" in table
     assert table.count("**") == 2
 
 
