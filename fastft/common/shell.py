@@ -6,12 +6,12 @@ import shlex
 from typing import Any
 
 
-def command(name: str, **options: Any) -> str:
+def command(called: str, /, **options: Any) -> str:
     """`fastft score --run 'out/my run' --name t1.0`.
 
     Options that are None are left out, those that are True stand alone, and a list gives its values behind each other.
     """
-    words = ["fastft", name]
+    words = ["fastft", called]
     for option, value in options.items():
         if value is None:
             continue
