@@ -10,12 +10,16 @@ from benchmarks.peers.compare import OURS, PEERS, check_losses, peaks, speeds
 
 CASES = ("gpt2:1", "gpt2:8", "gpt2:32", "gpt2:128", "gpt2-medium:8", "gpt2-medium:32")
 """Of gpt2; of another size batches of 1, 8 and 32."""
+MANY = 32
+"""Examples from which on one step is timed in each round."""
 _OTHERS = ("hf", "hf-flat")
 
 
 def measure(size: str, batch_size: int, options: argparse.Namespace) -> dict[str, Any]:
     """All peers in turn at one size and batch: examples a second, and the ratio to the fastest of each round."""
-    shared = ("--size", size, "--batch_size", batch_size, "--steps", options.steps, "--device", options.device)
+    # Many examples make a step long, and as steady as several of few.
+    steps = options.steps if batch_size < MANY else 1
+    shared = ("--size", size, "--batch_size", batch_size, "--steps", steps, "--device", options.device)
     workers = {name: (f"benchmarks.peers.{PEERS[name][0]}", (*PEERS[name][1], *shared)) for name in (OURS, *_OTHERS)}
     results = common.in_turn(workers, rounds=options.rounds, threads=options.threads)
     check_losses(results)
@@ -60,7 +64,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "size", "batch", "fastft, examples/s", "transformers, padded", "transformers, padding-free",
         "speed to the faster", "memory to the leaner",
     )  # fmt: skip
-    rounds = f"bf16, {options.rounds} rounds in turn, {options.steps} timed steps each; median (least to most)"
+    timed = f"{options.steps} timed steps each, from {MANY} examples on one"
+    rounds = f"bf16, {options.rounds} rounds in turn, {timed}; median (least to most)"
     common.print_table(f"By batch size, data: {result['data']}", columns, body, (common.in_words(machine), rounds))
     common.write_result(options.results, "by_batch", result)
     return result
@@ -70,7 +75,12 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = common.arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=3, help=f"timed steps of a run; {common.WARMUP} more warm up")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=3,
+        help=f"timed steps of a run, of {MANY} examples and more one; {common.WARMUP} more warm up",
+    )
     parser.add_argument("--cases", nargs="+", metavar="SIZE:BATCH", help=f"with --size gpt2 {' '.join(CASES)}")
     options = parser.parse_args(argv)
     if options.cases is None:
