@@ -124,8 +124,8 @@ def test_kernels_import_without_triton() -> None:
 
 
 def test_few_files_of_fastft_know_kernels() -> None:
-    """ops.py chooses and runs a model's, fixed_norm.py holds one ready, loss.py gives one to users, batch.py holds their
-    plans, optim.py updates with one; the doctor and the prediction look at each of them."""
+    """ops.py chooses and runs a model's, fixed_norm.py holds one ready, loss.py gives one to users, batch.py holds
+    their plans, optim.py updates with one; the doctor and the prediction look at each of them."""
     users = {
         file.name
         for file in FASTFT.rglob("*.py")
