@@ -39,7 +39,7 @@ def test_runs_are_kept_and_a_killed_call_goes_on(
     given = ["seeds", "--out", str(tmp_path / "out"), "--examples", "32", "--page", str(page)]
     demo_seeds.main([*given, "--only", "1"])
     (line,) = map(json.loads, (tmp_path / "out/runs.jsonl").read_text().splitlines())
-    assert (line["seed"], line["dtype"], line["n"], line["examples"]) == (1, "fp32", 144, 32)
+    assert (line["seed"], line["dtype"], line["n"], line["examples"]) == (1, ARITHMETICS[0], 144, 32)
     assert line["best_val_loss"] <= line["last_val_loss"]
     monkeypatch.setattr(demo_seeds, "demo", lambda _: pytest.fail("a finished run was run again"))
     demo_seeds.main([*given, "--only", "0"])
@@ -47,7 +47,7 @@ def test_runs_are_kept_and_a_killed_call_goes_on(
     assert text.startswith("before\n<!-- seeds -->\n\n| Arithmetic | Seed |")
     assert text.endswith("<!-- end of seeds -->\nafter\n")
     assert "old" not in text
-    assert "| fp32 | 1 | " in text
+    assert f"| {ARITHMETICS[0]} | 1 | " in text
     assert "**Of about 32 training examples only.** 1 of 10 runs so far." in text
 
 
