@@ -79,9 +79,10 @@ def test_compiled_code_is_for_what_it_is_made_for(monkeypatch: pytest.MonkeyPatc
         support.choose("compiled", x, has_compiled=True)
 
 
+# Switched off where nothing can be compiled, or nobody wants it: what `why_not` says there has tests of its own.
 @pytest.mark.skipif(
     os.name != "posix" or os.environ.get(library.SWITCH) == "0" or library._compiler() is None,
-    reason="there is no C compiler, or it is switched off",  # what `why_not` says of these has tests of its own
+    reason="there is no C compiler, or it is switched off",
 )
 def test_where_there_is_a_compiler_there_is_compiled_code() -> None:
     """Its tests are skipped where there is none: C that does not compile would look like that."""

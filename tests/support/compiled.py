@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from fastft_kernels.cpu import library
 
+# Switched off where there is nothing to test: without a compiler, on Windows, or with FASTFT_COMPILED=0. C that does not
+# compile is no such reason: tests/kernels/test_support.py fails where a compiler is and no compiled code.
 needs_compiled = pytest.mark.skipif(
-    # Without a compiler, on Windows, or switched off there is none to test. That C which does not compile skips nothing
-    # in silence is test_support's affair.
     library.why_not() is not None,
     reason=f"no compiled code: {library.why_not()}",
 )
