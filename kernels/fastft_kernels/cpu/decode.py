@@ -100,12 +100,8 @@ class BlockTable:
         """
         _refuse(block.dtype, block.device, block.shape[-1])
         _check_blocks(block, addresses, len(lengths))
-        self._N, self._block, self._addresses, self._lengths = (
-            len(lengths),
-            block,
-            addresses,
-            lengths.to(torch.int64).contiguous(),
-        )
+        self._N, self._block, self._addresses = len(lengths), block, addresses
+        self._lengths = lengths.to(torch.int64).contiguous()
         self._least, self._longest = given.extremes("lengths", self._lengths, addresses.shape[1] * PLACES)
         _, G, _, _, D = block.shape
         of_layer, of_head, of_kind, of_place, _ = block.stride()
@@ -143,7 +139,8 @@ class BlockTable:
         """
         block, N, of = self._block, self._N, self._of_layer_alone(layer)
         if q.ndim != 3 or q.shape[0] < N or q.shape[2] != of.D or q.dtype != block.dtype:
-            raise ValueError(f"got q {tuple(q.shape)} {q.dtype}, expected [{N}, H, {of.D}] {block.dtype}, as blocks")
+            expected = f"[{N} or more, H, {of.D}] {block.dtype}, as blocks"
+            raise ValueError(f"got q {tuple(q.shape)} {q.dtype}, expected {expected}")
         asked = _asked(of, q, N, self._longest, prefix, 1 / math.sqrt(of.D) if scale is None else scale)
         if new is not None:
             if N and self._least < 1:

@@ -198,9 +198,9 @@ def test_what_is_filled_is_what_was_given_and_nothing_else() -> None:
         ({"layer": 2}, "got layer 2, expected 0 to 1"),
         ({"addresses": torch.zeros(3, 1, dtype=torch.int64)}, r"got addresses \(3, 1\)"),
         ({"q": torch.zeros(2, 3, 8)}, "got 3 heads of queries, expected a multiple of the 2 of keys"),
-        ({"q": torch.zeros(2, 2, 8, dtype=torch.float64)}, r"expected \[2, H, 8\] torch.float32"),
-        ({"q": torch.zeros(2, 2, 16)}, r"expected \[2, H, 8\]"),
-        ({"q": torch.zeros(2, 2, 8, dtype=torch.bfloat16)}, r"expected \[2, H, 8\] torch.float32"),
+        ({"q": torch.zeros(2, 2, 8, dtype=torch.float64)}, r"expected \[2 or more, H, 8\] torch.float32"),
+        ({"q": torch.zeros(2, 2, 16)}, r"expected \[2 or more, H, 8\]"),
+        ({"q": torch.zeros(2, 2, 8, dtype=torch.bfloat16)}, r"expected \[2 or more, H, 8\] torch.float32"),
         ({"block": torch.zeros(2, 2, 2, 15, 8)}, "got a block"),
         ({"new": (torch.zeros(2, 1, 8), torch.zeros(2, 2, 8))}, "got new"),
         ({"new": 2 * (torch.zeros(2, 2, 8),), "lengths": torch.tensor([0, 1])}, "got a length of 0"),
@@ -220,6 +220,22 @@ def test_what_would_be_read_outside_is_refused(changed: dict[str, Any], said: st
     answered(**given)
     with pytest.raises(ValueError, match=said):
         answered(**{**given, **changed})
+
+
+def test_rows_behind_the_sequences_see_and_write_nothing() -> None:
+    """As a step is padded to few sizes: the others have the same bits, and no place is written for the padding."""
+    case = case_of(torch.bfloat16, [5, 33, 17], P=3)
+    alone = case.in_blocks(last_is_new=True)
+    kept, addresses = blocks_of(case, 1)
+    rows, last = torch.arange(3), case.lengths - 1
+    more = torch.full((2, 2, 64), math.nan, dtype=torch.bfloat16)  # no number of theirs may come near the others
+    q, k, v = (torch.cat([x, more]) for x in (case.q, case.k[rows, last], case.v[rows, last]))
+    table = decode.BlockTable(next(iter(kept.values())), addresses, case.lengths)
+    found = table.attention(1, q, prefix=case.prefix, new=(k, v))
+    assert torch.equal(found[:3], alone)
+    assert not found[3:].any()
+    with pytest.raises(ValueError, match="got q"):
+        table.attention(1, q[:2], prefix=case.prefix)
 
 
 def test_places_outside_are_not_filled() -> None:
