@@ -184,7 +184,7 @@ class BlockCache:
         if first == 0 and self._of_all is not None:
             return self._of_all
         addresses = torch.from_numpy(self._addresses[first : len(self.lengths)])
-        table = ops.block_table(self._like, addresses, self.lengths[first:])
+        table = ops.BlockTable(self._like, addresses, self.lengths[first:])
         if first == 0:
             self._of_all = table
         return table

@@ -6,14 +6,14 @@ Between the products of one token for each of many sequences the interpreter is 
 from __future__ import annotations
 
 import torch
-from fastft_kernels.cpu.norms import FixedLayerNorm
+from fastft_kernels.cpu.norms import WIDEST, FixedLayerNorm
 from fastft_kernels.support import why_not_compiled
 from torch import Tensor, nn
 
 
 def can_fix(norm: nn.LayerNorm, dtype: torch.dtype) -> bool:
     """Whether there is compiled code for a norm, whose results are going to be of a dtype."""
-    return why_not_compiled(norm.weight, norm.bias, dtype) is None
+    return norm.weight.numel() <= WIDEST and why_not_compiled(norm.weight, norm.bias, dtype) is None
 
 
 class FixedNorm(nn.LayerNorm):

@@ -191,12 +191,7 @@ def new_block(layers: int, heads: int, head_dim: int, like: Tensor) -> Tensor:
 
 
 BlockTable = cpu_decode.BlockTable
-
-
-def block_table(block: Tensor, addresses: Tensor, lengths: Tensor) -> BlockTable:
-    """What reads and writes the keys and values of N sequences: `block` is any block, `addresses` `[N, W]` are those of
-    their blocks, of which the first `lengths` `[N]` places count."""
-    return cpu_decode.BlockTable(block, addresses, lengths)
+"""What reads and writes the keys and values of sequences in blocks, by compiled code."""
 
 
 def attention_of_prompts(q: Tensor, k: Tensor, v: Tensor, until: Tensor) -> Tensor:

@@ -383,7 +383,7 @@ class TestBlocks:
         rest: dict[str, int] = {"max_new_tokens": 14, "stop": NO_STOP}
         for place in (support, ops):
             monkeypatch.setattr(place, "why_not_compiled", lambda *_: "it is switched off")
-        monkeypatch.setattr(ops, "block_table", None)
+        monkeypatch.setattr(ops, "BlockTable", None)
         assert same_but_for_ties(
             decode(in_float32("wider"), prompts, **rest), expected(model("wider"), prompts, **rest)
         )
